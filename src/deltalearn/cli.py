@@ -1,0 +1,129 @@
+"""The command line: thin commands, no logic, nothing heavy imported before it is needed."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Delta learning: prompts and two weak language models in, a stronger student out.",
+)
+lab_app = typer.Typer(no_args_is_help=True, help="The embedded family of tiny models.")
+app.add_typer(lab_app, name="lab")
+
+EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 130
+
+
+def _version(value: bool) -> None:
+    if value:
+        from deltalearn import __version__
+
+        typer.echo(f"deltalearn {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def run(
+    recipe: Annotated[str, typer.Argument(help="A recipe file, or the name of a shipped one.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Run directory; default runs/<name of the recipe>.")
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Override a value, e.g. tune.lr=1e-4."),
+    ] = None,
+    update: Annotated[
+        bool, typer.Option("--update", help="Let changed settings re-run what depends on them.")
+    ] = False,
+    until: Annotated[
+        str, typer.Option(help="Last stage: prompts, generate, pairs, tune, evaluate or report.")
+    ] = "report",
+) -> None:
+    """Run the whole pipeline of a recipe; run it again to resume."""
+    from deltalearn.errors import UserError
+    from deltalearn.pipeline import STAGES, run_recipe
+    from deltalearn.recipe.load import load_recipe
+
+    if until not in STAGES:
+        raise UserError(f"--until {until}: no such stage; there are {', '.join(STAGES)}")
+    directory = run_recipe(load_recipe(recipe, set_), out, update=update, until=until)
+    if not directory.done_now:
+        typer.echo(f"{directory.path}: everything is done already, nothing to do")
+    if until == STAGES[-1]:
+        from deltalearn.report.terminal import print_summary
+
+        print_summary(directory.path)
+
+
+@app.command()
+def report(
+    run_directory: Annotated[Path, typer.Argument(help="A run directory with finished scores.")],
+) -> None:
+    """Write report.html and summary.json of a run again."""
+    from deltalearn.report import write_report
+    from deltalearn.report.terminal import print_summary
+
+    write_report(run_directory)
+    print_summary(run_directory)
+
+
+@lab_app.command()
+def pretrain(
+    out: Annotated[Path, typer.Option(help="Where the rebuilt ladder goes.")] = Path("lab-ladder"),
+    workers: Annotated[int, typer.Option(min=1, help="Models trained at the same time.")] = 2,
+) -> None:
+    """Train the lab's models from scratch and compare them with the shipped ones."""
+    from deltalearn.lab.pretrain import compare_with_shipped, pretrain_ladder
+
+    manifest = pretrain_ladder(out, workers=workers)
+    typer.echo(compare_with_shipped(manifest))
+    typer.echo(f"written to {out}")
+    if not manifest["ordered"]:
+        raise typer.Exit(1)
+
+
+def main() -> None:
+    """Entry point: user errors and full disks end with one message and exit code 2."""
+    # Tokenizers would warn about forks and use threads that the lab's tiny texts do not need.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from deltalearn.errors import UserError, is_disk_full
+
+    try:
+        app()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(EXIT_USER_ERROR)
+    except KeyboardInterrupt:
+        print("\ninterrupted; run the same command again to resume", file=sys.stderr)
+        sys.exit(EXIT_INTERRUPTED)
+    except Exception as error:
+        if not is_disk_full(error):
+            raise
+        print(
+            f"error: the disk is full ({error}). Nothing that was finished is lost: make room, "
+            "then run the same command again to resume.",
+            file=sys.stderr,
+        )
+        sys.exit(EXIT_USER_ERROR)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,96 @@
+"""Score one model on items by exact probabilities and by its greedy answer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from deltalearn.errors import UserError
+from deltalearn.evaluate.items import Item
+from deltalearn.lm.chat import answer_ids, answer_texts, prompt_ids
+from deltalearn.lm.decode import Sampling, decode
+from deltalearn.lm.load import Placement, context_length, load_model, load_tokenizer
+from deltalearn.lm.locate import ModelFiles
+from deltalearn.lm.logprobs import length_batches, score_answers
+from deltalearn.progress import progress
+
+
+def score_model(
+    files: ModelFiles,
+    items: Sequence[Item],
+    metrics: Sequence[str],
+    *,
+    max_tokens: int,
+    token_budget: int,
+    placement: Placement,
+    title: str,
+) -> list[dict[str, Any]]:
+    """One row per item with the requested metrics, in the order of `items`.
+
+    expected_accuracy: probability of exactly the reference answer and the end of the turn, in
+    [0, 1], no sampling noise. loglik: its mean log-likelihood per token (nats, end of turn
+    included). greedy_accuracy: 1 if the greedy answer of at most `max_tokens` is the reference
+    text and ended, else 0; the answer itself is kept as `greedy_answer`.
+    """
+    tokenizer = load_tokenizer(files)
+    model = load_model(files, placement)
+    prompts = prompt_ids(tokenizer, [item.messages for item in items])
+    scored: list[dict[str, Any]] = [{"id": item.id, "task": item.task} for item in items]
+    passes = ("greedy_accuracy" in metrics) + (metrics != ("greedy_accuracy",))
+    with progress(f"evaluate {title}", total=len(items) * passes, unit="items") as bar:
+        if {"expected_accuracy", "loglik"} & set(metrics):
+            answers = answer_ids(tokenizer, [item.answer for item in items], [True] * len(items))
+            rows = list(zip(prompts, answers, strict=True))
+            _check_context(model, rows, items, files)
+            for i, logprob in score_answers(model, rows, token_budget):
+                bar.advance(1, amount=1)
+                if "expected_accuracy" in metrics:
+                    scored[i]["expected_accuracy"] = math.exp(logprob)
+                if "loglik" in metrics:
+                    scored[i]["loglik"] = logprob / len(rows[i][1])
+        if "greedy_accuracy" in metrics:
+            for i, answer, ended in _greedy(model, tokenizer, prompts, max_tokens, token_budget):
+                bar.advance(1, amount=1)
+                scored[i]["greedy_accuracy"] = float(ended and answer == items[i].answer)
+                scored[i]["greedy_answer"] = answer
+    return scored
+
+
+def _greedy(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Sequence[int]],
+    max_tokens: int,
+    token_budget: int,
+) -> Iterator[tuple[int, str, bool]]:
+    """Yield (item index, greedy answer, whether it ended)."""
+    room = (context_length(model) or 2**31) - max(map(len, prompts))
+    if room < 1:
+        raise UserError(
+            f"the longest evaluation prompt ({max(map(len, prompts))} tokens) leaves no room for "
+            f"an answer in a context of {context_length(model)} tokens"
+        )
+    sampling = Sampling(temperature=0.0, top_p=1.0, max_tokens=min(max_tokens, room))
+    for batch in length_batches([len(p) + max_tokens for p in prompts], token_budget):
+        answers = decode(model, tokenizer, [prompts[i] for i in batch], sampling)
+        texts = answer_texts(tokenizer, [answer.ids for answer in answers])
+        for i, answer, text in zip(batch, answers, texts, strict=True):
+            yield i, text, answer.ended
+
+
+def _check_context(
+    model: PreTrainedModel,
+    rows: Sequence[tuple[Sequence[int], Sequence[int]]],
+    items: Sequence[Item],
+    files: ModelFiles,
+) -> None:
+    context = context_length(model)
+    for (prompt, answer), item in zip(rows, items, strict=True):
+        if context is not None and len(prompt) + len(answer) > context:
+            raise UserError(
+                f"evaluation item {item.id!r} has {len(prompt) + len(answer)} tokens, more than "
+                f"the context of {files.name} ({context}); remove the item or use another model"
+            )

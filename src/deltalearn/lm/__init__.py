@@ -1,0 +1,1 @@
+"""Causal language models as Hugging Face directories: find, load, render, score, decode."""

@@ -1,0 +1,128 @@
+"""Decode answers in batches; each request's randomness is its own, whatever stands beside it.
+
+Sampling is by inverse transform: request r draws at step t the t-th number of a counter-based
+generator (Philox) keyed by r's seed. A request thus gets the same noise in any batch, in any
+order, before or after a crash; only floating-point rounding between batch shapes remains, and
+the generate stage keeps its batches fixed to remove that too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from deltalearn.lm.load import end_ids
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to choose tokens. temperature 0 is greedy; top_p in (0, 1] keeps the nucleus."""
+
+    temperature: float
+    top_p: float
+    max_tokens: int
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """Answer ids without the end-of-turn id, and whether that id was reached."""
+
+    ids: tuple[int, ...]
+    ended: bool
+
+
+def pick_tokens(logits: Tensor, uniforms: Tensor, temperature: float, top_p: float) -> Tensor:
+    """Sample one id per row by inverse transform.
+
+    logits: (B, V). uniforms: (B,) in [0, 1). Returns (B,) long. Nucleus sampling keeps the
+    smallest set of tokens whose probability reaches top_p (Holtzman et al. 2020).
+    """
+    probabilities = (logits.double() / temperature).softmax(-1)
+    probabilities, order = probabilities.sort(dim=-1, descending=True, stable=True)
+    cumulative = probabilities.cumsum(-1)
+    if top_p < 1:
+        outside = cumulative - probabilities >= top_p
+        cumulative = probabilities.masked_fill(outside, 0).cumsum(-1)
+    threshold = uniforms.double().unsqueeze(-1) * cumulative[:, -1:]
+    rank = torch.searchsorted(cumulative, threshold, right=True).clamp(max=logits.shape[-1] - 1)
+    return order.gather(-1, rank).squeeze(-1)
+
+
+class _KeyedSampler(LogitsProcessor):
+    """Leaves only the sampled token possible, so that `generate`'s arg-max becomes a sample."""
+
+    def __init__(self, uniforms: Tensor, prompt_width: int, sampling: Sampling) -> None:
+        self.uniforms = uniforms
+        self.prompt_width = prompt_width
+        self.sampling = sampling
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        step = input_ids.shape[1] - self.prompt_width
+        picked = pick_tokens(
+            scores, self.uniforms[:, step], self.sampling.temperature, self.sampling.top_p
+        )
+        only = torch.full_like(scores, float("-inf"))
+        return only.scatter(-1, picked.unsqueeze(-1), 0.0)
+
+
+def request_uniforms(seeds: Sequence[int], steps: int) -> np.ndarray:
+    """(len(seeds), steps) float64 in [0, 1): row r depends on seeds[r] alone."""
+    return np.stack([np.random.Generator(np.random.Philox(key=s)).random(steps) for s in seeds])
+
+
+@torch.no_grad()
+def decode(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Sequence[int]],
+    sampling: Sampling,
+    seeds: Sequence[int] | None = None,
+) -> list[Decoded]:
+    """Answer every prompt (lists of ids) in one batch.
+
+    seeds: one non-negative integer below 2**128 per prompt; needed unless greedy.
+    """
+    width = max(map(len, prompts))
+    input_ids = torch.zeros(len(prompts), width, dtype=torch.long)
+    mask = torch.zeros_like(input_ids)
+    for i, ids in enumerate(prompts):
+        input_ids[i, width - len(ids) :] = torch.tensor(ids)
+        mask[i, width - len(ids) :] = 1
+    processors = LogitsProcessorList()
+    if sampling.temperature > 0:
+        if seeds is None:
+            raise ValueError("sampling needs one seed per prompt")
+        uniforms = torch.from_numpy(request_uniforms(seeds, sampling.max_tokens))
+        processors.append(_KeyedSampler(uniforms.to(model.device), width, sampling))
+    stops = end_ids(model, tokenizer)
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(stops)
+    output = model.generate(
+        input_ids=input_ids.to(model.device),
+        attention_mask=mask.to(model.device),
+        logits_processor=processors,
+        generation_config=GenerationConfig(
+            max_new_tokens=sampling.max_tokens,
+            do_sample=False,
+            eos_token_id=sorted(stops),
+            pad_token_id=pad,
+        ),
+    )
+    return [_until_end(row, stops) for row in output[:, width:].tolist()]
+
+
+def _until_end(ids: list[int], stops: frozenset[int]) -> Decoded:
+    for at, token in enumerate(ids):
+        if token in stops:
+            return Decoded(tuple(ids[:at]), ended=True)
+    return Decoded(tuple(ids), ended=False)

@@ -1,0 +1,93 @@
+"""Load tokenizers and models from located files, safely: no remote code, safetensors only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging as transformers_logging
+
+from deltalearn.errors import UserError
+from deltalearn.lm.locate import ModelFiles
+
+transformers_logging.disable_progress_bar()
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where and how a model is held: a torch device name and a dtype name."""
+
+    device: str
+    dtype: str
+
+
+def place(device: str = "auto", dtype: str = "auto") -> Placement:
+    """Resolve "auto": the first GPU in bfloat16 if there is one, else the CPU in float32."""
+    if device == "auto":
+        if torch.cuda.is_available():
+            device = "cuda"
+        else:
+            device = "mps" if torch.backends.mps.is_available() else "cpu"
+    if dtype == "auto":
+        dtype = "bfloat16" if device == "cuda" else "float32"
+    return Placement(device, dtype)
+
+
+def load_tokenizer(files: ModelFiles) -> PreTrainedTokenizerBase:
+    """Load the tokenizer; UserError unless it has a chat template and an end-of-turn token."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(files.directory, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{files.name}: the tokenizer does not load: {error}") from error
+    if not tokenizer.chat_template:
+        raise UserError(
+            f"{files.name}: the tokenizer has no chat template, so prompts cannot be rendered. "
+            "Use an instruction-tuned model, or set `tokenizer.chat_template` and save it."
+        )
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"{files.name}: the tokenizer has no eos_token, so no answer could end")
+    return tokenizer
+
+
+def load_model(files: ModelFiles, placement: Placement) -> PreTrainedModel:
+    """Load a causal language model in evaluation mode.
+
+    The sampling defaults a model ships with (top_k, repetition_penalty, ...) are dropped: what is
+    sampled is what the recipe says. Its end-of-turn ids are kept.
+    """
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            files.directory,
+            dtype=getattr(torch, placement.dtype),
+            trust_remote_code=False,
+            use_safetensors=True,
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{files.name}: the model does not load: {error}") from error
+    shipped = model.generation_config
+    model.generation_config = GenerationConfig(
+        eos_token_id=shipped.eos_token_id, bos_token_id=shipped.bos_token_id
+    )
+    return model.to(placement.device).eval()
+
+
+def context_length(model: PreTrainedModel) -> int | None:
+    """Most positions the model was made for, or None if its config does not say."""
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
+
+
+def end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """Every id that ends an answer: the tokenizer's and those of the generation config."""
+    configured = model.generation_config.eos_token_id
+    if configured is None:
+        configured = []
+    elif isinstance(configured, int):
+        configured = [configured]
+    return frozenset([tokenizer.eos_token_id, *configured])

@@ -1,0 +1,119 @@
+"""Find a model's files and identify them by content. Imports neither torch nor transformers."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from deltalearn.errors import UserError
+from deltalearn.files import digest, file_digest, write_json
+from deltalearn.resources import PACKAGE_SCHEME, local_path
+
+# What a model needs and no more: pickled weights are never fetched, nor remote code.
+WANTED = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]
+HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """A model on this disk. `fingerprint` changes exactly when weights or tokenizer change."""
+
+    name: str
+    directory: Path
+    fingerprint: str
+
+
+def locate(place: str, revision: str | None = None) -> ModelFiles:
+    """Return the files of `place`: a directory, `package://...` or a Hugging Face hub id.
+
+    A hub id is downloaded (safetensors only) into the hub's own cache and identified by its
+    commit. Raises UserError if the place is neither, or lacks a config, weights or a tokenizer.
+    """
+    path = local_path(place)
+    if path.is_dir():
+        _require_model_files(place, path)
+        return ModelFiles(place, path, directory_fingerprint(path))
+    if place.startswith((PACKAGE_SCHEME, "/", "./", "../", "~")) or not HUB_ID.fullmatch(place):
+        raise UserError(f"{place}: no such model directory")
+    path = _download(place, revision)
+    _require_model_files(place, path)
+    return ModelFiles(place, path, f"hub:{place}@{path.name}")
+
+
+def _download(hub_id: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(hub_id, revision=revision, allow_patterns=WANTED))
+    except Exception as error:  # the hub raises a dozen unrelated kinds; all mean "not to be had"
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        raise UserError(
+            f"{hub_id}: no directory of that name here, and the Hugging Face hub did not give it "
+            f"({type(error).__name__}: {reason}). Check the spelling; for a gated or private model "
+            "run `hf auth login`; without a network, pass the path of a downloaded model."
+        ) from error
+
+
+def _require_model_files(place: str, directory: Path) -> None:
+    names = {path.name for path in directory.iterdir()}
+    if "config.json" not in names:
+        raise UserError(f"{place}: no config.json, so this is not a model directory ({directory})")
+    if not any(name.endswith(".safetensors") for name in names):
+        raise UserError(
+            f"{place}: no *.safetensors weights in {directory}. Pickled weights are not loaded; "
+            "convert them with `model.save_pretrained(directory)`."
+        )
+    if not names & {"tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt"}:
+        raise UserError(
+            f"{place}: no tokenizer in {directory}. Save one beside the weights with "
+            "`tokenizer.save_pretrained(directory)`."
+        )
+
+
+def directory_fingerprint(directory: Path) -> str:
+    """Hash of the contents of every model file in `directory`, whatever its path.
+
+    Large files are read once: their hashes are remembered by path, size and modification time in
+    the user's cache directory.
+    """
+    known = _HashCache()
+    files = sorted(p for pattern in WANTED for p in directory.glob(pattern))
+    hashes = {path.name: known.hash_of(path) for path in files}
+    known.save()
+    return digest(hashes)
+
+
+class _HashCache:
+    """File hashes that survive the process, so that 16 GB of weights are not read at every start."""
+
+    SMALL = 1 << 20  # below this, reading again is cheaper than remembering
+
+    def __init__(self) -> None:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        self.path = base / "deltalearn" / "file-hashes.json"
+        self.changed = False
+        try:
+            self.hashes: dict[str, str] = json.loads(self.path.read_text())
+        except (OSError, ValueError):
+            self.hashes = {}
+
+    def hash_of(self, path: Path) -> str:
+        real = path.resolve()
+        stat = real.stat()
+        if stat.st_size < self.SMALL:
+            return file_digest(real)
+        key = f"{real}:{stat.st_size}:{stat.st_mtime_ns}"
+        if key not in self.hashes:
+            self.hashes[key] = file_digest(real)
+            self.changed = True
+        return self.hashes[key]
+
+    def save(self) -> None:
+        if not self.changed:
+            return
+        with suppress(OSError):  # a read-only home costs time, not correctness
+            write_json(self.path, self.hashes)

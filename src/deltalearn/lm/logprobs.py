@@ -1,0 +1,116 @@
+"""Log-probabilities of answers; the language-model head is applied only where it is needed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """Right-padded prompt+answer rows.
+
+    input_ids: (B, T) long. predicts: (B, T) bool, True at each position whose *next* token
+    belongs to the answer. targets: (N,) long, those next tokens in row-major order.
+    lengths: (B,) long, answer tokens per row, so N = lengths.sum().
+    """
+
+    input_ids: Tensor
+    predicts: Tensor
+    targets: Tensor
+    lengths: Tensor
+
+    def to(self, device: torch.device | str) -> Sequences:
+        return Sequences(
+            *(t.to(device) for t in (self.input_ids, self.predicts, self.targets, self.lengths))
+        )
+
+
+def collate(rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Sequences:
+    """Lay (prompt ids, answer ids) rows side by side; both sides of every row must be non-empty.
+
+    Padding is id 0 on the right: under causal attention it changes nothing to its left.
+    """
+    for i, (prompt, answer) in enumerate(rows):
+        if not prompt or not answer:
+            raise ValueError(f"row {i} has an empty prompt or answer")
+    width = max(len(prompt) + len(answer) for prompt, answer in rows)
+    input_ids = [[*p, *a, *[0] * (width - len(p) - len(a))] for p, a in rows]
+    before = torch.tensor([[len(p) - 1] for p, _ in rows])
+    lengths = torch.tensor([[len(a)] for _, a in rows])
+    at = torch.arange(width)
+    predicts = (at >= before) & (at < before + lengths)
+    targets = [token for _, answer in rows for token in answer]
+    return Sequences(torch.tensor(input_ids), predicts, torch.tensor(targets), lengths[:, 0])
+
+
+@contextmanager
+def _head_only_at(model: PreTrainedModel, positions: Tensor) -> Iterator[None]:
+    """Within the block, the model's head sees only the hidden states at `positions` (B, T) bool.
+
+    The selection happens at the head's input, so that everything the model itself does after the
+    head (soft-capping, logit scales) still happens, and wrappers such as DDP see a full forward.
+    Logits then have shape (1, N, V).
+    """
+
+    def select(_module, args):
+        (hidden,) = args
+        return (hidden[positions].unsqueeze(0),)
+
+    handle = model.get_output_embeddings().register_forward_pre_hook(select)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def token_logprobs(model: PreTrainedModel, batch: Sequences) -> Tensor:
+    """Log-probability of every answer token, shape (N,), float32 or wider, differentiable."""
+    with _head_only_at(model, batch.predicts):
+        logits = model(input_ids=batch.input_ids, use_cache=False).logits[0]
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    chosen = logits.gather(-1, batch.targets.unsqueeze(-1)).squeeze(-1)
+    return chosen - logits.logsumexp(-1)
+
+
+def answer_logprobs(model: PreTrainedModel, batch: Sequences) -> Tensor:
+    """Sum of the token log-probabilities of each row's answer, shape (B,), differentiable."""
+    tokens = token_logprobs(model, batch)
+    rows = torch.arange(len(batch.lengths), device=tokens.device)
+    rows = rows.repeat_interleave(batch.lengths)
+    return tokens.new_zeros(len(batch.lengths)).index_add(0, rows, tokens)
+
+
+@torch.no_grad()
+def score_answers(
+    model: PreTrainedModel,
+    rows: Sequence[tuple[Sequence[int], Sequence[int]]],
+    token_budget: int = 16384,
+) -> Iterator[tuple[int, float]]:
+    """Yield (row index, summed log-probability) for every row, longest batches first.
+
+    Rows are batched by length so that at most `token_budget` padded tokens run at once.
+    """
+    for batch in length_batches([len(p) + len(a) for p, a in rows], token_budget):
+        sums = answer_logprobs(model, collate([rows[i] for i in batch]).to(model.device))
+        yield from zip(batch, sums.tolist(), strict=True)
+
+
+def length_batches(lengths: Sequence[int], token_budget: int) -> list[list[int]]:
+    """Group indices of similar length so that (rows x longest) stays within `token_budget`.
+
+    Longest first: a run that does not fit in memory fails at once. A single row longer than the
+    budget is a batch of its own.
+    """
+    batches: list[list[int]] = []
+    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        if batches and (len(batches[-1]) + 1) * lengths[batches[-1][0]] <= token_budget:
+            batches[-1].append(index)
+        else:
+            batches.append([index])
+    return batches

@@ -1,0 +1,97 @@
+"""Pair two models' answers to the same prompt and drop what cannot teach, for a counted reason."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from deltalearn.records import Pair, Prompt, Response
+
+# Reasons for a drop, in the order in which they are tested.
+REASONS = (
+    "missing",  # no response at all
+    "error",  # the engine could not answer
+    "empty",  # nothing but whitespace
+    "truncated",  # cut at max_tokens
+    "identical",  # the same text twice: no delta
+    "length_difference",  # chosen longer than rejected by more than the cap
+)
+
+
+@dataclass
+class PairCounts:
+    """How many candidates there were, how many became pairs, and why the others did not.
+
+    `by_side` tells for the one-sided reasons which side was at fault ("chosen", "rejected" or
+    "both").
+    """
+
+    candidates: int = 0
+    pairs: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+    by_side: Counter[str] = field(default_factory=Counter)
+
+    def as_dict(self) -> dict[str, object]:
+        """Plain numbers for the run manifest, every reason listed even when zero."""
+        return {
+            "candidates": self.candidates,
+            "pairs": self.pairs,
+            "dropped": {reason: self.dropped[reason] for reason in REASONS},
+            "dropped_by_side": dict(sorted(self.by_side.items())),
+        }
+
+
+def build_pairs(
+    candidates: Iterable[tuple[Prompt, int, Response | None, Response | None]],
+    *,
+    truncated: str = "drop",
+    max_length_difference: int | None = None,
+) -> tuple[list[Pair], PairCounts]:
+    """Make pairs from (prompt, sample, chosen response, rejected response) in the order given.
+
+    truncated: "drop" or "keep" pairs with an answer cut at the token limit; a kept one is trained
+    without an end-of-turn token. max_length_difference: most tokens by which the chosen answer may
+    be longer (each counted by its own generator's tokenizer). A pair whose two texts are equal is
+    never made.
+    """
+    counts = PairCounts()
+    pairs = []
+    for prompt, sample, chosen, rejected in candidates:
+        counts.candidates += 1
+        reason, sides = _fault(chosen, rejected, truncated, max_length_difference)
+        if reason:
+            counts.dropped[reason] += 1
+            if sides:
+                counts.by_side[f"{reason}:{'both' if len(sides) == 2 else sides[0]}"] += 1
+            continue
+        assert chosen is not None and rejected is not None
+        pairs.append(Pair(prompt.id, sample, prompt.messages, chosen, rejected))
+    counts.pairs = len(pairs)
+    return pairs, counts
+
+
+def _fault(
+    chosen: Response | None,
+    rejected: Response | None,
+    truncated: str,
+    max_length_difference: int | None,
+) -> tuple[str | None, Sequence[str]]:
+    sides = {"chosen": chosen, "rejected": rejected}
+    tests = {
+        "missing": lambda r: r is None,
+        "error": lambda r: r.finish_reason == "error",
+        "empty": lambda r: not r.text.strip(),
+        "truncated": lambda r: truncated == "drop" and r.finish_reason == "length",
+    }
+    for reason, test in tests.items():
+        at_fault = [side for side, response in sides.items() if test(response)]
+        if at_fault:
+            return reason, at_fault
+    assert chosen is not None and rejected is not None
+    if chosen.text == rejected.text:
+        return "identical", ()
+    longer = len(chosen.token_ids) - len(rejected.token_ids)
+    if max_length_difference is not None and longer > max_length_difference:
+        return "length_difference", ()
+    return None, ()

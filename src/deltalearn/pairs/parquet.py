@@ -1,0 +1,69 @@
+"""Pairs as Parquet in TRL's conversational preference format, plus provenance columns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from deltalearn.errors import UserError
+from deltalearn.files import replacing
+from deltalearn.records import Message, Pair, Response
+
+MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+SCHEMA = pa.schema(
+    [
+        ("prompt", MESSAGES),  # these three are all that TRL reads
+        ("chosen", MESSAGES),
+        ("rejected", MESSAGES),
+        ("prompt_id", pa.string()),
+        ("sample", pa.int32()),
+        ("chosen_model", pa.string()),
+        ("rejected_model", pa.string()),
+        ("chosen_finish_reason", pa.string()),
+        ("rejected_finish_reason", pa.string()),
+        ("chosen_tokens", pa.int32()),  # by the generator's own tokenizer, end-of-turn excluded
+        ("rejected_tokens", pa.int32()),
+        ("chosen_key", pa.string()),  # the response's key in the store
+        ("rejected_key", pa.string()),
+    ]
+)
+
+
+def write_pairs(path: Path, pairs: Sequence[Pair], chosen_model: str, rejected_model: str) -> None:
+    """Write pairs to `path` atomically; a run of no pairs writes an empty table."""
+    columns: dict[str, list[Any]] = {name: [] for name in SCHEMA.names}
+    for pair in pairs:
+        row = {
+            "prompt": list(pair.prompt),
+            "prompt_id": pair.prompt_id,
+            "sample": pair.sample,
+            "chosen_model": chosen_model,
+            "rejected_model": rejected_model,
+            **_side("chosen", pair.chosen),
+            **_side("rejected", pair.rejected),
+        }
+        for name, values in columns.items():
+            values.append(row[name])
+    with replacing(path) as temporary:
+        pq.write_table(pa.table(columns, schema=SCHEMA), temporary, compression="zstd")
+
+
+def _side(side: str, response: Response) -> dict[str, Any]:
+    return {
+        side: [Message(role="assistant", content=response.text)],
+        f"{side}_finish_reason": response.finish_reason,
+        f"{side}_tokens": len(response.token_ids),
+        f"{side}_key": response.key,
+    }
+
+
+def read_pairs(path: Path, limit: int | None = None) -> list[dict[str, Any]]:
+    """Read pairs written by `write_pairs` as plain rows, the first `limit` of them."""
+    if not path.is_file():
+        raise UserError(f"{path}: no pairs here; run the pairs stage first")
+    table = pq.read_table(path)
+    return (table if limit is None else table.slice(0, limit)).to_pylist()

@@ -1,0 +1,351 @@
+"""Run a recipe stage by stage in a run directory; every stage is resumable and skipped when done.
+
+A stage is identified by a key: the hash of its settings and of the keys of what it reads. Nothing
+heavy is imported until a stage has work to do, so that a finished run says so at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from deltalearn.files import digest, file_digest, read_jsonl, write_json, write_jsonl
+from deltalearn.lm.locate import ModelFiles, locate
+from deltalearn.recipe.load import LoadedRecipe
+from deltalearn.recipe.schema import STUDENT
+from deltalearn.records import Prompt, Request
+from deltalearn.resources import local_path
+from deltalearn.rundir import RunDirectory
+
+STAGES = ("prompts", "generate", "pairs", "tune", "evaluate", "report")
+Say = Callable[[str], None]
+
+
+def run_recipe(
+    loaded: LoadedRecipe,
+    out: Path | None = None,
+    *,
+    update: bool = False,
+    until: str = STAGES[-1],
+    say: Say = print,
+) -> RunDirectory:
+    """Run `loaded` in `out` (default runs/<name>) up to and including the stage `until`.
+
+    Run it again to resume; a finished run does nothing. `say` gets one line per stage that worked.
+    """
+    directory = RunDirectory(out or Path("runs") / loaded.recipe.name, loaded, update=update)
+    try:
+        pipeline = Pipeline(loaded, directory, say)
+        for stage in STAGES[: STAGES.index(until) + 1]:
+            getattr(pipeline, stage)()
+        if until == STAGES[-1]:
+            directory.forget_others(pipeline.seen)
+    finally:
+        directory.close()
+    return directory
+
+
+class Pipeline:
+    """The stages of one run. Each method does one stage and leaves its artefacts on disk."""
+
+    def __init__(self, loaded: LoadedRecipe, directory: RunDirectory, say: Say) -> None:
+        self.recipe = loaded.recipe
+        self.directory = directory
+        self.say = say
+        self.seen: list[str] = []
+        self.keys: dict[str, str] = {}
+        self._last_examples: tuple = (None, [], {})
+
+    # -- helpers -----------------------------------------------------------------------------
+
+    def _path(self, *parts: str) -> Path:
+        return self.directory.path.joinpath(*parts)
+
+    def _stage(
+        self, name: str, inputs: Any, outputs: list[str], work: Callable[[], dict[str, Any]]
+    ) -> None:
+        key = digest(inputs)
+        self.keys[name] = key
+        self.seen.append(name)
+        if self.directory.stage(name, key, outputs, work):
+            record = self.directory.manifest["stages"][name]
+            self.say(f"{name:<28} {record['seconds']:>7.1f} s  {_brief(record['counts'])}")
+
+    @cached_property
+    def models(self) -> dict[str, ModelFiles]:
+        """All models, located and fingerprinted; a hub model keeps its first commit."""
+        known = self.directory.manifest["models"]
+        located = {}
+        for name in dict.fromkeys([STUDENT, *self.recipe.models]):
+            spec = self.recipe.model(name)
+            before = known.get(name, {})
+            pinned = before.get("commit") if before.get("path") == spec.path else None
+            files = locate(spec.path, spec.revision or pinned)
+            located[name] = files
+            commit = files.fingerprint.rpartition("@")[2]
+            known[name] = {"path": spec.path, "fingerprint": files.fingerprint}
+            if files.fingerprint.startswith("hub:"):
+                known[name]["commit"] = commit
+        return located
+
+    @cached_property
+    def placement(self):
+        """Device and dtype, resolved."""
+        from deltalearn.lm.load import place
+
+        return place(self.recipe.device, self.recipe.dtype)
+
+    # -- stages ------------------------------------------------------------------------------
+
+    def prompts(self) -> None:
+        """Read, check and keep the prompts: prompts.jsonl and prompts.rejects.jsonl."""
+        spec = self.recipe.prompts
+
+        def work() -> dict[str, Any]:
+            from deltalearn.prompts import read_prompts
+
+            found = read_prompts(**spec.model_dump())
+            write_jsonl(
+                self._path("prompts.jsonl"),
+                ({"id": p.id, "messages": list(p.messages)} for p in found.prompts),
+            )
+            write_jsonl(self._path("prompts.rejects.jsonl"), found.rejects)
+            for reject in found.rejects[:3]:
+                self.say(f"  rejected {reject['where']}: {reject['reason']}")
+            if len(found.rejects) > 3:
+                self.say(f"  ... all {len(found.rejects)} in {self._path('prompts.rejects.jsonl')}")
+            return found.counts
+
+        inputs = {"spec": spec.model_dump(), "source": _source_digest(spec.source)}
+        self._stage("prompts", inputs, ["prompts.jsonl", "prompts.rejects.jsonl"], work)
+
+    @cached_property
+    def _prompts(self) -> list[Prompt]:
+        rows = read_jsonl(self._path("prompts.jsonl"))
+        return [Prompt(row["id"], tuple(row["messages"])) for row in rows]
+
+    @cached_property
+    def _sampling(self):
+        from deltalearn.lm.decode import Sampling
+
+        spec = self.recipe.generate
+        return Sampling(spec.temperature, spec.top_p, spec.max_tokens)
+
+    def _requests(self, model: str) -> list[Request]:
+        from deltalearn.generate import plan_requests
+
+        spec = self.recipe.generate
+        files = self.models[model]
+        return plan_requests(files, self._prompts, self._sampling, spec.seed, spec.samples)
+
+    def generate(self) -> None:
+        """Every generator's answer to every prompt, into responses.sqlite."""
+        for name in self.recipe.generators:
+            self._generate(name)
+
+    def _generate(self, name: str) -> None:
+        spec = self.recipe.generate
+        files = self.models[name]
+
+        def work() -> dict[str, Any]:
+            from deltalearn.generate import ResponseStore, generate
+            from deltalearn.generate.transformers_engine import TransformersEngine
+
+            engine = TransformersEngine(files, self.placement, self._sampling, spec.token_budget)
+            with ResponseStore(self._path("responses.sqlite")) as store:
+                requests = self._requests(name)
+                store.drop_errors(r.key for r in requests)
+                return generate(store, files, requests, engine, title=name)
+
+        inputs = {
+            "prompts": self.keys["prompts"],
+            "model": files.fingerprint,
+            "spec": spec.model_dump(exclude={"token_budget", "engine"}),
+        }
+        self._stage(f"generate/{name}", inputs, ["responses.sqlite"], work)
+
+    def pairs(self) -> None:
+        """One Parquet file per pairing, a pure function of the store."""
+        for chosen, rejected in self.recipe.pairings:
+            self._pair(chosen, rejected)
+
+    def _pair(self, chosen: str, rejected: str) -> None:
+        spec = self.recipe.pairs
+        output = pairs_file(chosen, rejected)
+
+        def work() -> dict[str, Any]:
+            from deltalearn.generate import ResponseStore
+            from deltalearn.pairs import build_pairs, write_pairs
+
+            sides = [self._requests(chosen), self._requests(rejected)]
+            with ResponseStore(self._path("responses.sqlite")) as store:
+                found = store.get(r.key for requests in sides for r in requests)
+            candidates = (
+                (c.prompt, c.sample, found.get(c.key), found.get(r.key))
+                for c, r in zip(*sides, strict=True)
+            )
+            pairs, counts = build_pairs(candidates, **spec.model_dump())
+            write_pairs(self._path(output), pairs, chosen, rejected)
+            return counts.as_dict()
+
+        inputs = {
+            "responses": [self.keys[f"generate/{chosen}"], self.keys[f"generate/{rejected}"]],
+            "spec": spec.model_dump(),
+        }
+        self._stage(f"pairs/{Path(output).stem}", inputs, [output], work)
+
+    def tune(self) -> None:
+        """Every tuned arm, once per seed: arms/<arm>/seed-<seed>/final is a model directory."""
+        for arm in self.recipe.tuned_arms:
+            for seed in self.recipe.seeds:
+                self._tune(arm, seed)
+
+    def _tune(self, arm: str, seed: int) -> None:
+        student = self.models[STUDENT]
+        spec = self.recipe.tune_of(arm)
+        pairs = pairs_file(self.recipe.arms[arm].chosen, self.recipe.arms[arm].rejected)
+        folder = f"arms/{arm}/seed-{seed}"
+
+        def work() -> dict[str, Any]:
+            from deltalearn.tune import ReferenceCache, tune
+
+            examples, counts = self._examples(pairs, spec.max_pairs, spec.max_length)
+            with ReferenceCache(self._path("reference", "answers.sqlite")) as reference:
+                result = tune(
+                    student,
+                    examples,
+                    spec,
+                    seed,
+                    self._path(folder),
+                    reference=reference,
+                    placement=self.placement,
+                    title=f"tune {arm} (seed {seed})",
+                )
+                return {**counts, "reference_scored": reference.scored, **result}
+
+        inputs = {
+            "pairs": self.keys[f"pairs/{Path(pairs).stem}"],
+            "student": student.fingerprint,
+            "spec": spec.model_dump(exclude={"checkpoint_every"}),
+            "seed": seed,
+            "dtype": self.recipe.dtype,
+        }
+        outputs = [f"{folder}/final", f"{folder}/log.jsonl"]
+        self._stage(f"tune/{arm}/seed-{seed}", inputs, outputs, work)
+
+    def _examples(self, pairs: str, max_pairs: int | None, max_length: int) -> tuple[list, dict]:
+        """Tokenised pairs and their counts; the last set is kept, for the next seed or arm."""
+        from deltalearn.lm.load import load_tokenizer
+        from deltalearn.pairs import read_pairs
+        from deltalearn.tune import prepare_examples
+
+        wanted = (pairs, max_pairs, max_length)
+        if self._last_examples[0] != wanted:
+            tokenizer = load_tokenizer(self.models[STUDENT])
+            rows = read_pairs(self._path(pairs), max_pairs)
+            examples, counts = prepare_examples(tokenizer, rows, max_length)
+            self._last_examples = wanted, examples, counts.as_dict()
+        return self._last_examples[1:]
+
+    def evaluate(self) -> None:
+        """Scores of the student, of every weak model and of every tuned student."""
+        for name, files in self.models.items():
+            self._evaluate(f"models/{name}", files.fingerprint, files.directory)
+        for arm in self.recipe.tuned_arms:
+            for seed in self.recipe.seeds:
+                name = f"{arm}/seed-{seed}"
+                final = self._path("arms", name, "final")
+                self._evaluate(f"arms/{name}", self.keys[f"tune/{name}"], final)
+
+    @cached_property
+    def _items(self):
+        from deltalearn.evaluate import read_items
+
+        spec = self.recipe.evaluate
+        return read_items(
+            spec.source,
+            prompt_column=spec.prompt_column,
+            answer_column=spec.answer_column,
+            task_column=spec.task_column,
+            limit=spec.limit,
+        )
+
+    @cached_property
+    def _items_digest(self) -> Any:
+        return _source_digest(self.recipe.evaluate.source)
+
+    def _evaluate(self, name: str, model_key: str, directory: Path) -> None:
+        spec = self.recipe.evaluate
+        output = f"scores/{name}/items.parquet"
+
+        def work() -> dict[str, Any]:
+            from deltalearn.evaluate import score_model
+            from deltalearn.evaluate.table import write_scores
+
+            rows = score_model(
+                locate(str(directory.resolve())),
+                self._items,
+                spec.metrics,
+                max_tokens=spec.max_tokens,
+                token_budget=spec.token_budget,
+                placement=self.placement,
+                title=name,
+            )
+            means = write_scores(self._path(output), rows, spec.metrics)
+            write_json(self._path("scores", name, "results.json"), means)
+            return {metric: means[metric] for metric in spec.metrics}
+
+        inputs = {
+            "model": model_key,
+            "items": self._items_digest,
+            "spec": spec.model_dump(exclude={"bootstrap", "token_budget"}),
+            "dtype": self.recipe.dtype,
+        }
+        self._stage(f"evaluate/{name}", inputs, [output], work)
+
+    def report(self) -> None:
+        """summary.json and report.html."""
+
+        def work() -> dict[str, Any]:
+            from deltalearn.report import write_report
+
+            write_report(self.directory.path)
+            return {}
+
+        inputs = {
+            "stages": {n: self.keys[n] for n in self.seen},
+            "spec": self.recipe.evaluate.bootstrap,
+        }
+        self._stage("report", inputs, ["summary.json", "report.html"], work)
+
+
+def pairs_file(chosen: str | None, rejected: str | None) -> str:
+    """Where the pairs of one pairing are kept inside a run."""
+    return f"pairs/{chosen}_over_{rejected}.parquet"
+
+
+def _source_digest(source: str) -> Any:
+    """Hash of local data files; a hub id stands for itself (what was read is kept in the run)."""
+    path = local_path(source)
+    if path.is_dir():
+        files = sorted(p for p in path.rglob("*") if p.is_file())
+        return {str(p.relative_to(path)): file_digest(p) for p in files}
+    return file_digest(path) if path.is_file() else source
+
+
+def _brief(counts: dict[str, Any]) -> str:
+    """Counts on one line: plain numbers, nested ones only where they are not zero."""
+    parts = []
+    for name, value in counts.items():
+        if isinstance(value, dict):
+            inner = [f"{k} {_number(v)}" for k, v in value.items() if v and not isinstance(v, dict)]
+            parts += [f"{name}: {', '.join(inner)}"] if inner else []
+        elif isinstance(value, (int, float)):
+            parts.append(f"{name} {_number(value)}")
+    return "  ".join(parts)
+
+
+def _number(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"

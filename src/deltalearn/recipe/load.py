@@ -1,0 +1,195 @@
+"""YAML text to Recipe: overrides, where each value came from, and errors that name the remedy."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from deltalearn.errors import UserError
+from deltalearn.recipe.schema import Recipe, TuneSpec
+
+SHIPPED = Path(__file__).parents[1] / "recipes"  # in a wheel
+CHECKOUT = Path(__file__).parents[3] / "recipes"  # in a clone
+
+
+@dataclass(frozen=True)
+class LoadedRecipe:
+    """A validated recipe and the origin of each given value, keyed by dotted path."""
+
+    recipe: Recipe
+    origins: dict[str, str]
+
+    def resolved_yaml(self) -> str:
+        """The recipe with every value spelled out, each with a comment saying where it is from."""
+        values = self.recipe.model_dump(mode="json")
+        lines = [f"# {self.recipe.name}: as resolved; a comment says where a value came from"]
+        lines += _commented(values, self.origins)
+        return "\n".join(lines) + "\n"
+
+
+def find_recipe(place: str) -> Path:
+    """A recipe file: a path, or the name of a shipped recipe such as `lab`."""
+    path = Path(place).expanduser()
+    if path.is_file():
+        return path
+    for folder in (SHIPPED, CHECKOUT):
+        shipped = folder / f"{path.stem}.yaml"
+        names = (path.stem, f"{path.stem}.yaml", f"recipes/{path.stem}.yaml")
+        if place in names and shipped.is_file():
+            return shipped
+    names = sorted({p.stem for f in (SHIPPED, CHECKOUT) if f.is_dir() for p in f.glob("*.yaml")})
+    raise UserError(f"{place}: no such recipe file. Shipped recipes: {', '.join(names) or 'none'}")
+
+
+def parse_override(text: str) -> tuple[list[str], Any]:
+    """Parse `a.b=value` (the value as YAML) into (["a", "b"], value)."""
+    key, sign, value = text.partition("=")
+    if not sign or not key.strip():
+        raise UserError(f"--set {text}: expected key=value, for example --set tune.lr=1e-4")
+    try:
+        return key.strip().split("."), _load_yaml(value)
+    except yaml.YAMLError as error:
+        raise UserError(f"--set {text}: the value is not valid YAML: {error}") from error
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML that refuses a key given twice and reads 1e-4 as the number it is."""
+
+
+def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict:
+    seen = set()
+    for key_node, _ in node.value:
+        key = loader.construct_object(key_node)
+        if key in seen:
+            mark = key_node.start_mark
+            raise yaml.constructor.ConstructorError(
+                None, None, f"the key {key!r} is given twice", mark
+            )
+        seen.add(key)
+    return yaml.SafeLoader.construct_mapping(loader, node, deep=True)
+
+
+_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+_Loader.add_implicit_resolver(  # YAML 1.1 takes 1e-4 for a string; everyone means a number
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"),
+    list("-+0123456789"),
+)
+
+
+def _load_yaml(text: str) -> Any:
+    return yaml.load(text, Loader=_Loader)  # noqa: S506 (a SafeLoader)
+
+
+def load_recipe(place: str | Path, overrides: list[str] | None = None) -> LoadedRecipe:
+    """Read, override and validate a recipe.
+
+    Relative paths inside it are taken from the working directory, as on the command line.
+    Raises UserError naming the file, the key and, for a misspelt key, the nearest valid one.
+    """
+    path = find_recipe(str(place))
+    try:
+        values = _load_yaml(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: a recipe is a mapping of keys to values")
+    origins = dict.fromkeys(_leaves(values), path.name)
+    for text in overrides or []:
+        keys, value = parse_override(text)
+        _assign(values, keys, value, text)
+        dotted = ".".join(keys)
+        origins = {
+            k: o for k, o in origins.items() if k != dotted and not k.startswith(dotted + ".")
+        }
+        below = _leaves(value, dotted) if isinstance(value, dict) else [dotted]
+        origins.update(dict.fromkeys(below, "--set"))
+    try:
+        recipe = Recipe.model_validate(values)
+    except ValidationError as error:
+        raise UserError(_explain(path, error, Recipe)) from error
+    for arm in recipe.tuned_arms:
+        try:
+            recipe.tune_of(arm)
+        except ValidationError as error:
+            raise UserError(_explain(path, error, TuneSpec, f"arms.{arm}.tune")) from error
+    return LoadedRecipe(recipe, origins)
+
+
+def _assign(values: dict, keys: list[str], value: Any, text: str) -> None:
+    for depth, key in enumerate(keys[:-1]):
+        values = values.setdefault(key, {})
+        if not isinstance(values, dict):
+            raise UserError(
+                f"--set {text}: {'.'.join(keys[: depth + 1])} is a value, not a section"
+            )
+    values[keys[-1]] = value
+
+
+def _leaves(values: dict, prefix: str = "") -> list[str]:
+    found = []
+    for key, value in values.items():
+        dotted = f"{prefix}.{key}" if prefix else str(key)
+        found += _leaves(value, dotted) if isinstance(value, dict) and value else [dotted]
+    return found
+
+
+def _commented(
+    values: dict, origins: dict[str, str], prefix: str = "", depth: int = 0
+) -> list[str]:
+    lines = []
+    for key, value in values.items():
+        dotted = f"{prefix}.{key}" if prefix else key
+        pad = "  " * depth
+        if isinstance(value, dict) and value:
+            lines.append(f"{pad}{key}:")
+            lines += _commented(value, origins, dotted, depth + 1)
+        else:
+            text = yaml.safe_dump(value, default_flow_style=True, width=10**6, allow_unicode=True)
+            text = text.removesuffix("\n").removesuffix("\n...")
+            lines.append(f"{pad}{key}: {text}  # {origins.get(dotted, 'default')}")
+    return lines
+
+
+def _explain(path: Path, error: ValidationError, root: type[BaseModel], inside: str = "") -> str:
+    lines = []
+    for item in error.errors():
+        where = ".".join(filter(None, [inside, *map(str, item["loc"])]))
+        prefix = f"{path}: {where}: " if where else f"{path}: "
+        if item["type"] == "extra_forbidden":
+            lines.append(prefix + "unknown key" + _suggestion(root, item["loc"]))
+        elif item["type"] == "missing":
+            lines.append(prefix + "missing; the recipe must give it")
+        else:
+            message = item["msg"].removeprefix("Value error, ")
+            given = item.get("input")
+            shown = "" if isinstance(given, (dict, BaseModel)) else f" (given: {given!r})"
+            lines.append(prefix + message + shown)
+    return "\n".join(lines)
+
+
+def _suggestion(root: type[BaseModel], location: tuple) -> str:
+    valid = _keys_at(root, location[:-1])
+    near = difflib.get_close_matches(str(location[-1]), valid, n=1, cutoff=0.5)
+    if near:
+        return f"; did you mean {near[0]!r}?"
+    return f"; valid keys here: {', '.join(valid)}"
+
+
+def _keys_at(root: type[BaseModel], location: tuple) -> list[str]:
+    """Field names that the schema has at `location` under `root`."""
+    model: Any = root
+    for part in location:
+        if isinstance(model, type) and issubclass(model, BaseModel):
+            model = model.model_fields[part].annotation if part in model.model_fields else None
+        else:  # dict[Name, X]: any key leads to X
+            model = get_args(model)[-1] if get_args(model) else None
+    if isinstance(model, type) and issubclass(model, BaseModel):
+        return list(model.model_fields)
+    return []

@@ -1,0 +1,260 @@
+"""What a recipe may say. Every key has an effect; a key that would have none is an error.
+
+Errors raised here name the key; `deltalearn.recipe.load` adds the file and the nearest valid key.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
+Name = Annotated[str, Field(pattern=NAME)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+STUDENT = "student"
+METHODS = ("dpo_norm", "dpo", "sft")
+# The paper's beta for the length-normalised loss; the field's usual one for plain DPO.
+DEFAULT_BETA = {"dpo_norm": 5.0, "dpo": 0.1}
+Metric = Literal["expected_accuracy", "greedy_accuracy", "loglik"]
+
+
+class Spec(BaseModel):
+    """Base of all recipe parts: unknown keys are errors, values are not coerced silently."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    def changed(self, key: str) -> bool:
+        """Whether `key` was given a value other than its default.
+
+        (A key written out with its default value is harmless, so a resolved recipe loads again.)
+        """
+        default = type(self).model_fields[key].get_default(call_default_factory=True)
+        return key in self.model_fields_set and getattr(self, key) != default
+
+
+class ModelSpec(Spec):
+    """A model: a Hugging Face directory, `package://module/path`, or a hub id."""
+
+    path: str = Field(min_length=1)
+    revision: str | None = None
+
+
+class PromptsSpec(Spec):
+    """Where prompts come from: JSONL, Parquet, a folder of them, or a Hugging Face data set."""
+
+    source: str = Field(min_length=1)
+    split: str | None = None  # of a hub data set
+    column: str | None = None  # default: `messages` if there is one, else `prompt`
+    id_column: str = "id"
+    limit: int | None = Field(default=None, ge=1)
+    select: Literal["first", "random"] = "first"
+    seed: int = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _effective(self) -> PromptsSpec:
+        if self.changed("select") and self.limit is None:
+            raise ValueError("select has no effect without limit; give both or neither")
+        if self.changed("seed") and self.select != "random":
+            raise ValueError("seed has no effect unless select is random; remove it")
+        return self
+
+
+class GenerateSpec(Spec):
+    """How both weak models answer. temperature 0 is greedy, as in the paper."""
+
+    engine: Literal["transformers"] = "transformers"
+    temperature: float = Field(default=0.0, ge=0)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    max_tokens: int = Field(default=2048, ge=1)
+    samples: int = Field(default=1, ge=1)  # answers per prompt and model
+    seed: int = Field(default=0, ge=0)
+    token_budget: int = Field(default=16384, ge=1)  # padded prompt tokens in one batch
+
+    @model_validator(mode="after")
+    def _effective(self) -> GenerateSpec:
+        if self.temperature == 0:
+            for key in ("top_p", "seed", "samples"):
+                if self.changed(key):
+                    raise ValueError(f"{key} has no effect at temperature 0; remove it")
+        return self
+
+
+class PairsSpec(Spec):
+    """Which pairs are dropped, and counted. Identical and empty answers never make a pair."""
+
+    truncated: Literal["drop", "keep"] = "drop"  # answers cut at max_tokens
+    max_length_difference: int | None = Field(default=None, ge=0)  # tokens, chosen minus rejected
+
+
+class TuneSpec(Spec):
+    """How the student is tuned. Defaults are the paper's, except lr, which has no good default."""
+
+    method: Literal["dpo_norm", "dpo", "sft"] = "dpo_norm"
+    lr: float = Field(default=5e-7, gt=0)
+    beta: float | None = Field(default=None, gt=0)
+    batch_size: int = Field(default=32, ge=1)
+    micro_batch_size: int | None = Field(default=None, ge=1)  # default: the whole batch
+    steps: int | None = Field(default=None, ge=1)
+    epochs: float | None = Field(default=None, gt=0)  # default: 1, unless steps is given
+    warmup_ratio: Fraction = 0.03
+    min_lr_ratio: Fraction = 0.1
+    adam_betas: tuple[Fraction, Fraction] = (0.9, 0.95)
+    weight_decay: float = Field(default=0.0, ge=0)
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    max_length: int = Field(default=2048, ge=2)  # prompt and answer together
+    max_pairs: int | None = Field(default=None, ge=1)  # the first ones, in stored order
+    gradient_checkpointing: bool = False
+    checkpoint_every: int | None = Field(default=None, ge=1)  # steps; default: a fifth of the run
+
+    @model_validator(mode="after")
+    def _effective(self) -> TuneSpec:
+        if self.method == "sft" and self.beta is not None:
+            raise ValueError("beta has no effect on sft; remove it")
+        if self.steps is not None and self.epochs is not None:
+            raise ValueError("steps and epochs both set the length of the run; give one of them")
+        if self.micro_batch_size and self.batch_size % self.micro_batch_size:
+            raise ValueError(
+                f"batch_size ({self.batch_size}) is not a multiple of "
+                f"micro_batch_size ({self.micro_batch_size})"
+            )
+        return self
+
+    @property
+    def effective_beta(self) -> float | None:
+        """beta, or the default of the method; None for sft."""
+        return self.beta if self.beta is not None else DEFAULT_BETA.get(self.method)
+
+
+class ArmSpec(Spec):
+    """One way to tune the student. No sides at all: the student untouched."""
+
+    chosen: str | None = None
+    rejected: str | None = None
+    tune: dict = Field(default_factory=dict)  # overrides of the recipe's `tune`
+
+    @model_validator(mode="after")
+    def _sides(self) -> ArmSpec:
+        if (self.chosen is None) != (self.rejected is None):
+            raise ValueError(
+                "an arm needs chosen and rejected, or neither; sft trains on the chosen side of "
+                "the same pairs, so it names both too"
+            )
+        if self.chosen is not None and self.chosen == self.rejected:
+            raise ValueError(f"chosen and rejected are both {self.chosen!r}: there is no delta")
+        if self.tune and self.chosen is None:
+            raise ValueError("tune has no effect on an arm without chosen and rejected")
+        return self
+
+
+class EvaluateSpec(Spec):
+    """A file of questions with one reference answer each, and what to measure on them.
+
+    expected_accuracy: probability of exactly the reference answer. greedy_accuracy: whether the
+    greedy answer is the reference. loglik: mean log-likelihood per token of the reference.
+    """
+
+    source: str = Field(min_length=1)
+    prompt_column: str = "prompt"
+    answer_column: str = "answer"
+    task_column: str | None = None
+    metrics: tuple[Metric, ...] = Field(
+        default=("expected_accuracy", "greedy_accuracy"), min_length=1
+    )
+    max_tokens: int = Field(default=512, ge=1)  # of a greedy answer
+    limit: int | None = Field(default=None, ge=1)
+    bootstrap: int = Field(default=10_000, ge=100)
+    token_budget: int = Field(default=16384, ge=1)
+
+    @model_validator(mode="after")
+    def _effective(self) -> EvaluateSpec:
+        if self.changed("max_tokens") and "greedy_accuracy" not in self.metrics:
+            raise ValueError("max_tokens has no effect without the metric greedy_accuracy")
+        if len(set(self.metrics)) != len(self.metrics):
+            raise ValueError("metrics names one twice")
+        return self
+
+
+class Recipe(Spec):
+    """The whole run: two or more weak models, a student, and the arms to compare."""
+
+    name: Name
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(default=(0, 1, 2), min_length=1)
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    student: ModelSpec
+    models: dict[Name, ModelSpec] = Field(min_length=1)
+    prompts: PromptsSpec
+    generate: GenerateSpec = GenerateSpec()
+    pairs: PairsSpec = PairsSpec()
+    tune: TuneSpec = TuneSpec()
+    arms: dict[Name, ArmSpec] = Field(min_length=1)
+    evaluate: EvaluateSpec
+
+    @field_validator("seeds")
+    @classmethod
+    def _distinct(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(seeds)) != len(seeds):
+            raise ValueError("a seed occurs twice; repeated seeds would count one run as two")
+        return seeds
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Recipe:
+        if STUDENT in self.models:
+            raise ValueError(f"models.{STUDENT}: the name stands for the student; choose another")
+        untouched = [name for name, arm in self.arms.items() if arm.chosen is None]
+        if untouched != ["base"]:
+            raise ValueError(
+                "arms: exactly one arm, named base, is the student untouched (`base: {}`); "
+                f"found {untouched or 'none'}"
+            )
+        used = set()
+        for name, arm in self.arms.items():
+            for side in filter(None, (arm.chosen, arm.rejected)):
+                if side not in (STUDENT, *self.models):
+                    raise ValueError(
+                        f"arms.{name}: no model is named {side!r}; "
+                        f"there are {', '.join([STUDENT, *self.models])}"
+                    )
+                used.add(side)
+        if unused := [m for m in self.models if m not in used]:
+            raise ValueError(f"models.{unused[0]} is used by no arm; remove it")
+        return self
+
+    def tune_of(self, arm: str) -> TuneSpec:
+        """The tuning settings of one arm: the recipe's, with the arm's own on top.
+
+        An arm that changes the method does not inherit a beta meant for another one, and one
+        that sets steps (epochs) does not inherit epochs (steps).
+        """
+        own = self.arms[arm].tune
+        shared = {key: getattr(self.tune, key) for key in self.tune.model_fields_set}
+        if own.get("method", self.tune.method) != self.tune.method:
+            shared.pop("beta", None)
+        if "steps" in own:
+            shared.pop("epochs", None)
+        if "epochs" in own:
+            shared.pop("steps", None)
+        return TuneSpec(**{**shared, **own})
+
+    def model(self, name: str) -> ModelSpec:
+        """The model spec behind a name used by an arm."""
+        return self.student if name == STUDENT else self.models[name]
+
+    @property
+    def generators(self) -> list[str]:
+        """Names of the models whose answers some arm needs, in the order of first use."""
+        sides = [s for arm in self.arms.values() for s in (arm.chosen, arm.rejected) if s]
+        return list(dict.fromkeys(sides))
+
+    @property
+    def pairings(self) -> list[tuple[str, str]]:
+        """Distinct (chosen, rejected) names, in the order of first use."""
+        arms = self.arms.values()
+        return list(dict.fromkeys((a.chosen, a.rejected) for a in arms if a.chosen and a.rejected))
+
+    @property
+    def tuned_arms(self) -> list[str]:
+        """Names of the arms that are trained, in recipe order."""
+        return [name for name, arm in self.arms.items() if arm.chosen]

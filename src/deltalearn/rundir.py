@@ -1,0 +1,157 @@
+"""One run, one directory: its manifest (run.json), and which stages are done for which inputs."""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from collections.abc import Callable, Iterable, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from deltalearn import __version__
+from deltalearn.errors import UserError
+from deltalearn.files import write_json, write_text
+from deltalearn.recipe.load import LoadedRecipe
+
+PACKAGES = ("torch", "transformers", "accelerate", "safetensors", "tokenizers", "numpy", "pyarrow")
+FORMAT = 1
+
+
+class RunDirectory:
+    """A locked run directory whose manifest is rewritten after every stage."""
+
+    def __init__(self, path: Path, loaded: LoadedRecipe, *, update: bool = False) -> None:
+        """Create or reopen `path` for a recipe.
+
+        Raises UserError if another process works in it, if it holds something else, or if it
+        holds a run of other settings and `update` is not set (a run of another name: always).
+        """
+        self.path = path
+        self.done_now = 0  # stages that had to work in this process
+        existing = _existing_manifest(path)
+        recipe = loaded.recipe.model_dump(mode="json")
+        if existing:
+            _check_same(path, existing["recipe"], recipe, update)
+        path.mkdir(parents=True, exist_ok=True)
+        self._lock = FileLock(path / ".lock")
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise UserError(f"{path}: another deltalearn process is running here") from None
+        self.manifest: dict[str, Any] = {
+            "format": FORMAT,
+            "name": loaded.recipe.name,
+            "deltalearn": __version__,
+            "versions": {name: metadata.version(name) for name in PACKAGES},
+            "python": platform.python_version(),
+            "machine": {"platform": platform.platform(), "cpu": platform.machine()},
+            "created": (existing or {}).get("created", _now()),
+            "seeds": list(loaded.recipe.seeds),
+            "recipe": recipe,
+            "models": (existing or {}).get("models", {}),
+            "stages": (existing or {}).get("stages", {}),
+        }
+        if existing is None or existing["recipe"] != recipe:
+            write_text(path / "recipe.yaml", loaded.resolved_yaml())
+            self.save()
+
+    def close(self) -> None:
+        """Release the lock."""
+        self._lock.release()
+
+    def save(self) -> None:
+        """Write run.json."""
+        write_json(self.path / "run.json", self.manifest)
+
+    def is_done(self, stage: str, key: str) -> bool:
+        """Whether `stage` finished for the inputs `key` and its outputs are still there."""
+        record = self.manifest["stages"].get(stage)
+        if record is None or record["key"] != key:
+            return False
+        return all((self.path / output).exists() for output in record["outputs"])
+
+    def counts(self, stage: str) -> dict[str, Any]:
+        """The counts that a finished stage left."""
+        return self.manifest["stages"][stage]["counts"]
+
+    def stage(
+        self, name: str, key: str, outputs: Sequence[str], work: Callable[[], dict[str, Any]]
+    ) -> bool:
+        """Run `work` unless `name` is done for `key`; record its counts. Return whether it ran."""
+        if self.is_done(name, key):
+            return False
+        start = time.monotonic()
+        counts = work()
+        self.done_now += 1
+        self.manifest["stages"][name] = {
+            "key": key,
+            "outputs": list(outputs),
+            "finished": _now(),
+            "seconds": round(time.monotonic() - start, 2),
+            "counts": counts,
+        }
+        self.save()
+        return True
+
+    def forget_others(self, stages: Iterable[str]) -> None:
+        """Drop records of stages that the recipe no longer has (after an update)."""
+        keep = set(stages)
+        known = self.manifest["stages"]
+        if stale := [name for name in known if name not in keep]:
+            for name in stale:
+                del known[name]
+            self.save()
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+def _existing_manifest(path: Path) -> dict[str, Any] | None:
+    if path.is_file():
+        raise UserError(f"{path}: a file is in the way of the output directory")
+    if not path.is_dir():
+        return None
+    manifest = path / "run.json"
+    if not manifest.is_file():
+        if any(not entry.name.startswith(".") for entry in path.iterdir()):
+            raise UserError(
+                f"{path}: not empty and not a run of deltalearn (no run.json); choose another --out"
+            )
+        return None
+    try:
+        value = json.loads(manifest.read_text(encoding="utf-8"))
+        readable = value["format"] == FORMAT
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{manifest}: not a manifest of deltalearn ({error!r})") from error
+    if not readable:
+        raise UserError(f"{manifest}: made by another version of deltalearn; choose another --out")
+    return value
+
+
+def _check_same(path: Path, old: dict[str, Any], new: dict[str, Any], update: bool) -> None:
+    if old["name"] != new["name"]:
+        raise UserError(
+            f"{path}: holds the run of another recipe ({old['name']!r}, this one is "
+            f"{new['name']!r}); choose another --out"
+        )
+    changed = sorted(_differences(old, new))
+    if changed and not update:
+        raise UserError(
+            f"{path}: holds a run with other settings ({', '.join(changed)}). Pass --update to "
+            "run again what depends on them (responses are kept), or choose another --out."
+        )
+
+
+def _differences(old: Any, new: Any, prefix: str = "") -> list[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        found = []
+        for key in {**old, **new}:
+            dotted = f"{prefix}.{key}" if prefix else key
+            found += _differences(old.get(key), new.get(key), dotted)
+        return found
+    return [] if old == new else [prefix]
