@@ -55,7 +55,7 @@ def summarize(run: Path) -> dict[str, Any]:
         "metrics": list(metrics),
         "seeds": list(recipe["seeds"]),
         "intervals": "95%, percentile bootstrap over items (within tasks) and training seeds, "
-        f"{recipe['evaluate']['bootstrap']} draws; differences are paired by item",
+        f"{recipe['evaluate']['bootstrap']:,} draws; differences are paired by item",
         "arms": arms,
         "teachers": {name: _entry(draws[name], bootstrap.tasks) for name in recipe["models"]},
         "pairs": {

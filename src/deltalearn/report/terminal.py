@@ -14,11 +14,13 @@ def print_summary(run: Path) -> None:
     """Print arms and weak models with intervals, and where the report is."""
     summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
     console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 120  # a file or a pipe has no width of its own
     table = Table(title=f"{summary['name']}: {summary['items']} items, seeds {summary['seeds']}")
     table.add_column("")
     for metric in summary["metrics"]:
         table.add_column(metric.replace("_", " "), justify="right")
-        table.add_column("difference from base [95%]", justify="right")
+        table.add_column("against base [95%]", justify="right", no_wrap=True)
     for name, entry in summary["teachers"].items():
         table.add_row(f"weak model {name}", *_cells(entry, summary["metrics"]), style="dim")
     table.add_section()

@@ -1,0 +1,227 @@
+"""What the scores say: the headline, the arms against base, and base and arms task by task."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from deltalearn.report.figures import Dot, Row, rows_figure
+from deltalearn.report.summary import STUDENT
+from deltalearn.report.view import Arm, RunView
+from deltalearn.report.wording import (
+    GAIN,
+    LOSS,
+    NONE,
+    Measure,
+    count,
+    duration,
+    listing,
+    one_line,
+    signed,
+    verdict,
+)
+
+STYLES = {GAIN: "up", LOSS: "down", NONE: "flat"}  # CSS classes
+SIGNS = {GAIN: "▲", LOSS: "▼", NONE: "○"}  # a verdict is not told by colour alone
+FULL_TINT = 0.45  # opacity of the heat cell with the largest difference
+
+
+def headline(view: RunView) -> dict[str, Any]:
+    """The verdict on the first metric, one sentence per arm, and the key tiles."""
+    first = view.measures[0]
+    return {
+        "verdict": _verdict(view, first),
+        "sentences": [_sentence(view, arm) for arm in view.arms],
+        "tiles": _tiles(view, first),
+    }
+
+
+def _verdict(view: RunView, first: Measure) -> str:
+    found = [verdict(view.difference(arm.name)[first.key]) for arm in view.arms]
+    total, gains, losses = len(found), found.count(GAIN), found.count(LOSS)
+    if total == 1:
+        words = {
+            GAIN: "The tuned student beats the untouched one",
+            LOSS: "The tuned student falls below the untouched one",
+            NONE: "The tuned student is not shown to differ from the untouched one",
+        }[found[0]]
+        return f"{words} in {first.label}"
+    if gains == total:
+        return f"All {total} tuned students beat the untouched one in {first.label}"
+    tail = f"; {losses} fall{'s' if losses == 1 else ''} below it" if losses else ""
+    if gains:
+        verb = "beats" if gains == 1 else "beat"
+        return f"{gains} of {total} tuned students {verb} the untouched one in {first.label}{tail}"
+    return f"No tuned student is shown to beat the untouched one in {first.label}{tail}"
+
+
+def _sentence(view: RunView, arm: Arm) -> dict[str, Any]:
+    """What may be said of one arm: its difference in each metric, and what it learned from."""
+    first, *others = view.measures
+    difference = view.difference(arm.name)
+    return {
+        "arm": arm,
+        "how": _how(view, arm, first),
+        "end": first.score(view.summary["arms"][arm.name][first.key]["mean"]),
+        "metric": first.label,
+        "claim": first.claim(difference[first.key]),
+        "style": STYLES[verdict(difference[first.key])],
+        "sign": SIGNS[verdict(difference[first.key])],
+        "others": [f"{m.label.capitalize()}: {m.claim(difference[m.key])}" for m in others],
+    }
+
+
+def _how(view: RunView, arm: Arm, first: Measure) -> str:
+    def own(name: str) -> str:
+        if name == STUDENT:
+            return "the student itself"
+        return f"{one_line(name)} ({first.score(view.scores(name)[first.key]['mean'])})"
+
+    if arm.supervised:
+        return f"Imitated answers of {own(arm.chosen)}{_relation(view, [arm.chosen], first)}"
+    sides = [arm.chosen, arm.rejected]
+    words = f"Learned to prefer answers of {own(arm.chosen)} to those of {own(arm.rejected)}"
+    return words + _relation(view, sides, first)
+
+
+def _relation(view: RunView, models: list[str], first: Measure) -> str:
+    """Where the generators stand against the student; empty if the student is one of them."""
+    if STUDENT in models:
+        return ""
+    student = view.base[first.key]
+    scored = [view.scores(name)[first.key] for name in models]
+    both = "both " if len(models) > 1 else ""
+    if all(entry["hi"] < student["lo"] for entry in scored):
+        return f", {both}below the student ({first.score(student['mean'])})"
+    if any(entry["lo"] > student["hi"] for entry in scored):
+        return f", not weaker than the student ({first.score(student['mean'])})"
+    return f", not clearly below the student ({first.score(student['mean'])})"
+
+
+def _tiles(view: RunView, first: Measure) -> list[dict[str, str]]:
+    arms, summary = view.summary["arms"], view.summary
+    best = max(view.arms, key=lambda a: arms[a.name][first.key]["mean"])
+    weak = max(summary["teachers"], key=lambda n: summary["teachers"][n][first.key]["mean"])
+    teacher = summary["teachers"][weak][first.key]
+    prompts = view.stages["prompts"]["counts"]["prompts"]
+    pairs = count(sum(pairing.counts["pairs"] for pairing in view.pairings))
+    tables, tasks, seeds = len(view.pairings), len(summary["tasks"]), len(summary["seeds"])
+    seconds = sum(record["seconds"] for record in view.stages.values())
+    difference = first.difference(arms[best.name]["diff_vs_base"][first.key]["mean"])
+    return [
+        _tile("student, untouched", first.score(view.base[first.key]["mean"]), first.label),
+        _tile("best weak model", first.score(teacher["mean"]), weak),
+        _tile(
+            "best tuned student",
+            first.score(arms[best.name][first.key]["mean"]),
+            f"{best.name}, {difference} {first.unit}",
+        ),
+        _tile("prompts", count(prompts), f"{pairs} pairs in {_plural(tables, 'pairing')}"),
+        _tile(
+            "evaluation items",
+            count(summary["items"]),
+            f"{_plural(tasks, 'task')}, {_plural(seeds, 'training seed')}",
+        ),
+        _tile("time, all stages", duration(seconds), f"on {view.recipe['device']}"),
+    ]
+
+
+def _tile(label: str, value: str, note: str) -> dict[str, str]:
+    return {"label": label, "value": value, "note": one_line(note, 40)}
+
+
+def _plural(number: int, noun: str) -> str:
+    return f"{count(number)} {noun}{'' if number == 1 else 's'}"
+
+
+def forests(view: RunView) -> list[dict[str, Any]]:
+    """One forest plot per metric: every arm's difference from base."""
+    return [
+        {"title": measure.label, "svg": _forest(view, measure, f"forest{i}")}
+        for i, measure in enumerate(view.measures)
+    ]
+
+
+def _forest(view: RunView, measure: Measure, name: str) -> Any:
+    rows, told = [], []
+    for arm in view.arms:
+        entry = {k: v * measure.scale for k, v in view.difference(arm.name)[measure.key].items()}
+        seeds = view.summary["arms"][arm.name]["per_seed"][measure.key]
+        points = [value * measure.scale for value in seeds] if len(seeds) > 1 else []
+        raw = view.difference(arm.name)[measure.key]
+        note = f"{measure.difference(raw['mean'])}  {measure.interval(raw)}"
+        rows.append(Row(arm.name, note, arm.index, [Dot(**entry)], points))
+        told.append(f"{one_line(arm.name)} {note}")
+    description = f"Difference from base in {measure.label}, {measure.unit}: {'; '.join(told)}"
+    axis = f"{measure.unit} of {measure.label}"
+    if measure.scale == 1:
+        axis = f"{measure.label}, {measure.unit}"
+    return rows_figure(name, rows, (0.0, "base"), _short_signed, axis, description)
+
+
+def _short_signed(value: float) -> str:
+    return signed(value, 0) if value == round(value) else signed(value, 3).rstrip("0")
+
+
+def arm_rows(view: RunView) -> list[dict[str, Any]]:
+    """Base and every arm with absolute scores and differences, for the table."""
+    summary = view.summary["arms"]
+    base = [{"score": _score(m, view.base[m.key])} for m in view.measures]
+    rows = [{"name": "base", "trained_on": "student, untouched", "method": "", "cells": base}]
+    for arm in view.arms:
+        cells = []
+        for m in view.measures:
+            difference = view.difference(arm.name)[m.key]
+            cells.append(
+                {
+                    "score": _score(m, summary[arm.name][m.key]),
+                    "difference": (m.difference(difference["mean"]), m.interval(difference)),
+                    "verdict": verdict(difference),
+                    "style": STYLES[verdict(difference)],
+                    "seeds": [m.difference(v) for v in summary[arm.name]["per_seed"][m.key]],
+                }
+            )
+        row = {"name": arm.name, "trained_on": arm.trained_on, "method": arm.method}
+        rows.append({**row, "cells": cells})
+    return rows
+
+
+def _score(measure: Measure, entry: dict[str, float]) -> tuple[str, str]:
+    return measure.score(entry["mean"]), measure.score_interval(entry)
+
+
+def task_tables(view: RunView) -> list[dict[str, Any]]:
+    """Per metric a table of differences from base by task; none if there is one task only."""
+    tasks = view.summary["tasks"]
+    if len(tasks) < 2:
+        return []
+    return [_task_table(view, measure, tasks) for measure in view.measures]
+
+
+def _task_table(view: RunView, measure: Measure, tasks: list[str]) -> dict[str, Any]:
+    by_arm = {arm.name: view.difference(arm.name)["by_task"][measure.key] for arm in view.arms}
+    largest = max((abs(d["mean"]) for own in by_arm.values() for d in own.values()), default=0)
+    rows = []
+    for task in tasks:
+        base = view.base["by_task"][measure.key][task]
+        cells = [_heat(measure, by_arm[arm.name][task], largest) for arm in view.arms]
+        rows.append({"task": task, "base": _score(measure, base), "cells": cells})
+    tallies = [_tally(arm.name, list(by_arm[arm.name].values())) for arm in view.arms]
+    return {"metric": measure.label, "unit": measure.unit, "rows": rows, "tallies": tallies}
+
+
+def _heat(measure: Measure, difference: dict[str, float], largest: float) -> dict[str, Any]:
+    style = STYLES[verdict(difference)]
+    tint = FULL_TINT * abs(difference["mean"]) / largest if largest and style != "flat" else 0
+    return {
+        "mean": measure.difference(difference["mean"]),
+        "interval": measure.interval(difference),
+        "style": style,
+        "tint": f"{tint:.2f}",
+    }
+
+
+def _tally(name: str, differences: list[dict[str, float]]) -> dict[str, str]:
+    found = [verdict(difference) for difference in differences]
+    words = {GAIN: "up", LOSS: "down", NONE: "unclear"}
+    parts = [f"{found.count(kind)} {word}" for kind, word in words.items() if kind in found]
+    return {"arm": name, "counts": listing(parts)}

@@ -1,0 +1,144 @@
+"""A matplotlib figure as an SVG element that can stand in a page among others.
+
+Colours become CSS variables, so the page's light and dark colours reach into the figures; text
+stays text in the page's own font; what an SVG file needs and a page does not is dropped.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import warnings
+import xml.etree.ElementTree as ET
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import matplotlib
+from markupsafe import Markup
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+
+from deltalearn.report.wording import one_line
+
+INK, MUTED, GRID, PAPER = "#1b2430", "#5f6b7a", "#d5dbe2", "#fdfdfe"
+# Chosen by search: at least 3:1 on the page and 20 CIELAB units apart, also to eyes that lack one
+# kind of cone; neither the blue nor the orange that the page keeps for gains and losses.
+SERIES = ("#009e82", "#702a63", "#8a8f0e", "#6b80ce", "#c13845", "#16308f")
+VARIABLES = {
+    INK: "var(--ink)",
+    MUTED: "var(--muted)",
+    GRID: "var(--grid)",
+    PAPER: "var(--paper)",
+    **{colour: f"var(--c{i})" for i, colour in enumerate(SERIES)},
+}
+
+STYLE = {
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],  # ships with matplotlib: the same measures everywhere
+    "font.size": 12,
+    "text.color": INK,
+    "text.parse_math": False,  # a `$` in a name is a dollar
+    "axes.edgecolor": GRID,
+    "axes.labelcolor": MUTED,
+    "axes.labelsize": 11,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.unicode_minus": True,
+    "axes.formatter.useoffset": False,
+    "xtick.color": GRID,
+    "ytick.color": GRID,
+    "xtick.labelcolor": MUTED,
+    "ytick.labelcolor": MUTED,
+    "xtick.labelsize": 11,
+    "ytick.labelsize": 11,
+    "grid.color": GRID,
+    "grid.linewidth": 0.7,
+    "lines.solid_capstyle": "round",
+    "svg.fonttype": "none",
+    "path.simplify": True,
+}
+XLINK = "{http://www.w3.org/1999/xlink}href"
+LONG_NUMBER = re.compile(r"-?\d+\.\d{3,}")
+COLOUR = re.compile(r"#[0-9a-f]{6}\b")
+POINTS_PER_INCH = 72  # one SVG unit is one point, so sizes given in units are divided by this
+
+
+@contextmanager
+def drawing(name: str, width: float, height: float) -> Iterator[Figure]:
+    """A figure of `width` x `height` SVG units in the report's style, whatever matplotlibrc says.
+
+    Draw it and call `inline` inside the block; `name` makes the ids in the SVG its own.
+    """
+    with matplotlib.rc_context(), warnings.catch_warnings():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(STYLE)
+        matplotlib.rcParams["svg.hashsalt"] = name
+        # A script that the measuring font lacks is drawn by the browser in a font that has it.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        yield Figure(figsize=(width / POINTS_PER_INCH, height / POINTS_PER_INCH))
+
+
+def inline(figure: Figure, name: str, description: str) -> Markup:
+    """`figure` as an <svg> element whose ids start with `name`, described for who cannot see it."""
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    root = ET.fromstring(buffer.getvalue())  # noqa: S314 - matplotlib's own output
+    _drop_file_parts(root)
+    _own_ids(root, name)
+    for element in root.iter():
+        _shorten(element)
+    _describe(root, name, description)
+    return Markup(ET.tostring(root, encoding="unicode"))  # noqa: S704 - serialised, so escaped
+
+
+def _drop_file_parts(root: ET.Element) -> None:
+    """Remove namespaces, metadata and the style sheet, which would style the whole page."""
+    for parent in list(root.iter()):
+        parent.tag = parent.tag.rpartition("}")[2]
+        for child in list(parent):
+            if child.tag.rpartition("}")[2] in ("metadata", "style"):
+                parent.remove(child)
+        if XLINK in parent.attrib:
+            parent.set("href", parent.attrib.pop(XLINK))
+    root.attrib.pop("version", None)
+    root.set("style", "stroke-linejoin: round; stroke-linecap: butt")
+
+
+def _own_ids(root: ET.Element, name: str) -> None:
+    """Keep the ids that something refers to, and give them the figure's prefix."""
+    used: set[str] = set()
+    for element in root.iter():
+        for key, value in element.attrib.items():
+            if key == "href":
+                used.add(value.removeprefix("#"))
+                element.set(key, f"#{name}-{value.removeprefix('#')}")
+            elif "url(#" in value:
+                used |= set(re.findall(r"url\(#([^)]+)\)", value))
+                element.set(key, value.replace("url(#", f"url(#{name}-"))
+    for element in root.iter():
+        if (own := element.attrib.pop("id", None)) in used:
+            element.set("id", f"{name}-{own}")
+
+
+def _shorten(element: ET.Element) -> None:
+    for key, value in element.attrib.items():
+        if key in ("d", "x", "y", "transform", "width", "height", "viewBox"):
+            value = LONG_NUMBER.sub(lambda m: f"{float(m.group()):.2f}", value)
+        elif key == "style":
+            value = COLOUR.sub(lambda m: VARIABLES.get(m.group(), m.group()), value)
+            if element.tag == "text":
+                value = re.sub(r"(\d+px) [^;]+", r"\1 var(--font)", value)
+        element.set(key, value)
+
+
+def _describe(root: ET.Element, name: str, description: str) -> None:
+    width = root.attrib.pop("width").removesuffix("pt")
+    root.attrib.pop("height")
+    root.set("style", f"{root.get('style')}; max-width: {1.25 * float(width):.0f}px")
+    root.set("role", "img")
+    root.set("aria-labelledby", f"{name}-title")
+    title = ET.Element("title", {"id": f"{name}-title"})
+    title.text = one_line(description)
+    root.insert(0, title)

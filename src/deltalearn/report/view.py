@@ -1,0 +1,119 @@
+"""What every section of the page starts from: the run's arms, pairings and metrics, named."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from deltalearn.report.summary import STUDENT, load_manifest
+from deltalearn.report.wording import Measure, measure
+
+BASE = "base"
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A tuned arm: whose answers it was trained on, how, and its place among the colours."""
+
+    name: str
+    method: str
+    chosen: str
+    rejected: str
+    index: int
+    max_grad_norm: float
+
+    @property
+    def supervised(self) -> bool:
+        """Whether it only imitates the chosen side."""
+        return self.method == "sft"
+
+    @property
+    def trained_on(self) -> str:
+        """Whose answers, in words."""
+        if self.supervised:
+            return f"answers of {self.chosen}"
+        return f"{self.chosen} over {self.rejected}"
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """One table of pairs, and the arms trained on it."""
+
+    chosen: str
+    rejected: str
+    path: Path
+    counts: dict[str, Any]
+    arms: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class RunView:
+    """A run directory and its summary."""
+
+    path: Path
+    summary: dict[str, Any]
+    manifest: dict[str, Any]
+
+    @classmethod
+    def load(cls, run: Path, summary: dict[str, Any]) -> RunView:
+        """The view of a finished run."""
+        return cls(run, summary, load_manifest(run))
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """The resolved recipe."""
+        return self.manifest["recipe"]
+
+    @property
+    def stages(self) -> dict[str, Any]:
+        """Stage records but the report's own: a page must not depend on when it was written."""
+        return {n: r for n, r in self.manifest["stages"].items() if n != "report"}
+
+    @cached_property
+    def arms(self) -> list[Arm]:
+        """Every tuned arm in recipe order."""
+        found: list[Arm] = []
+        for name, spec in self.recipe["arms"].items():
+            if spec["chosen"]:
+                tune = {**self.recipe["tune"], **spec["tune"]}
+                sides = spec["chosen"], spec["rejected"]
+                found.append(Arm(name, tune["method"], *sides, len(found), tune["max_grad_norm"]))
+        return found
+
+    @cached_property
+    def pairings(self) -> list[Pairing]:
+        """Every table of pairs in the order of first use."""
+        sides = dict.fromkeys((arm.chosen, arm.rejected) for arm in self.arms)
+        return [
+            Pairing(
+                chosen,
+                rejected,
+                self.path / "pairs" / f"{chosen}_over_{rejected}.parquet",
+                self.summary["pairs"][f"{chosen}_over_{rejected}"],
+                tuple(a.name for a in self.arms if (a.chosen, a.rejected) == (chosen, rejected)),
+            )
+            for chosen, rejected in sides
+        ]
+
+    @cached_property
+    def measures(self) -> list[Measure]:
+        """The metrics in recipe order; the first one is the headline's."""
+        return [
+            measure(key, [self.difference(arm.name)[key] for arm in self.arms])
+            for key in self.summary["metrics"]
+        ]
+
+    @property
+    def base(self) -> dict[str, Any]:
+        """Scores of the untouched student."""
+        return self.summary["arms"][BASE]
+
+    def difference(self, arm: str) -> dict[str, Any]:
+        """Differences of an arm from base, by metric."""
+        return self.summary["arms"][arm]["diff_vs_base"]
+
+    def scores(self, model: str) -> dict[str, Any]:
+        """A generator's own scores, by metric; the student's are base's."""
+        return self.base if model == STUDENT else self.summary["teachers"][model]

@@ -1,0 +1,144 @@
+"""How the report writes text it did not make, numbers, and what an interval allows one to say."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+GAIN, LOSS, NONE = "gain", "loss", "no difference shown"
+
+# What a reader would not see, or what would rearrange the text around it: control characters but
+# tab and newline, zero-width and bidirectional controls, tags, surrogates, non-characters.
+UNSEEN = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f"
+    "\ufeff\ufff9-\ufffb\ufdd0-\ufdef\ufffe\uffff\ud800-\udfff\U000e0000-\U000e007f]"
+)
+
+
+def visible(text: str) -> str:
+    """`text` with every unseen character shown as a sign of its own; tab and newline stay."""
+    return UNSEEN.sub(_sign, text)
+
+
+def one_line(text: str, limit: int | None = None) -> str:
+    """`visible` on one line, for names and figures; cut with an ellipsis after `limit`."""
+    line = visible(text).replace("\n", "␊").replace("\t", "␉")
+    return line if limit is None or len(line) <= limit else line[: limit - 1] + "…"
+
+
+def _sign(match: re.Match[str]) -> str:
+    code = ord(match.group())
+    if code < 0x20:
+        return chr(0x2400 + code)
+    return "␡" if code == 0x7F else f"⟨U+{code:04X}⟩"
+
+
+def signed(value: float, decimals: int) -> str:
+    """`+1.2`, `−1.2` or `0.0`: with a real minus sign, and no sign on what rounds to zero."""
+    text = f"{abs(value):.{decimals}f}"
+    if float(text) == 0:
+        return text
+    return ("+" if value > 0 else "−") + text
+
+
+def plain(value: float, decimals: int) -> str:
+    """A number with a real minus sign."""
+    return signed(value, decimals).removeprefix("+")
+
+
+def count(value: int) -> str:
+    """A whole number with thousands separators."""
+    return f"{value:,}"
+
+
+def share(part: float, whole: float) -> str:
+    """`part` of `whole` as a percentage; a small part never reads as none, nor a large as all."""
+    if not whole:
+        return "–"
+    percent = 100 * part / whole
+    if 0 < percent < 0.1:
+        return "<0.1%"
+    if 99.9 < percent < 100:
+        return ">99.9%"
+    return f"{percent:.0f}%" if percent in (0, 100) else f"{percent:.1f}%"
+
+
+def duration(seconds: float) -> str:
+    """`0.2 s`, `41 s`, `3 min 20 s` or `5 h 12 min`."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    minutes, left = divmod(round(seconds), 60)
+    if minutes < 1:
+        return f"{left} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {left} s"
+
+
+def verdict(difference: dict[str, float]) -> str:
+    """GAIN or LOSS if the interval lies on one side of zero, else NONE."""
+    if difference["lo"] > 0:
+        return GAIN
+    return LOSS if difference["hi"] < 0 else NONE
+
+
+def listing(items: Iterable[str]) -> str:
+    """`a`, `a and b` or `a, b and c`."""
+    *front, last = items
+    return f"{', '.join(front)} and {last}" if front else last
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A metric and how its scores and differences are written. Higher is better in all of them."""
+
+    key: str
+    label: str
+    scale: float  # what a raw score is multiplied by
+    suffix: str  # behind a score
+    unit: str  # of a difference
+    decimals: int
+
+    def score(self, value: float) -> str:
+        """A score with its unit sign."""
+        return plain(value * self.scale, self.decimals) + self.suffix
+
+    def difference(self, value: float) -> str:
+        """A signed difference without its unit."""
+        return signed(value * self.scale, self.decimals)
+
+    def amount(self, value: float) -> str:
+        """An unsigned difference with its unit."""
+        return f"{abs(value) * self.scale:.{self.decimals}f} {self.unit}"
+
+    def interval(self, entry: dict[str, float]) -> str:
+        """`[lo, hi]` of a difference."""
+        return f"[{self.difference(entry['lo'])}, {self.difference(entry['hi'])}]"
+
+    def score_interval(self, entry: dict[str, float]) -> str:
+        """`[lo, hi]` of a score."""
+        low, high = (plain(entry[end] * self.scale, self.decimals) for end in ("lo", "hi"))
+        return f"[{low}, {high}]"
+
+    def claim(self, entry: dict[str, float]) -> str:
+        """What may be said of a difference from base."""
+        words = {
+            GAIN: f"gains {self.amount(entry['mean'])}",
+            LOSS: f"loses {self.amount(entry['mean'])}",
+            NONE: f"{NONE}: {self.difference(entry['mean'])} {self.unit}",
+        }
+        low, high = self.difference(entry["lo"]), self.difference(entry["hi"])
+        return f"{words[verdict(entry)]} (95% interval {low} to {high})"
+
+
+def measure(key: str, differences: Iterable[dict[str, Any]]) -> Measure:
+    """How to write the metric `key`: fine enough for the narrowest of its intervals."""
+    label = {"loglik": "log-likelihood"}.get(key, key.replace("_", " "))
+    percent = key.endswith("accuracy")
+    scale, suffix, unit = (100, "%", "points") if percent else (1, "", "nats per token")
+    widths = [scale * (d["hi"] - d["lo"]) for d in differences]
+    finest = min((w for w in widths if w > 1e-6), default=1.0)  # narrower is rounding error
+    decimals = max(1 if percent else 3, min(4, -math.floor(math.log10(finest))))
+    return Measure(key, label, scale, suffix, unit, decimals)
