@@ -64,12 +64,17 @@ class Pipeline:
         return self.directory.path.joinpath(*parts)
 
     def _stage(
-        self, name: str, inputs: Any, outputs: list[str], work: Callable[[], dict[str, Any]]
+        self,
+        name: str,
+        inputs: Any,
+        outputs: list[str],
+        work: Callable[[], dict[str, Any]],
+        scratch: str | None = None,
     ) -> None:
         key = digest(inputs)
         self.keys[name] = key
         self.seen.append(name)
-        if self.directory.stage(name, key, outputs, work):
+        if self.directory.stage(name, key, outputs, work, scratch):
             record = self.directory.manifest["stages"][name]
             self.say(f"{name:<28} {record['seconds']:>7.1f} s  {_brief(record['counts'])}")
 
@@ -93,9 +98,12 @@ class Pipeline:
     @cached_property
     def placement(self):
         """Device and dtype, resolved."""
-        from deltalearn.lm.load import place
+        from deltalearn.lm.load import device_name, place
 
-        return place(self.recipe.device, self.recipe.dtype)
+        placement = place(self.recipe.device, self.recipe.dtype)
+        device = {"device": device_name(placement), "dtype": placement.dtype}
+        self.directory.manifest["machine"] |= device
+        return placement
 
     # -- stages ------------------------------------------------------------------------------
 
@@ -233,7 +241,7 @@ class Pipeline:
             "dtype": self.recipe.dtype,
         }
         outputs = [f"{folder}/final", f"{folder}/log.jsonl"]
-        self._stage(f"tune/{arm}/seed-{seed}", inputs, outputs, work)
+        self._stage(f"tune/{arm}/seed-{seed}", inputs, outputs, work, scratch=folder)
 
     def _examples(self, pairs: str, max_pairs: int | None, max_length: int) -> tuple[list, dict]:
         """Tokenised pairs and their counts; the last set is kept, for the next seed or arm."""
@@ -261,7 +269,7 @@ class Pipeline:
 
     @cached_property
     def _items(self):
-        from deltalearn.evaluate import read_items
+        from deltalearn.evaluate.items import read_items
 
         spec = self.recipe.evaluate
         return read_items(
@@ -281,7 +289,7 @@ class Pipeline:
         output = f"scores/{name}/items.parquet"
 
         def work() -> dict[str, Any]:
-            from deltalearn.evaluate import score_model
+            from deltalearn.evaluate.score import score_model
             from deltalearn.evaluate.table import write_scores
 
             rows = score_model(
@@ -335,17 +343,21 @@ def _source_digest(source: str) -> Any:
     return file_digest(path) if path.is_file() else source
 
 
+SHOWN_OF_LAST_STEP = ("loss", "margin", "accuracy")
+
+
 def _brief(counts: dict[str, Any]) -> str:
-    """Counts on one line: plain numbers, nested ones only where they are not zero."""
+    """Counts on one line, zeros left out; of the last training step only what tells most."""
     parts = []
     for name, value in counts.items():
-        if isinstance(value, dict):
-            inner = [f"{k} {_number(v)}" for k, v in value.items() if v and not isinstance(v, dict)]
+        if name == "last":
+            shown = [f"{k} {value[k]:.3f}" for k in SHOWN_OF_LAST_STEP if k in value]
+            parts.append(f"last step: {', '.join(shown)}")
+        elif isinstance(value, dict):
+            inner = [f"{k} {v:,}" for k, v in value.items() if v]
             parts += [f"{name}: {', '.join(inner)}"] if inner else []
-        elif isinstance(value, (int, float)):
-            parts.append(f"{name} {_number(value)}")
-    return "  ".join(parts)
-
-
-def _number(value: float) -> str:
-    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+        elif isinstance(value, int):
+            parts += [f"{name} {value:,}"] if value else []
+        else:
+            parts.append(f"{name} {value:.4f}")
+    return "  ".join(parts).replace("_", " ")

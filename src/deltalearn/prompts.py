@@ -6,6 +6,7 @@ line (or row) and the reason.
 
 from __future__ import annotations
 
+import json
 import random
 from collections import Counter
 from dataclasses import dataclass, field
@@ -13,10 +14,8 @@ from typing import Any
 
 from deltalearn.errors import UserError
 from deltalearn.files import digest
-from deltalearn.records import Message, Prompt
-from deltalearn.tables import rows
-
-ROLES = ("system", "user", "assistant")
+from deltalearn.records import Message, Prompt, Unusable, conversation, ends_with_user
+from deltalearn.tables import Row, rows
 
 
 @dataclass
@@ -26,10 +25,6 @@ class PromptSet:
     prompts: list[Prompt]
     rejects: list[dict[str, Any]] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)
-
-
-class Unusable(Exception):
-    """A row that is no prompt; the text says why."""
 
 
 def read_prompts(
@@ -59,7 +54,7 @@ def read_prompts(
         try:
             if row.problem:
                 raise Unusable(row.problem)
-            messages = _messages(row.value, column, count)
+            messages, answered = _messages(row.value, column)
             content = digest(list(messages))
             prompt = Prompt(_id(row.value, id_column) or content[:16], messages)
             if content in seen_content:
@@ -68,10 +63,12 @@ def read_prompts(
             if prompt.id in seen_ids:
                 raise Unusable(f"id {prompt.id!r} stands for another prompt already")
         except Unusable as problem:
-            result.rejects.append({"where": row.where, "reason": str(problem), "row": row.value})
+            result.rejects.append(_reject(row, problem))
             continue
         seen_content.add(content)
         seen_ids.add(prompt.id)
+        if answered:
+            count["final_answers_removed"] += 1
         result.prompts.append(prompt)
     count["rejected"] = len(result.rejects)
     if not result.prompts:
@@ -90,32 +87,22 @@ def _first_problem(result: PromptSet) -> str:
     return f"{result.rejects[0]['where']}: {result.rejects[0]['reason']}"
 
 
-def _messages(row: Any, column: str | None, count: Counter[str]) -> tuple[Message, ...]:
+def _reject(row: Row, problem: Unusable) -> dict[str, Any]:
+    """A line of the rejects file; times and bytes, which JSON lacks, as their text."""
+    value = json.loads(json.dumps(row.value, default=str))
+    return {"where": row.where, "reason": str(problem), "row": value}
+
+
+def _messages(row: Any, column: str | None) -> tuple[tuple[Message, ...], bool]:
+    """The conversation of a row, and whether its answer had to be taken off."""
     name = column or ("messages" if row.get("messages") is not None else "prompt")
     value = row.get(name)
     if value is None:
         raise Unusable(f"no column {name!r}; there are {', '.join(map(str, row)) or 'none'}")
-    if isinstance(value, str):
-        value = [{"role": "user", "content": value}]
-    if not isinstance(value, list) or not value:
-        raise Unusable(f"{name} must be a string or a non-empty list of messages")
-    messages = tuple(_message(turn, i) for i, turn in enumerate(value))
-    if messages[-1]["role"] == "assistant" and len(messages) > 1:
-        count["final_answers_removed"] += 1  # instruction data carries the answer as last turn
-        messages = messages[:-1]
-    if messages[-1]["role"] != "user":
-        raise Unusable(f"the last turn must be the user's, not the {messages[-1]['role']}'s")
-    return messages
-
-
-def _message(turn: Any, index: int) -> Message:
-    if not isinstance(turn, dict) or not isinstance(turn.get("content"), str):
-        raise Unusable(f"message {index} must have a role and a content string")
-    if turn.get("role") not in ROLES:
-        raise Unusable(f"message {index} has role {turn.get('role')!r}; known: {', '.join(ROLES)}")
-    if not turn["content"].strip() and turn["role"] == "user":
-        raise Unusable(f"message {index} is empty")
-    return Message(role=turn["role"], content=turn["content"])
+    messages = conversation(value, name)
+    # Instruction data carries the answer as last turn.
+    answered = messages[-1]["role"] == "assistant" and len(messages) > 1
+    return ends_with_user(messages[:-1] if answered else messages), answered
 
 
 def _id(row: dict, id_column: str) -> str | None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import Any, TypedDict
+
+ROLES = ("system", "user", "assistant")
 
 
 class Message(TypedDict):
@@ -11,6 +13,39 @@ class Message(TypedDict):
 
     role: str
     content: str
+
+
+class Unusable(Exception):
+    """A row that is no prompt; the text says why."""
+
+
+def conversation(value: Any, column: str) -> tuple[Message, ...]:
+    """The cell of `column`, a string or a list of messages, as messages; Unusable if it is neither.
+
+    Whose turn is last is left to the caller: see `ends_with_user`.
+    """
+    if isinstance(value, str):
+        value = [{"role": "user", "content": value}]
+    if not isinstance(value, list) or not value:
+        raise Unusable(f"{column} must be a string or a non-empty list of messages")
+    return tuple(_message(turn, i) for i, turn in enumerate(value))
+
+
+def ends_with_user(messages: tuple[Message, ...]) -> tuple[Message, ...]:
+    """`messages`, if they wait for an answer; Unusable otherwise."""
+    if messages[-1]["role"] != "user":
+        raise Unusable(f"the last turn must be the user's, not the {messages[-1]['role']}'s")
+    return messages
+
+
+def _message(turn: Any, index: int) -> Message:
+    if not isinstance(turn, dict) or not isinstance(turn.get("content"), str):
+        raise Unusable(f"message {index} must have a role and a content string")
+    if turn.get("role") not in ROLES:
+        raise Unusable(f"message {index} has role {turn.get('role')!r}; known: {', '.join(ROLES)}")
+    if not turn["content"].strip() and turn["role"] == "user":
+        raise Unusable(f"message {index} is empty")
+    return Message(role=turn["role"], content=turn["content"])
 
 
 @dataclass(frozen=True, slots=True)

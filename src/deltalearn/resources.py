@@ -19,7 +19,7 @@ def local_path(place: str, base: Path | None = None) -> Path:
         module, _, inside = place[len(PACKAGE_SCHEME) :].partition("/")
         try:
             return Path(str(resources.files(module))) / inside
-        except (ModuleNotFoundError, ValueError) as error:
+        except (ModuleNotFoundError, TypeError, ValueError) as error:
             raise UserError(f"{place}: there is no Python package {module!r} here") from error
     path = Path(place).expanduser()
     return path if path.is_absolute() or base is None else base / path

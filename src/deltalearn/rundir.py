@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
+import shutil
 import time
 from collections.abc import Callable, Iterable, Sequence
 from importlib import metadata
@@ -48,7 +50,7 @@ class RunDirectory:
             "deltalearn": __version__,
             "versions": {name: metadata.version(name) for name in PACKAGES},
             "python": platform.python_version(),
-            "machine": {"platform": platform.platform(), "cpu": platform.machine()},
+            "machine": (existing or {}).get("machine", _machine()),
             "created": (existing or {}).get("created", _now()),
             "seeds": list(loaded.recipe.seeds),
             "recipe": recipe,
@@ -70,7 +72,7 @@ class RunDirectory:
     def is_done(self, stage: str, key: str) -> bool:
         """Whether `stage` finished for the inputs `key` and its outputs are still there."""
         record = self.manifest["stages"].get(stage)
-        if record is None or record["key"] != key:
+        if record is None or record["key"] != key or record["state"] != "done":
             return False
         return all((self.path / output).exists() for output in record["outputs"])
 
@@ -79,15 +81,29 @@ class RunDirectory:
         return self.manifest["stages"][stage]["counts"]
 
     def stage(
-        self, name: str, key: str, outputs: Sequence[str], work: Callable[[], dict[str, Any]]
+        self,
+        name: str,
+        key: str,
+        outputs: Sequence[str],
+        work: Callable[[], dict[str, Any]],
+        scratch: str | None = None,
     ) -> bool:
-        """Run `work` unless `name` is done for `key`; record its counts. Return whether it ran."""
+        """Run `work` unless `name` is done for `key`; record its counts. Return whether it ran.
+
+        What an earlier, other version of the stage left in `scratch` is deleted first.
+        """
         if self.is_done(name, key):
             return False
+        before = self.manifest["stages"].get(name)
+        if scratch and before and before["key"] != key:
+            shutil.rmtree(self.path / scratch, ignore_errors=True)
+        self.manifest["stages"][name] = {"state": "running", "key": key}
+        self.save()
         start = time.monotonic()
         counts = work()
         self.done_now += 1
         self.manifest["stages"][name] = {
+            "state": "done",
             "key": key,
             "outputs": list(outputs),
             "finished": _now(),
@@ -109,6 +125,16 @@ class RunDirectory:
 
 def _now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+def _machine() -> dict[str, Any]:
+    return {
+        "platform": platform.platform(),
+        "cpu": platform.machine(),
+        "cores": len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count(),
+    }
 
 
 def _existing_manifest(path: Path) -> dict[str, Any] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -48,34 +49,42 @@ def rows(source: str, split: str | None = None) -> Iterator[Row]:
 def _jsonl_rows(path: Path) -> Iterator[Row]:
     with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
+            if number == 1:
+                line = line.removeprefix(codecs.BOM_UTF8)
             if not line.strip():
                 continue
-            where = f"{path}:{number}"
-            try:
-                value = json.loads(line.decode("utf-8"))
-            except UnicodeDecodeError as error:
-                yield Row(where, repr(line[:200]), f"not UTF-8: {error}")
-            except ValueError as error:
-                yield Row(where, line.decode("utf-8").rstrip("\n"), f"not JSON: {error}")
-            else:
-                is_object = isinstance(value, dict)
-                problem = None if is_object else f"an object is needed, not {type(value).__name__}"
-                yield Row(where, value, problem)
+            yield _jsonl_row(f"{path}:{number}", line)
+
+
+def _jsonl_row(where: str, line: bytes) -> Row:
+    try:
+        text = line.decode("utf-8").rstrip("\n")
+    except UnicodeDecodeError as error:
+        return Row(where, repr(line[:200]), f"not UTF-8: {error}")
+    try:
+        value = json.loads(text)
+        json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair can be read only
+    except UnicodeEncodeError as error:
+        return Row(where, text, f"not text: {error}")
+    except (ValueError, RecursionError) as error:
+        return Row(where, text, f"not JSON: {error}")
+    if not isinstance(value, dict):
+        return Row(where, value, f"an object is needed, not {type(value).__name__}")
+    return Row(where, value)
 
 
 def _parquet_rows(path: Path) -> Iterator[Row]:
     import pyarrow
     import pyarrow.parquet
 
-    try:
-        file = pyarrow.parquet.ParquetFile(path)
-    except pyarrow.ArrowInvalid as error:
-        raise UserError(f"{path}: not a Parquet file: {error}") from error
     number = 0
-    for batch in file.iter_batches():
-        for value in batch.to_pylist():
-            number += 1
-            yield Row(f"{path}: row {number}", value)
+    try:
+        for batch in pyarrow.parquet.ParquetFile(path).iter_batches():
+            for value in batch.to_pylist():
+                number += 1
+                yield Row(f"{path}: row {number}", value)
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: no Parquet, or damaged after row {number}: {error}") from error
 
 
 def _hub_rows(source: str, split: str) -> Iterator[Row]:

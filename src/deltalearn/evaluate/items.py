@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from deltalearn.errors import UserError
-from deltalearn.records import Message
+from deltalearn.records import Message, Unusable, conversation, ends_with_user
 from deltalearn.tables import rows
 
 
@@ -34,18 +34,23 @@ def read_items(
     over silently fewer items would be another score.
     """
     items: list[Item] = []
+    seen: set[str] = set()
     for row in rows(source):
         if row.problem:
             raise UserError(f"{row.where}: {row.problem}")
         prompt = _cell(row.where, row.value, prompt_column, (str, list))
-        messages = prompt
-        if isinstance(prompt, str):
-            messages = [Message(role="user", content=prompt)]
+        try:
+            messages = ends_with_user(conversation(prompt, prompt_column))
+        except Unusable as problem:
+            raise UserError(f"{row.where}: {problem}") from problem
         answer = _cell(row.where, row.value, answer_column, (str,))
         task = _cell(row.where, row.value, task_column, (str,)) if task_column else "all"
         identity = row.value.get("id")
         name = str(len(items) if identity is None else identity)
-        items.append(Item(name, task, tuple(messages), answer))
+        if name in seen:
+            raise UserError(f"{row.where}: id {name!r} stands for another item already")
+        seen.add(name)
+        items.append(Item(name, task, messages, answer))
         if limit is not None and len(items) == limit:
             break
     if not items:

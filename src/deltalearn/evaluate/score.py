@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from deltalearn.errors import UserError
 from deltalearn.evaluate.items import Item
 from deltalearn.lm.chat import answer_ids, answer_texts, prompt_ids
-from deltalearn.lm.decode import Sampling, decode
+from deltalearn.lm.decode import Decoded, Sampling, decode_within_context
 from deltalearn.lm.load import Placement, context_length, load_model, load_tokenizer
 from deltalearn.lm.locate import ModelFiles
 from deltalearn.lm.logprobs import length_batches, score_answers
@@ -33,11 +33,13 @@ def score_model(
     expected_accuracy: probability of exactly the reference answer and the end of the turn, in
     [0, 1], no sampling noise. loglik: its mean log-likelihood per token (nats, end of turn
     included). greedy_accuracy: 1 if the greedy answer of at most `max_tokens` is the reference
-    text and ended, else 0; the answer itself is kept as `greedy_answer`.
+    text and ended, else 0; the answer itself is kept as `greedy_answer`. UserError if the chat
+    template refuses an item, or if it does not fit into the model's context.
     """
     tokenizer = load_tokenizer(files)
     model = load_model(files, placement)
-    prompts = prompt_ids(tokenizer, [item.messages for item in items])
+    names = [f"evaluation item {item.id!r}" for item in items]
+    prompts = prompt_ids(tokenizer, [item.messages for item in items], names)
     scored: list[dict[str, Any]] = [{"id": item.id, "task": item.task} for item in items]
     passes = ("greedy_accuracy" in metrics) + (metrics != ("greedy_accuracy",))
     with progress(f"evaluate {title}", total=len(items) * passes, unit="items") as bar:
@@ -52,10 +54,16 @@ def score_model(
                 if "loglik" in metrics:
                     scored[i]["loglik"] = logprob / len(rows[i][1])
         if "greedy_accuracy" in metrics:
-            for i, answer, ended in _greedy(model, tokenizer, prompts, max_tokens, token_budget):
+            for i, answer in _greedy(model, tokenizer, prompts, max_tokens, token_budget):
                 bar.advance(1, amount=1)
-                scored[i]["greedy_accuracy"] = float(ended and answer == items[i].answer)
-                scored[i]["greedy_answer"] = answer
+                if answer is None:
+                    raise UserError(
+                        f"{names[i]}: its prompt ({len(prompts[i])} tokens) leaves no room for an "
+                        f"answer in a context of {context_length(model)} tokens"
+                    )
+                (text,) = answer_texts(tokenizer, [answer.ids])
+                scored[i]["greedy_accuracy"] = float(answer.ended and text == items[i].answer)
+                scored[i]["greedy_answer"] = text
     return scored
 
 
@@ -65,20 +73,12 @@ def _greedy(
     prompts: Sequence[Sequence[int]],
     max_tokens: int,
     token_budget: int,
-) -> Iterator[tuple[int, str, bool]]:
-    """Yield (item index, greedy answer, whether it ended)."""
-    room = (context_length(model) or 2**31) - max(map(len, prompts))
-    if room < 1:
-        raise UserError(
-            f"the longest evaluation prompt ({max(map(len, prompts))} tokens) leaves no room for "
-            f"an answer in a context of {context_length(model)} tokens"
-        )
-    sampling = Sampling(temperature=0.0, top_p=1.0, max_tokens=min(max_tokens, room))
+) -> Iterator[tuple[int, Decoded | None]]:
+    """Yield (item index, greedy answer or None if there is no room for one), longest first."""
+    sampling = Sampling(temperature=0.0, top_p=1.0, max_tokens=max_tokens)
     for batch in length_batches([len(p) + max_tokens for p in prompts], token_budget):
-        answers = decode(model, tokenizer, [prompts[i] for i in batch], sampling)
-        texts = answer_texts(tokenizer, [answer.ids for answer in answers])
-        for i, answer, text in zip(batch, answers, texts, strict=True):
-            yield i, text, answer.ended
+        answers = decode_within_context(model, tokenizer, [prompts[i] for i in batch], sampling)
+        yield from zip(batch, answers, strict=True)
 
 
 def _check_context(

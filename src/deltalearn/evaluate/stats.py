@@ -2,8 +2,8 @@
 
 Items are resampled within their task, so that every draw keeps the mix of tasks; scores are macro
 averages (mean of task means). All models see the same items in a draw, so a difference is paired:
-what makes an item hard for both cancels. Training seeds of an arm are resampled too. With only a
-few seeds their share of the variance is understated by (S - 1) / S: the report prints S.
+what makes an item hard for both cancels. Training seeds of an arm are resampled too; with S seeds
+their variance shows at (S - 1) / S of its size, so with two or three an interval is a little short.
 """
 
 from __future__ import annotations

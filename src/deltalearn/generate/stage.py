@@ -63,6 +63,7 @@ def generate(
     Batches are planned over *all* requests and committed whole: after a crash the remaining
     batches are the very ones an uninterrupted run would have formed, so their answers are too.
     """
+    requests = list({r.key: r for r in requests}.values())  # the same one twice is asked once
     have = store.have(r.key for r in requests)
     counts: Counter[str] = Counter(requests=len(requests), cached=len(have), generated=0, errors=0)
     if len(have) < len(requests):

@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
 
 from deltalearn.files import file_digest, write_json, write_jsonl
 from deltalearn.lab.tasks import TASKS, draw_question, draw_questions
@@ -102,6 +103,7 @@ def write_data(out: Path) -> None:
 def pretrain(rung: Rung, out: Path) -> dict[str, Any]:
     """Train one rung, save it as a Hugging Face directory and return its manifest entry."""
     torch.set_num_threads(1)
+    transformers_logging.disable_progress_bar()
     torch.manual_seed(rung.seed)
     tokenizer = build_tokenizer()
     model = _new_model(rung, tokenizer)

@@ -8,23 +8,68 @@ mask is exact by construction (PEERS B5, B12).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
+from jinja2 import TemplateError, TemplateSyntaxError
 from transformers import PreTrainedTokenizerBase
 
+from deltalearn.errors import UserError
 from deltalearn.records import Message
 
 
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a chat template does not take a conversation (Gemma's takes no system turn, say)."""
+
+    reason: str
+
+
 def prompt_ids(
-    tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Sequence[Message]]
+    tokenizer: PreTrainedTokenizerBase,
+    conversations: Sequence[Sequence[Message]],
+    names: Sequence[str] | None = None,
 ) -> list[list[int]]:
-    """Ids of each conversation up to and including the header of the assistant's next turn."""
-    rendered = tokenizer.apply_chat_template(
-        [list(messages) for messages in conversations],
-        add_generation_prompt=True,
-        tokenize=True,
-        return_dict=True,
-    )
-    return rendered["input_ids"]
+    """Ids of each conversation up to and including the header of the assistant's next turn.
+
+    UserError if the template refuses one, with its place in `names`.
+    """
+    found = prompt_ids_or_refusals(tokenizer, conversations)
+    for i, ids in enumerate(found):
+        if isinstance(ids, Refusal):
+            name = names[i] if names else f"conversation {i}"
+            raise UserError(f"{name}: {ids.reason} ({tokenizer.name_or_path})")
+    return found
+
+
+def prompt_ids_or_refusals(
+    tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Sequence[Message]]
+) -> list[list[int] | Refusal]:
+    """Like `prompt_ids`, with a Refusal in the place of each conversation that is refused.
+
+    UserError if the template itself is broken.
+    """
+    try:
+        rendered = tokenizer.apply_chat_template(
+            [list(messages) for messages in conversations],
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+        )
+        return rendered["input_ids"]
+    except TemplateSyntaxError as error:
+        raise UserError(
+            f"{tokenizer.name_or_path}: the chat template is broken: {error}"
+        ) from error
+    except TemplateError as error:
+        if len(conversations) == 1:
+            return [Refusal(f"the chat template refuses the conversation: {error}")]
+        # jinja does not say which one it was; halving finds few among many quickly.
+        half = len(conversations) // 2
+        return [
+            found
+            for part in (conversations[:half], conversations[half:])
+            for found in prompt_ids_or_refusals(tokenizer, part)
+        ]
 
 
 def answer_ids(

@@ -9,7 +9,7 @@ the generate stage keeps its batches fixed to remove that too.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from deltalearn.lm.load import end_ids
+from deltalearn.lm.load import context_length, end_ids
 
 
 @dataclass(frozen=True)
@@ -119,6 +119,36 @@ def decode(
         ),
     )
     return [_until_end(row, stops) for row in output[:, width:].tolist()]
+
+
+def decode_within_context(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Sequence[int]],
+    sampling: Sampling,
+    seeds: Sequence[int] | None = None,
+) -> list[Decoded | None]:
+    """Like `decode`, but no answer runs past the model's context; None where none would fit.
+
+    A prompt that leaves less room than max_tokens is decoded alone, up to the end of the context,
+    so that it does not shorten its neighbours' answers.
+    """
+    context = context_length(model) or 2**31
+    rooms = [min(context - len(prompt), sampling.max_tokens) for prompt in prompts]
+    wide = [i for i, room in enumerate(rooms) if room == sampling.max_tokens]
+    tight = [[i] for i, room in enumerate(rooms) if 0 < room < sampling.max_tokens]
+    answers: list[Decoded | None] = [None] * len(prompts)
+    for batch in filter(None, [wide, *tight]):
+        decoded = decode(
+            model,
+            tokenizer,
+            [prompts[i] for i in batch],
+            replace(sampling, max_tokens=rooms[batch[0]]),
+            seeds and [seeds[i] for i in batch],
+        )
+        for i, answer in zip(batch, decoded, strict=True):
+            answers[i] = answer
+    return answers
 
 
 def _until_end(ids: list[int], stops: frozenset[int]) -> Decoded:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -40,6 +41,11 @@ def place(device: str = "auto", dtype: str = "auto") -> Placement:
     return Placement(device, dtype)
 
 
+def device_name(placement: Placement) -> str:
+    """The device as its maker calls it, or "cpu" or "mps"."""
+    return torch.cuda.get_device_name() if placement.device == "cuda" else placement.device
+
+
 def load_tokenizer(files: ModelFiles) -> PreTrainedTokenizerBase:
     """Load the tokenizer; UserError unless it has a chat template and an end-of-turn token."""
     try:
@@ -60,17 +66,24 @@ def load_model(files: ModelFiles, placement: Placement) -> PreTrainedModel:
     """Load a causal language model in evaluation mode.
 
     The sampling defaults a model ships with (top_k, repetition_penalty, ...) are dropped: what is
-    sampled is what the recipe says. Its end-of-turn ids are kept.
+    sampled is what the recipe says. Its end-of-turn ids are kept. UserError if the files do not
+    make a whole model.
     """
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model, loading = AutoModelForCausalLM.from_pretrained(
             files.directory,
             dtype=getattr(torch, placement.dtype),
             trust_remote_code=False,
             use_safetensors=True,
+            output_loading_info=True,
         )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{files.name}: the model does not load: {error}") from error
+    if missing := sorted(loading["missing_keys"]):  # tied weights are not among them
+        raise UserError(
+            f"{files.name}: the model does not load: its files lack {len(missing)} weights, "
+            f"{missing[0]} first; transformers would draw them at random"
+        )
     shipped = model.generation_config
     model.generation_config = GenerationConfig(
         eos_token_id=shipped.eos_token_id, bos_token_id=shipped.bos_token_id

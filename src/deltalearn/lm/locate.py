@@ -31,10 +31,15 @@ def locate(place: str, revision: str | None = None) -> ModelFiles:
     """Return the files of `place`: a directory, `package://...` or a Hugging Face hub id.
 
     A hub id is downloaded (safetensors only) into the hub's own cache and identified by its
-    commit. Raises UserError if the place is neither, or lacks a config, weights or a tokenizer.
+    commit. Raises UserError if the place is neither, or lacks a config, weights or a tokenizer, or
+    if a `revision` is given for a directory.
     """
     path = local_path(place)
     if path.is_dir():
+        if revision is not None:
+            raise UserError(
+                f"{place}: revision {revision!r} has no effect on a directory; remove it"
+            )
         _require_model_files(place, path)
         return ModelFiles(place, path, directory_fingerprint(path))
     if place.startswith((PACKAGE_SCHEME, "/", "./", "../", "~")) or not HUB_ID.fullmatch(place):
@@ -78,17 +83,20 @@ def directory_fingerprint(directory: Path) -> str:
     """Hash of the contents of every model file in `directory`, whatever its path.
 
     Large files are read once: their hashes are remembered by path, size and modification time in
-    the user's cache directory.
+    the user's cache directory. UserError if one of them cannot be read.
     """
     known = _HashCache()
-    files = sorted(p for pattern in WANTED for p in directory.glob(pattern))
-    hashes = {path.name: known.hash_of(path) for path in files}
+    files = sorted(p for pattern in WANTED for p in directory.glob(pattern) if not p.is_dir())
+    try:
+        hashes = {path.name: known.hash_of(path) for path in files}
+    except OSError as error:
+        raise UserError(f"{directory}: a model file cannot be read: {error}") from error
     known.save()
     return digest(hashes)
 
 
 class _HashCache:
-    """File hashes that survive the process, so that 16 GB of weights are not read at every start."""
+    """File hashes that survive the process, lest 16 GB of weights are read at every start."""
 
     SMALL = 1 << 20  # below this, reading again is cheaper than remembering
 
@@ -97,9 +105,10 @@ class _HashCache:
         self.path = base / "deltalearn" / "file-hashes.json"
         self.changed = False
         try:
-            self.hashes: dict[str, str] = json.loads(self.path.read_text())
+            remembered = json.loads(self.path.read_text())
         except (OSError, ValueError):
-            self.hashes = {}
+            remembered = None
+        self.hashes: dict[str, str] = remembered if isinstance(remembered, dict) else {}
 
     def hash_of(self, path: Path) -> str:
         real = path.resolve()

@@ -17,6 +17,20 @@ from deltalearn.recipe.schema import Recipe, TuneSpec
 SHIPPED = Path(__file__).parents[1] / "recipes"  # in a wheel
 CHECKOUT = Path(__file__).parents[3] / "recipes"  # in a clone
 
+# What other libraries call our keys, so that a key brought along from one is recognised.
+ALIASES = {
+    "learning_rate": "lr",
+    "per_device_train_batch_size": "batch_size",
+    "batch": "batch_size",
+    "num_train_epochs": "epochs",
+    "max_steps": "steps",
+    "loss_type": "method",
+    "max_new_tokens": "max_tokens",
+    "model": "path",
+    "name_or_path": "path",
+    "dataset": "source",
+}
+
 
 @dataclass(frozen=True)
 class LoadedRecipe:
@@ -52,20 +66,22 @@ def parse_override(text: str) -> tuple[list[str], Any]:
     key, sign, value = text.partition("=")
     if not sign or not key.strip():
         raise UserError(f"--set {text}: expected key=value, for example --set tune.lr=1e-4")
-    try:
-        return key.strip().split("."), _load_yaml(value)
-    except yaml.YAMLError as error:
-        raise UserError(f"--set {text}: the value is not valid YAML: {error}") from error
+    return key.strip().split("."), _load_yaml(value, f"--set {text}")
 
 
 class _Loader(yaml.SafeLoader):
     """Safe YAML that refuses a key given twice and reads 1e-4 as the number it is."""
 
 
+class _Dumper(yaml.SafeDumper):
+    """Writes what `_Loader` reads back: a string that it would take for a number is quoted."""
+
+
 def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict:
     seen = set()
     for key_node, _ in node.value:
-        key = loader.construct_object(key_node)
+        merges = key_node.tag == "tag:yaml.org,2002:merge"  # `<<` stands for no value of its own
+        key = "<<" if merges else loader.construct_object(key_node)
         if key in seen:
             mark = key_node.start_mark
             raise yaml.constructor.ConstructorError(
@@ -76,15 +92,28 @@ def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict:
 
 
 _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
-_Loader.add_implicit_resolver(  # YAML 1.1 takes 1e-4 for a string; everyone means a number
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"),
-    list("-+0123456789"),
-)
+for _side in (_Loader, _Dumper):  # YAML 1.1 takes 1e-4 for a string; everyone means a number
+    _side.add_implicit_resolver(
+        "tag:yaml.org,2002:float",
+        re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"),
+        list("-+0123456789"),
+    )
 
 
-def _load_yaml(text: str) -> Any:
-    return yaml.load(text, Loader=_Loader)  # noqa: S506 (a SafeLoader)
+def _load_yaml(text: str | bytes, where: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_Loader)  # noqa: S506 (a SafeLoader)
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
+        # All but the first come from values: a 13th month, a list as key, a thousand brackets.
+        raise UserError(f"{where}: not valid YAML: {error}") from error
+
+
+def _dump_yaml(value: Any) -> str:
+    """`value` on one line."""
+    text = yaml.dump(
+        value, Dumper=_Dumper, default_flow_style=True, width=10**6, allow_unicode=True
+    )
+    return text.removesuffix("\n").removesuffix("\n...")
 
 
 def load_recipe(place: str | Path, overrides: list[str] | None = None) -> LoadedRecipe:
@@ -94,10 +123,7 @@ def load_recipe(place: str | Path, overrides: list[str] | None = None) -> Loaded
     Raises UserError naming the file, the key and, for a misspelt key, the nearest valid one.
     """
     path = find_recipe(str(place))
-    try:
-        values = _load_yaml(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid YAML: {error}") from error
+    values = _load_yaml(path.read_bytes(), str(path))
     if not isinstance(values, dict):
         raise UserError(f"{path}: a recipe is a mapping of keys to values")
     origins = dict.fromkeys(_leaves(values), path.name)
@@ -148,12 +174,11 @@ def _commented(
         dotted = f"{prefix}.{key}" if prefix else key
         pad = "  " * depth
         if isinstance(value, dict) and value:
-            lines.append(f"{pad}{key}:")
+            lines.append(f"{pad}{_dump_yaml(key)}:")
             lines += _commented(value, origins, dotted, depth + 1)
         else:
-            text = yaml.safe_dump(value, default_flow_style=True, width=10**6, allow_unicode=True)
-            text = text.removesuffix("\n").removesuffix("\n...")
-            lines.append(f"{pad}{key}: {text}  # {origins.get(dotted, 'default')}")
+            origin = origins.get(dotted, "default")
+            lines.append(f"{pad}{_dump_yaml(key)}: {_dump_yaml(value)}  # {origin}")
     return lines
 
 
@@ -176,9 +201,11 @@ def _explain(path: Path, error: ValidationError, root: type[BaseModel], inside: 
 
 def _suggestion(root: type[BaseModel], location: tuple) -> str:
     valid = _keys_at(root, location[:-1])
-    near = difflib.get_close_matches(str(location[-1]), valid, n=1, cutoff=0.5)
+    meant = {alias: key for alias, key in ALIASES.items() if key in valid}
+    meant |= {key: key for key in valid}
+    near = difflib.get_close_matches(str(location[-1]), meant, n=1, cutoff=0.5)
     if near:
-        return f"; did you mean {near[0]!r}?"
+        return f"; did you mean {meant[near[0]]!r}?"
     return f"; valid keys here: {', '.join(valid)}"
 
 

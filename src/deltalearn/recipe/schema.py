@@ -5,13 +5,17 @@ Errors raised here name the key; `deltalearn.recipe.load` adds the file and the 
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
 Name = Annotated[str, Field(pattern=NAME)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+T = TypeVar("T")
+Listed = Annotated[
+    T, Field(strict=False)
+]  # a tuple, which YAML writes as a list; items stay strict
 
 STUDENT = "student"
 METHODS = ("dpo_norm", "dpo", "sft")
@@ -23,7 +27,7 @@ Metric = Literal["expected_accuracy", "greedy_accuracy", "loglik"]
 class Spec(BaseModel):
     """Base of all recipe parts: unknown keys are errors, values are not coerced silently."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     def changed(self, key: str) -> bool:
         """Whether `key` was given a value other than its default.
@@ -70,7 +74,9 @@ class GenerateSpec(Spec):
     max_tokens: int = Field(default=2048, ge=1)
     samples: int = Field(default=1, ge=1)  # answers per prompt and model
     seed: int = Field(default=0, ge=0)
-    token_budget: int = Field(default=16384, ge=1)  # padded prompt tokens in one batch
+    token_budget: int = Field(
+        default=16384, ge=1
+    )  # rows x (longest prompt + max_tokens) in a batch
 
     @model_validator(mode="after")
     def _effective(self) -> GenerateSpec:
@@ -100,7 +106,7 @@ class TuneSpec(Spec):
     epochs: float | None = Field(default=None, gt=0)  # default: 1, unless steps is given
     warmup_ratio: Fraction = 0.03
     min_lr_ratio: Fraction = 0.1
-    adam_betas: tuple[Fraction, Fraction] = (0.9, 0.95)
+    adam_betas: Listed[tuple[Fraction, Fraction]] = (0.9, 0.95)
     weight_decay: float = Field(default=0.0, ge=0)
     max_grad_norm: float = Field(default=1.0, gt=0)
     max_length: int = Field(default=2048, ge=2)  # prompt and answer together
@@ -132,7 +138,7 @@ class ArmSpec(Spec):
 
     chosen: str | None = None
     rejected: str | None = None
-    tune: dict = Field(default_factory=dict)  # overrides of the recipe's `tune`
+    tune: dict[str, Any] = Field(default_factory=dict)  # overrides of the recipe's `tune`
 
     @model_validator(mode="after")
     def _sides(self) -> ArmSpec:
@@ -159,7 +165,7 @@ class EvaluateSpec(Spec):
     prompt_column: str = "prompt"
     answer_column: str = "answer"
     task_column: str | None = None
-    metrics: tuple[Metric, ...] = Field(
+    metrics: Listed[tuple[Metric, ...]] = Field(
         default=("expected_accuracy", "greedy_accuracy"), min_length=1
     )
     max_tokens: int = Field(default=512, ge=1)  # of a greedy answer
@@ -180,7 +186,7 @@ class Recipe(Spec):
     """The whole run: two or more weak models, a student, and the arms to compare."""
 
     name: Name
-    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(default=(0, 1, 2), min_length=1)
+    seeds: Listed[tuple[Annotated[int, Field(ge=0)], ...]] = Field(default=(0, 1, 2), min_length=1)
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     student: ModelSpec
@@ -203,6 +209,8 @@ class Recipe(Spec):
     def _consistent(self) -> Recipe:
         if STUDENT in self.models:
             raise ValueError(f"models.{STUDENT}: the name stands for the student; choose another")
+        if joined := [m for m in self.models if "_over_" in m]:
+            raise ValueError(f"models.{joined[0]}: a name with _over_ would confuse pair files")
         untouched = [name for name, arm in self.arms.items() if arm.chosen is None]
         if untouched != ["base"]:
             raise ValueError(

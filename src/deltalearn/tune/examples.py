@@ -52,13 +52,14 @@ def prepare_examples(
 
     A pair is dropped, both sides together, if either side with its prompt exceeds `max_length`
     tokens (cutting one side alone would teach length), if an answer has no token, or if both
-    answers have the same ids.
+    answers have the same ids. UserError if the chat template refuses a prompt.
     """
     counts = ExampleCounts()
     examples = []
     for rows in _batched(pairs, BATCH):
         counts.pairs += len(rows)
-        prompts = prompt_ids(tokenizer, [row["prompt"] for row in rows])
+        names = [f"pair of prompt {row['prompt_id']!r}" for row in rows]
+        prompts = prompt_ids(tokenizer, [row["prompt"] for row in rows], names)
         chosen = _side(tokenizer, rows, "chosen", counts)
         rejected = _side(tokenizer, rows, "rejected", counts)
         for prompt, (good, good_bare), (bad, bad_bare) in zip(

@@ -1,0 +1,104 @@
+"""Protects what `pip install` brings: ladder, recipes, page template, and nothing that is too big.
+
+Also the limits that the project sets itself: imports point one way, safe loading everywhere.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SOURCE = ROOT / "src" / "deltalearn"
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("wheel")
+    subprocess.run(
+        [sys.executable, "-m", "build", "--wheel", "--no-isolation", "-o", out, ROOT],
+        check=True,
+        capture_output=True,
+    )
+    return next(out.glob("*.whl"))
+
+
+def test_wheel_carries_everything(wheel):
+    names = set(zipfile.ZipFile(wheel).namelist())
+    for model in ("xs", "s", "m"):
+        assert f"deltalearn/lab/ladder/{model}/model.safetensors" in names
+        assert f"deltalearn/lab/ladder/{model}/tokenizer.json" in names
+    assert "deltalearn/lab/ladder/prompts.jsonl" in names
+    assert "deltalearn/lab/ladder/manifest.json" in names
+    assert {f"deltalearn/recipes/{r.name}" for r in (ROOT / "recipes").glob("*.yaml")} <= names
+    assert "deltalearn/report/template.html.j2" in names
+    assert any(name.endswith("licenses/LICENSE") for name in names)
+    assert wheel.stat().st_size < 2_000_000
+
+
+def test_installed_wheel_works_from_anywhere(wheel, tmp_path):
+    """Outside the clone, with the wheel alone on the path, the shipped recipe is found."""
+    target = tmp_path / "site"
+    zipfile.ZipFile(wheel).extractall(target)
+    code = (
+        "import deltalearn; from deltalearn.recipe import load_recipe;"
+        "from deltalearn.lm.locate import locate; print(deltalearn.__file__);"
+        "print(locate(load_recipe('lab').recipe.student.path).directory)"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(target), "HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
+    assert all(line.startswith(str(target)) for line in result.stdout.split())
+
+
+# What each part may import of the others; everything may import the leaves.
+LEAVES = {"errors", "files", "records", "resources", "progress", "tables", "__init__"}
+MAY_IMPORT = {
+    "lm": set(),
+    "prompts": set(),
+    "recipe": set(),
+    "generate": {"lm"},
+    "pairs": set(),
+    "tune": {"lm"},
+    "evaluate": {"lm"},
+    "report": {"evaluate"},  # its statistics and tables, which know nothing of models
+    "lab": {"lm"},
+    "rundir": {"recipe"},
+    "cli": {"recipe", "pipeline", "report", "lab"},
+}
+MAY_IMPORT["pipeline"] = set(MAY_IMPORT) - {"cli", "lab"}  # nothing knows about the lab
+
+
+def modules() -> list[Path]:
+    return sorted(SOURCE.rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(SOURCE)))
+def test_imports_point_one_way(path):
+    part = path.relative_to(SOURCE).parts[0].removesuffix(".py")
+    if part == "__main__":
+        return
+    allowed = LEAVES if part in LEAVES else LEAVES | MAY_IMPORT[part] | {part}
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("deltalearn"):
+            name = [*node.module.split("."), "__init__"][1]
+            assert name in allowed, f"line {node.lineno}: {part} imports {name}"
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(SOURCE)))
+def test_nothing_unsafe(path):
+    text = path.read_text()
+    assert not re.search(r"\bimport pickle\b|torch\.load\(|yaml\.load\([^,]*\)", text)
+    assert "trust_remote_code=True" not in text
+    assert not re.search(r"(?<![\w.])(eval|exec)\(", text)

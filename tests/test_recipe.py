@@ -1,0 +1,495 @@
+"""Protects the recipe: what it accepts, that nothing in it is without effect, and its errors.
+
+A typo must never become a silent default, so every unknown or ineffective key is an error that
+names the file, the dotted key and the nearest valid one; and the resolved recipe of a run must
+load again to the very same recipe.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from deltalearn.errors import UserError
+from deltalearn.recipe.load import LoadedRecipe, load_recipe, parse_override
+from deltalearn.recipe.schema import Recipe
+
+MINIMAL = """
+    name: minimal
+    student: {path: student-model}
+    models:
+      big: {path: big-model}
+      small: {path: small-model}
+    prompts: {source: prompts.jsonl}
+    arms:
+      base: {}
+      delta: {chosen: big, rejected: small}
+    evaluate: {source: eval.jsonl}
+"""
+
+
+@pytest.fixture
+def load(tmp_path: Path) -> Callable[..., LoadedRecipe]:
+    """`load("key=value", ..., text=...)`: MINIMAL (or `text`) with overrides."""
+
+    def load_text(*overrides: str, text: str = MINIMAL) -> LoadedRecipe:
+        path = tmp_path / "my.yaml"
+        path.write_text(textwrap.dedent(text), encoding="utf-8")
+        return load_recipe(path, list(overrides))
+
+    return load_text
+
+
+@pytest.fixture
+def error(load) -> Callable[..., str]:
+    """Like `load`, but the load must fail; returns the error's text."""
+
+    def failing(*overrides: str, text: str = MINIMAL) -> str:
+        with pytest.raises(UserError) as caught:
+            load(*overrides, text=text)
+        return str(caught.value)
+
+    return failing
+
+
+# -- the shipped recipe --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("place", ["lab", "lab.yaml", "recipes/lab.yaml"])
+def test_shipped_recipe_is_found_by_name(place, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # not found as a file of the checkout
+    recipe = load_recipe(place).recipe
+    assert recipe.name == "lab"
+    assert recipe.generators == ["s", "xs", "student"]
+    assert recipe.pairings == [("s", "xs"), ("xs", "s"), ("student", "xs")]
+    assert recipe.tuned_arms == ["delta", "sft", "reversed", "self"]
+    assert recipe.tune_of("delta").effective_beta == 5.0
+    assert recipe.tune_of("sft").effective_beta is None
+    assert recipe.model("student").path == "package://deltalearn.lab/ladder/m"
+
+
+def test_unknown_recipe_lists_the_shipped_ones():
+    with pytest.raises(UserError, match=r"nosuch: no such recipe file.*\blab\b"):
+        load_recipe("nosuch")
+
+
+def test_a_file_of_the_same_name_wins_over_the_shipped_recipe(tmp_path, monkeypatch):
+    (tmp_path / "lab.yaml").write_text(textwrap.dedent(MINIMAL))
+    monkeypatch.chdir(tmp_path)
+    assert load_recipe("lab.yaml").recipe.name == "minimal"
+    assert load_recipe("lab").recipe.name == "lab"
+
+
+def test_minimal_recipe_gets_the_papers_defaults(load):
+    recipe = load().recipe
+    tune = recipe.tune_of("delta")
+    assert (tune.method, tune.effective_beta, tune.lr, tune.batch_size) == (
+        "dpo_norm",
+        5.0,
+        5e-7,
+        32,
+    )
+    assert (recipe.generate.temperature, recipe.generate.max_tokens) == (0.0, 2048)
+    assert recipe.seeds == (0, 1, 2)
+    assert recipe.pairs.truncated == "drop"
+
+
+# -- unknown keys --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "nearest"),
+    [
+        ("generat={}", "generat", "generate"),
+        ("seed=[1]", "seed", "seeds"),
+        ("student.pth=x", "student.pth", "path"),
+        ("models.big.revison=x", "models.big.revison", "revision"),
+        ("prompts.surce=x", "prompts.surce", "source"),
+        ("generate.temprature=1.0", "generate.temprature", "temperature"),
+        ("pairs.truncatd=keep", "pairs.truncatd", "truncated"),
+        ("tune.learning_rte=1e-4", "tune.learning_rte", "lr"),
+        ("tune.learning_rate=1e-4", "tune.learning_rate", "lr"),
+        ("tune.per_device_train_batch_size=4", "tune.per_device_train_batch_size", "batch_size"),
+        ("tune.max_steps=4", "tune.max_steps", "steps"),
+        ("generate.max_new_tokens=4", "generate.max_new_tokens", "max_tokens"),
+        ("student.name_or_path=x", "student.name_or_path", "path"),
+        ("evaluate.dataset=x", "evaluate.dataset", "source"),
+        ("tune.qqq=1", "tune.qqq", None),
+        ("tune.batchsize=4", "tune.batchsize", "batch_size"),
+        ("arms.delta.choosen=big", "arms.delta.choosen", "chosen"),
+        ("arms.delta.tune.metod=sft", "arms.delta.tune.metod", "method"),
+        ("evaluate.metric=[loglik]", "evaluate.metric", "metrics"),
+    ],
+)
+def test_unknown_key_names_file_key_and_nearest(error, override, key, nearest):
+    text = error(override)
+    assert f"my.yaml: {key}: unknown key" in text
+    if nearest:
+        assert f"did you mean {nearest!r}?" in text
+    else:  # nothing is near: the valid keys are listed, the one meant among them
+        assert "valid keys here: method, lr," in text
+
+
+def test_several_mistakes_are_reported_together(error):
+    text = error("generat=1", "tune.lrr=1", "prompts.limit=0")
+    assert "generat: unknown key" in text
+    assert "tune.lrr: unknown key; did you mean 'lr'?" in text
+    assert "prompts.limit: Input should be greater than or equal to 1 (given: 0)" in text
+
+
+def test_missing_sections_are_named(error):
+    text = error(text="name: x\nstudent: {}\n")
+    for key in ("student.path", "models", "prompts", "arms", "evaluate"):
+        assert f"my.yaml: {key}: missing" in text
+
+
+@pytest.mark.parametrize(
+    ("override", "key"),
+    [
+        ("tune.lr=0", "tune.lr"),
+        ("tune.lr=.nan", "tune.lr"),
+        ("tune.beta=-1", "tune.beta"),
+        ("tune.method=ppo", "tune.method"),
+        ("arms.delta.tune.lr=fast", "arms.delta.tune.lr"),
+        ("generate.top_p=1.5", "generate.top_p"),
+        ("generate.max_tokens=0", "generate.max_tokens"),
+        ("generate.max_tokens=1.5", "generate.max_tokens"),
+        ("pairs.truncated=maybe", "pairs.truncated"),
+        ("pairs.max_length_difference=-1", "pairs.max_length_difference"),
+        ("evaluate.metrics=[accuracy]", "evaluate.metrics.0"),
+        ("evaluate.metrics=[]", "evaluate.metrics"),
+        ("evaluate.bootstrap=10", "evaluate.bootstrap"),
+        ("seeds=[]", "seeds"),
+        ("seeds=[-1]", "seeds.0"),
+        ("seeds=3", "seeds"),
+        ("name=a/b", "name"),
+        ("student.path=''", "student.path"),
+        ("generate=null", "generate"),
+        ("device=tpu", "device"),
+    ],
+)
+def test_bad_value_names_the_key(error, override, key):
+    assert f"my.yaml: {key}: " in error(override)
+
+
+def test_a_model_name_must_be_usable_as_a_file_name(error):
+    assert "models." in error("models={'../x': {path: y}}")
+
+
+# -- keys without effect -------------------------------------------------------------------------
+
+SAMPLED = "generate.temperature=0.7"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["generate.top_p=0.9"], "generate: top_p has no effect at temperature 0"),
+        (["generate.seed=1"], "generate: seed has no effect at temperature 0"),
+        (["generate.samples=2"], "generate: samples has no effect at temperature 0"),
+        (["prompts.select=random"], "prompts: select has no effect without limit"),
+        (["prompts.seed=1"], "prompts: seed has no effect unless select is random"),
+        (
+            ["prompts.limit=5", "prompts.seed=1"],
+            "prompts: seed has no effect unless select is random",
+        ),
+        (["tune.method=sft", "tune.beta=1.0"], "tune: beta has no effect on sft"),
+        (
+            ["arms.delta.tune={method: sft, beta: 0.1}"],
+            "arms.delta.tune: beta has no effect on sft",
+        ),
+        (["tune.steps=5", "tune.epochs=1"], "tune: steps and epochs both set the length"),
+        (
+            ["evaluate.metrics=[loglik]", "evaluate.max_tokens=9"],
+            "evaluate: max_tokens has no effect without the metric greedy_accuracy",
+        ),
+        (["evaluate.metrics=[loglik, loglik]"], "evaluate: metrics names one twice"),
+        (["models.extra.path=x"], "models.extra is used by no arm"),
+        (["arms.base.tune={lr: 1e-4}"], "tune has no effect on an arm without chosen"),
+        (["seeds=[1, 1]"], "seeds: a seed occurs twice"),
+        (["arms.delta.rejected=big"], "arms.delta: chosen and rejected are both 'big'"),
+        (["arms.delta.rejected=null"], "arms.delta: an arm needs chosen and rejected, or neither"),
+        (["arms.delta.rejected=tiny"], "no model is named 'tiny'; there are student, big, small"),
+        (["models.a_over_b.path=x"], "models.a_over_b: a name with _over_ would confuse"),
+        (["models.student.path=x"], "models.student: the name stands for the student"),
+        (["arms={delta: {chosen: big, rejected: small}}"], "exactly one arm, named base"),
+        (["arms.other={}"], "exactly one arm, named base"),
+        (
+            ["tune.batch_size=8", "tune.micro_batch_size=3"],
+            "batch_size (8) is not a multiple of micro_batch_size (3)",
+        ),
+    ],
+)
+def test_key_without_effect_is_an_error(error, overrides, says):
+    text = error(*overrides)
+    assert says in text
+    assert "my.yaml" in text
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [SAMPLED, "generate.top_p=0.9", "generate.seed=1", "generate.samples=2"],
+        ["prompts.limit=5", "prompts.select=random", "prompts.seed=1"],
+        ["prompts.limit=5"],
+        ["generate.top_p=1.0", "generate.seed=0", "generate.samples=1"],  # defaults are harmless
+        ["prompts.select=first", "prompts.seed=0"],
+        ["evaluate.metrics=[loglik]", "evaluate.max_tokens=512"],
+        ["tune.batch_size=8", "tune.micro_batch_size=2"],
+        ["arms.self={chosen: student, rejected: small}"],
+    ],
+)
+def test_keys_that_have_an_effect_are_accepted(load, overrides):
+    load(*overrides)
+
+
+@pytest.mark.parametrize(
+    "override", ["generate.max_tokens=true", "generate.max_tokens='7'", "seeds=[true]"]
+)
+def test_values_of_another_type_are_not_coerced(error, override):
+    assert override.partition("=")[0] in error(override)
+
+
+@pytest.mark.parametrize("key", ["tune.lr", "generate.temperature", "tune.beta"])
+def test_infinite_numbers_are_errors(error, key):
+    assert key in error(f"{key}=.inf")
+
+
+# -- per-arm tuning ------------------------------------------------------------------------------
+
+
+def test_arm_settings_go_on_top_of_the_shared_ones(load):
+    recipe = load("tune={lr: 1e-4, beta: 2.0}", "arms.delta.tune={beta: 3.0}").recipe
+    tune = recipe.tune_of("delta")
+    assert (tune.lr, tune.beta) == (1e-4, 3.0)
+
+
+def test_arm_with_another_method_does_not_inherit_beta(load):
+    recipe = load(
+        "tune={beta: 2.0}",
+        "arms.sft={chosen: big, rejected: small, tune: {method: sft}}",
+        "arms.plain={chosen: big, rejected: small, tune: {method: dpo}}",
+        "arms.same={chosen: big, rejected: small, tune: {method: dpo_norm}}",
+    ).recipe
+    assert recipe.tune_of("delta").effective_beta == 2.0
+    assert recipe.tune_of("same").effective_beta == 2.0
+    assert recipe.tune_of("sft").effective_beta is None
+    assert recipe.tune_of("plain").effective_beta == 0.1  # plain DPO's own default
+
+
+def test_arm_with_steps_does_not_inherit_epochs_and_vice_versa(load):
+    recipe = load("tune.epochs=2", "arms.delta.tune={steps: 7}").recipe
+    assert (recipe.tune_of("delta").steps, recipe.tune_of("delta").epochs) == (7, None)
+    recipe = load("tune.steps=9", "arms.delta.tune={epochs: 0.5}").recipe
+    assert (recipe.tune_of("delta").steps, recipe.tune_of("delta").epochs) == (None, 0.5)
+
+
+def test_arm_error_that_only_shows_after_merging_names_the_arm(error):
+    text = error("tune.batch_size=8", "arms.delta.tune.micro_batch_size=3")
+    assert "arms.delta.tune: batch_size (8) is not a multiple of micro_batch_size (3)" in text
+
+
+# -- overrides -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "keys", "value"),
+    [
+        ("tune.lr=1e-4", ["tune", "lr"], 1e-4),
+        ("a=1E5", ["a"], 1e5),
+        ("a=-2.5e+3", ["a"], -2500.0),
+        ("a=3", ["a"], 3),
+        ("a=1.5", ["a"], 1.5),
+        ("a=true", ["a"], True),
+        ("a=null", ["a"], None),
+        ("a=", ["a"], None),
+        ("a=1e", ["a"], "1e"),
+        ("a=e5", ["a"], "e5"),
+        ("a='1e5'", ["a"], "1e5"),
+        ("a=package://x/y", ["a"], "package://x/y"),
+        ("a=b=c", ["a"], "b=c"),
+        ("seeds=[0, 1, 2]", ["seeds"], [0, 1, 2]),
+        ("arms.x.tune={lr: 1e-5}", ["arms", "x", "tune"], {"lr": 1e-5}),
+        (" a.b =2", ["a", "b"], 2),
+    ],
+)
+def test_parse_override(text, keys, value):
+    parsed = parse_override(text)
+    assert parsed == (keys, value)
+    assert type(parsed[1]) is type(value)
+
+
+@pytest.mark.parametrize("text", ["tune.lr", "=1", "", " =1", "a=[1", "a={b: 1, b: 2}"])
+def test_malformed_override_is_a_user_error(text):
+    with pytest.raises(UserError, match="--set"):
+        parse_override(text)
+
+
+@given(st.floats(allow_nan=False, allow_infinity=False))
+def test_every_float_that_python_prints_is_read_as_that_number(number):
+    assert parse_override(f"a={number!r}") == (["a"], number)
+
+
+def test_overrides_create_nested_sections_and_win_in_order(load):
+    recipe = load("tune.lr=1e-3", "tune.lr=1e-4", "arms.delta.tune.beta=9").recipe
+    assert recipe.tune.lr == 1e-4
+    assert recipe.tune_of("delta").beta == 9.0
+
+
+def test_override_below_a_plain_value_is_a_user_error(error):
+    assert "--set name.first=x: name is a value, not a section" in error("name.first=x")
+
+
+# -- unsafe or ambiguous YAML --------------------------------------------------------------------
+
+
+def test_duplicate_keys_are_refused_with_their_line(error):
+    text = error(text=MINIMAL + "    name: again\n")
+    assert "the key 'name' is given twice" in text
+    assert "line 12" in text
+
+
+def test_nested_duplicate_keys_are_refused(error):
+    assert "the key 'path' is given twice" in error("student={path: a, path: b}")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "!!python/object/apply:os.system ['touch HACKED']",
+        '!!python/object/apply:builtins.exec [\'open("HACKED", "w")\']',
+        "!!python/name:os.system",
+        "!!python/object/new:os.system ['touch HACKED']",
+    ],
+)
+def test_python_tags_are_refused_and_never_run(error, value, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert "not valid YAML" in error(text=f"name: {value}\n")
+    with pytest.raises(UserError, match="not valid YAML"):
+        parse_override(f"name={value}")
+    assert not (tmp_path / "HACKED").exists()
+
+
+@pytest.mark.parametrize(
+    "text", ["[a, b]", "", "just words", "a: [", "a: \x00", "&a {b: *a}", "'unclosed"]
+)
+def test_yaml_that_is_no_mapping_or_no_yaml_is_a_user_error(error, text):
+    assert "my.yaml" in error(text=text)
+
+
+def test_recipe_that_is_not_utf8_is_a_user_error(tmp_path):
+    path = tmp_path / "latin.yaml"
+    path.write_bytes("name: Größe".encode("latin-1"))
+    with pytest.raises(UserError, match=r"latin\.yaml: not valid YAML"):
+        load_recipe(path)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["{[1, 2]: 3}", "name: 2024-13-45", "name: !!int abc", "name: " + "[" * 3000],
+    ids=["unhashable-key", "impossible-date", "bad-int", "deep-nesting"],
+)
+def test_strange_yaml_is_a_user_error(error, text):
+    assert "my.yaml" in error(text=text)
+
+
+def test_arm_tuning_key_that_is_no_string_is_a_user_error(error):
+    assert "arms.delta.tune" in error("arms.delta.tune={1: 2}")
+
+
+def test_merge_keys_share_settings_between_arms(load):
+    text = MINIMAL.replace(
+        "delta: {chosen: big, rejected: small}",
+        "delta: &d {chosen: big, rejected: small}\n      sft: {<<: *d, tune: {method: sft}}",
+    )
+    assert load(text=text).recipe.arms["sft"].chosen == "big"
+
+
+# -- the resolved recipe -------------------------------------------------------------------------
+
+
+def reload(loaded: LoadedRecipe, tmp_path: Path) -> LoadedRecipe:
+    path = tmp_path / "resolved.yaml"
+    path.write_text(loaded.resolved_yaml(), encoding="utf-8")
+    return load_recipe(path)
+
+
+def test_resolved_recipe_loads_again_to_the_same_recipe(tmp_path):
+    loaded = load_recipe("lab", ["tune.lr=3e-5", "seeds=[4]", "arms.sft.tune.warmup_ratio=0.5"])
+    again = reload(loaded, tmp_path)
+    assert again.recipe == loaded.recipe
+    for arm in loaded.recipe.tuned_arms:
+        assert again.recipe.tune_of(arm) == loaded.recipe.tune_of(arm)
+    assert reload(again, tmp_path).recipe == loaded.recipe
+
+
+def test_resolved_recipe_tells_where_every_value_is_from(load):
+    text = load("tune.lr=1e-4", "arms.delta.tune={beta: 2.0}").resolved_yaml()
+    lines = {line.split("#")[0].strip(): line.partition("  # ")[2] for line in text.splitlines()}
+    assert lines["lr: 0.0001"] == "--set"
+    assert lines["beta: 2.0"] == "--set"
+    assert lines["name: minimal"] == "my.yaml"
+    assert lines["path: big-model"] == "my.yaml"
+    assert lines["batch_size: 32"] == "default"
+    assert lines["seeds: [0, 1, 2]"] == "default"
+    values = [line for line in text.splitlines()[1:] if not line.endswith(":")]
+    assert all("  # " in line for line in values)
+
+
+def test_override_of_a_section_replaces_the_origins_inside_it(load):
+    text = MINIMAL.replace("prompts.jsonl}", "prompts.jsonl, limit: 5}")
+    loaded = load("prompts={source: other.jsonl}", text=text)
+    assert loaded.origins["prompts.source"] == "--set"
+    assert "limit: null  # default" in loaded.resolved_yaml()  # the file's 5 is gone
+    loaded = load("arms.delta={chosen: small, rejected: big}")
+    assert loaded.origins["arms.delta.chosen"] == "--set"
+    assert loaded.origins["arms.base"] == "my.yaml"
+
+
+def test_resolved_recipe_spells_out_every_key_of_the_schema(load):
+    values = yaml.safe_load(load().resolved_yaml())
+    assert set(values) == set(Recipe.model_fields)
+    for section in ("prompts", "generate", "pairs", "tune", "evaluate"):
+        assert set(values[section]) == set(type(getattr(load().recipe, section)).model_fields)
+
+
+AWKWARD = [
+    "null",
+    "true",
+    "1.0",
+    "# no comment",
+    "a: b",
+    "{x}",
+    "'",
+    '"',
+    "ü 你好 🙂",
+    " x ",
+    "- a",
+]
+
+
+@pytest.mark.parametrize("value", AWKWARD)
+def test_awkward_strings_survive_the_resolved_recipe(load, tmp_path, value):
+    loaded = load()
+    student = loaded.recipe.student.model_copy(update={"path": value})
+    recipe = loaded.recipe.model_copy(update={"student": student})
+    assert reload(LoadedRecipe(recipe, {}), tmp_path).recipe == recipe
+
+
+@pytest.mark.parametrize("value", ["12e4567", "1e5"])
+def test_strings_that_look_like_our_numbers_survive_the_resolved_recipe(load, tmp_path, value):
+    loaded = load(f"student.revision='{value}'")
+    assert reload(loaded, tmp_path).recipe == loaded.recipe
+
+
+@pytest.mark.parametrize("name", ["on", "8", "1e3", "null"])
+def test_model_names_that_look_like_other_yaml_survive_the_resolved_recipe(load, tmp_path, name):
+    loaded = load(text=MINIMAL.replace("big:", f"'{name}':").replace(": big,", f": '{name}',"))
+    assert name in loaded.recipe.models
+    assert reload(loaded, tmp_path).recipe == loaded.recipe
