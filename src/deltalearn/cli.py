@@ -85,6 +85,54 @@ def report(
     print_summary(run_directory)
 
 
+@app.command()
+def theory(
+    student: Annotated[float, typer.Option(help="Student's cosine to the truth, a_0.")] = 0.8,
+    chosen: Annotated[float, typer.Option(help="Chosen teacher's cosine, a_c.")] = 0.6,
+    rejected: Annotated[float, typer.Option(help="Rejected teacher's cosine, a_r.")] = 0.4,
+    norm: Annotated[float, typer.Option(help="Student's norm r.")] = 1.0,
+    errors: Annotated[
+        str,
+        typer.Option(
+            metavar="A,B,C",
+            help="Correlations of errors: student-chosen, student-rejected, chosen-rejected.",
+        ),
+    ] = "0,0,0",
+    dimension: Annotated[int, typer.Option(min=1, help="Input dimensions d.")] = 300,
+    trials: Annotated[int, typer.Option(min=1, help="Simulated students.")] = 20,
+    steps: Annotated[int, typer.Option(min=1, help="Gradient steps of the simulation.")] = 100,
+    batch: Annotated[int, typer.Option(min=1, help="Pairs a step.")] = 200,
+    rate: Annotated[
+        float | None, typer.Option(help="Learning rate; default: the last step is at the peak.")
+    ] = None,
+    temperature: Annotated[float, typer.Option(help="Of the teachers' labels; 0: hard.")] = 0.0,
+    loss: Annotated[str, typer.Option(help="preference, sft or dpo.")] = "preference",
+    beta: Annotated[float | None, typer.Option(help="Of dpo; default 5.")] = None,
+    inputs: Annotated[
+        str, typer.Option(help="normal, elliptical, heavy or correlated.")
+    ] = "normal",
+    freedom: Annotated[
+        float | None, typer.Option(help="Of elliptical and heavy inputs; default 5.")
+    ] = None,
+    correlation: Annotated[
+        float | None, typer.Option(help="Of neighbours in correlated inputs; default 0.5.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the simulations.")] = 0,
+    out: Annotated[
+        Path | None, typer.Option(help="Where page and figures go; default runs/theory.")
+    ] = None,
+    no_figures: Annotated[bool, typer.Option("--no-figures", help="Only print the table.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one line of JSON; figures only with --out.")
+    ] = False,
+) -> None:
+    """Delta learning in logistic regression: closed form, a simulation, figures and a page."""
+    options = locals()
+    from deltalearn.theory.run import Options, run_theory
+
+    run_theory(Options(**options))
+
+
 @lab_app.command()
 def pretrain(
     out: Annotated[Path, typer.Option(help="Where the rebuilt ladder goes.")] = Path("lab-ladder"),

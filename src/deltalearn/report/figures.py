@@ -14,8 +14,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from deltalearn.report.svg import GRID, INK, MUTED, PAPER, SERIES, drawing, inline
 from deltalearn.report.wording import one_line, plain
+from deltalearn.svg import GRID, INK, MUTED, PAPER, SERIES, drawing, inline
 
 WIDTH = 400
 CURVE_WIDTH = 340  # these stand three to a row
@@ -97,7 +97,7 @@ def rows_figure(
         if tick is not None:
             axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: tick(value)))
         axes.set_xlabel(axis, labelpad=3)
-        return inline(figure, name, description)
+        return inline(figure, name, one_line(description))
 
 
 def _row(axes: Axes, index: int, row: Row) -> None:
@@ -176,7 +176,7 @@ def curves_figure(
         if line is not None:
             _level(axes, *line)
         _end_labels(axes, curves, labels)
-        return inline(figure, name, description)
+        return inline(figure, name, one_line(description))
 
 
 def _curve(axes: Axes, curve: Curve) -> None:

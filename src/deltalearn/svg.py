@@ -18,8 +18,6 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from deltalearn.report.wording import one_line
-
 INK, MUTED, GRID, PAPER = "#1b2430", "#5f6b7a", "#d5dbe2", "#fdfdfe"
 # Chosen by search: at least 3:1 on the page and 20 CIELAB units apart, also to eyes that lack one
 # kind of cone; neither the blue nor the orange that the page keeps for gains and losses.
@@ -65,7 +63,7 @@ POINTS_PER_INCH = 72  # one SVG unit is one point, so sizes given in units are d
 
 @contextmanager
 def drawing(name: str, width: float, height: float) -> Iterator[Figure]:
-    """A figure of `width` x `height` SVG units in the report's style, whatever matplotlibrc says.
+    """A figure of `width` x `height` SVG units in the house style, whatever matplotlibrc says.
 
     Draw it and call `inline` inside the block; `name` makes the ids in the SVG its own.
     """
@@ -79,7 +77,10 @@ def drawing(name: str, width: float, height: float) -> Iterator[Figure]:
 
 
 def inline(figure: Figure, name: str, description: str) -> Markup:
-    """`figure` as an <svg> element whose ids start with `name`, described for who cannot see it."""
+    """`figure` as an <svg> element whose ids start with `name`.
+
+    `description` is one line of visible text for who cannot see the figure.
+    """
     for text in figure.findobj(Text):
         text.set_parse_math(False)
     buffer = io.StringIO()
@@ -140,5 +141,5 @@ def _describe(root: ET.Element, name: str, description: str) -> None:
     root.set("role", "img")
     root.set("aria-labelledby", f"{name}-title")
     title = ET.Element("title", {"id": f"{name}-title"})
-    title.text = one_line(description)
+    title.text = description
     root.insert(0, title)

@@ -1,0 +1,138 @@
+"""The figures that hold preference training against imitation (SFT on the chosen labels)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from deltalearn.theory import closed_form as cf
+from deltalearn.theory.canvas import MUTED, Panel, curve, legend, level, points
+from deltalearn.theory.geometry import Geometry
+from deltalearn.theory.numbers import sft_peak
+from deltalearn.theory.scene import QUIET, Scene, line
+from deltalearn.theory.simulate import Result, simulate
+
+SFT = "SFT on the chosen labels"
+SFT_RATE, SFT_STEPS = 0.1, 200
+RACE_CORRELATION = 0.8
+
+
+def _common(geometry: Geometry, c: float) -> Geometry:
+    """All three errors correlated by c."""
+    return replace(geometry, errors=((1.0, c, c), (c, 1.0, c), (c, c, 1.0)))
+
+
+def shared_errors(scene: Scene) -> Panel:
+    """Best gain of preference and SFT as one error is common to student and teachers."""
+    fine, coarse = np.linspace(0, 0.95, 96), (0.0, 0.3, 0.6, 0.9)
+    sparse = fine[::5]  # imitation has no closed form: each value takes a whole trajectory
+    preference = [float(cf.best_cosine(*line(_common(scene.geometry, c)))) for c in fine]
+    imitation = [sft_peak(_common(scene.geometry, float(c)))[1] for c in sparse]
+    curves = [
+        ("preference", np.array(preference), [_at_peak(scene, c, "preference") for c in coarse]),
+        (SFT, np.interp(fine, sparse, imitation), [_at_peak(scene, c, "sft") for c in coarse]),
+    ]
+    start = scene.geometry.student
+
+    def draw(axes: Axes) -> None:
+        for i, (label, theory, measured) in enumerate(curves):
+            curve(axes, fine, theory - start, i, label)
+            mean = np.array([result.cosine.mean[-1] for result in measured])
+            error = np.array([result.cosine.error[-1] for result in measured])
+            points(axes, np.array(coarse), mean - start, error, i)
+        axes.axhline(0, color=MUTED, linewidth=1)
+        axes.set_xlabel("correlation c of all three errors")
+        axes.set_ylabel("best gain in cosine")
+        legend(axes, 1, 2)
+
+    return Panel(
+        "shared-errors",
+        "Preference cancels what both teachers get wrong alike; imitation learns it",
+        "Best gain in cosine over the common correlation of the errors, for preference training "
+        "and for SFT: theory as lines, simulation as points.",
+        draw,
+        legend_rows=1,
+    )
+
+
+def _at_peak(scene: Scene, c: float, loss: str) -> Result:
+    """A simulation stopped where theory has the peak (no training where it has none)."""
+    geometry, steps = _common(scene.geometry, c), 40
+    if loss == "sft":
+        rate = sft_peak(geometry)[0] / steps
+    else:
+        best = float(cf.best_step(*line(geometry), geometry.norm))
+        best = min(best, 4 * geometry.norm)
+        rate = 2 * best / (steps * cf.SIGN_GAIN)
+    records = None if rate > 0 else (0,)
+    plan = scene.plan(steps=steps, rate=rate or 1.0, loss=loss, records=records, **QUIET)
+    return simulate(geometry, plan)
+
+
+def _race(scene: Scene, geometry: Geometry, name: str, title: str, which: str) -> Panel:
+    """Preference and SFT over learning rate x steps, on a log axis."""
+    rate, long = SFT_RATE * geometry.norm, 800
+    time = np.geomspace(0.01 * geometry.norm, rate * long, 300)
+    path = cf.sft_trajectory(geometry.gram, rate, long, geometry.norm)
+    theory = [
+        cf.cosine(*line(geometry), cf.travelled(1, time), geometry.norm),
+        np.interp(time, rate * np.arange(long + 1), path),
+    ]
+    results = []
+    for loss in ("preference", "sft"):
+        records = (1, 3, 10, 25, 75, SFT_STEPS)
+        plan = scene.plan(steps=SFT_STEPS, rate=rate, loss=loss, records=records, **QUIET)
+        results.append(simulate(geometry, plan))
+
+    def draw(axes: Axes) -> None:
+        for i, label in enumerate(("preference", SFT)):
+            curve(axes, time, theory[i], i, label)
+            points(axes, rate * results[i].steps, results[i].cosine.mean,
+                   results[i].cosine.error, i)  # fmt: skip
+        level(axes, geometry.student, "start a_0")
+        level(axes, geometry.chosen, "chosen teacher a_c")
+        axes.set_xscale("log")
+        axes.margins(y=0.09)
+        axes.set_xlabel("learning rate × steps, η t")
+        axes.set_ylabel("student's cosine to the truth")
+        legend(axes, 1, 2)
+
+    return Panel(
+        name,
+        title,
+        f"Cosine of preference training and of SFT over learning rate times steps, {which}: "
+        "theory as lines, simulation as points.",
+        draw,
+        legend_rows=1,
+    )
+
+
+def _who_gains(geometry: Geometry) -> str:
+    """The finding of a race, whatever the setting."""
+    start = geometry.student + 1e-12
+    preference, imitation = float(cf.best_cosine(*line(geometry))), sft_peak(geometry)[1]
+    if preference <= start and imitation <= start:
+        return "neither preference nor imitation gains"
+    if imitation <= start:
+        return "preference gains at first, and imitation only loses"
+    if preference <= start:
+        return "imitation gains at first, and preference only loses"
+    more = "imitation" if imitation > preference else "preference"
+    return f"stopped early, both gain, {more} more"
+
+
+def race_independent(scene: Scene) -> Panel:
+    """With orthogonal errors."""
+    geometry = _common(scene.geometry, 0)
+    title = f"Independent errors: {_who_gains(geometry)}"
+    return _race(scene, geometry, "race-independent", title, "independent errors")
+
+
+def race_correlated(scene: Scene) -> Panel:
+    """With errors that the student shares."""
+    c = RACE_CORRELATION
+    geometry = _common(scene.geometry, c)
+    title = f"Shared errors: {_who_gains(geometry)}"
+    return _race(scene, geometry, "race-correlated", title, f"errors correlated by {c}")

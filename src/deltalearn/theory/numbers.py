@@ -1,0 +1,170 @@
+"""What the closed form says of one setting, and one simulation to hold against it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import numpy as np
+
+from deltalearn.theory import closed_form as cf
+from deltalearn.theory.geometry import Geometry
+from deltalearn.theory.simulate import Plan, simulate
+
+SFT_RATE, SFT_STEPS = 0.02, 1000  # fine and long enough to find where imitation peaks
+RATE_TRIES = 30  # halvings of the interval in which DPO's learning rate is searched
+
+
+@dataclass(frozen=True)
+class Theory:
+    """Population results of a geometry; steps are distances s along w = u_c - u_r."""
+
+    gap: float
+    pull: float
+    contrast_squared: float
+    disagreement: float
+    improves: bool
+    initial_cosine: float
+    best_step: float
+    best_cosine: float
+    break_even_step: float
+    limit_cosine: float
+    sft_improves: bool
+    sft_best_time: float  # learning rate x steps
+    sft_best_cosine: float
+    sft_limit_cosine: float
+    threshold_dimension: float
+    chance_to_improve: float
+    pairs_for_half: float
+
+    @classmethod
+    def of(cls, geometry: Geometry, dimension: int) -> Theory:
+        """The closed form at `geometry`; the last three are for `dimension` dimensions."""
+        g = geometry
+        line = (g.student, g.gap, g.pull, g.contrast_squared)
+        sft_time, sft_cosine = sft_peak(g)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            pairs = cf.pairs_for_share(g.pull, g.contrast_squared, g.angle, dimension)
+        return cls(
+            gap=g.gap,
+            pull=g.pull,
+            contrast_squared=g.contrast_squared,
+            disagreement=float(cf.disagreement(g.angle)),
+            improves=bool(cf.improves(g.student, g.gap, g.pull)),
+            initial_cosine=g.student,
+            best_step=float(cf.best_step(*line, g.norm)),
+            best_cosine=float(cf.best_cosine(*line)),
+            break_even_step=float(cf.break_even_step(*line, g.norm)),
+            limit_cosine=float(cf.limit_cosine(g.gap, g.contrast_squared)),
+            sft_improves=bool(cf.sft_improves(g.student, g.chosen, g.gram[1, 2])),
+            sft_best_time=sft_time,
+            sft_best_cosine=sft_cosine,
+            sft_limit_cosine=float(cf.sft_limit(g.chosen)),
+            threshold_dimension=_threshold(g),
+            chance_to_improve=_chance(g, dimension),
+            pairs_for_half=float(pairs),
+        )
+
+
+def _threshold(g: Geometry) -> float:
+    """NaN where the formula does not apply: no gap, or a student at an end of its range."""
+    if g.gap <= 0 or not 0 < g.student < 1:
+        return math.nan
+    return cf.threshold_dimension(g.student, g.chosen, g.rejected)
+
+
+def _chance(g: Geometry, dimension: int) -> float:
+    if dimension < 4:
+        return math.nan
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return cf.chance_to_improve(g.student, g.chosen, g.rejected, dimension)
+
+
+@lru_cache(maxsize=256)
+def sft_peak(geometry: Geometry) -> tuple[float, float]:
+    """(learning rate x steps, cosine) at the peak of population SFT; time 0 if it only falls."""
+    rate = SFT_RATE * max(1.0, geometry.norm)  # a longer student takes longer to turn
+    path = cf.sft_trajectory(geometry.gram, rate, SFT_STEPS, geometry.norm)
+    best = int(path.argmax())
+    return best * rate, float(path[best])
+
+
+def default_distance(theory: Theory, norm: float) -> float:
+    """How far a simulation goes unless a rate is given: to the peak, if there is a finite one."""
+    if theory.best_step == 0:
+        return norm / 10
+    return theory.best_step if math.isfinite(theory.best_step) else 2 * norm
+
+
+def default_rate(geometry: Geometry, theory: Theory, plan: Plan) -> float:
+    """The learning rate with which `plan.steps` steps end at the peak of the plan's loss."""
+    if plan.loss == "sft":
+        return (theory.sft_best_time or geometry.norm) / plan.steps
+    distance = default_distance(theory, geometry.norm)
+    kappa = float(cf.label_gain(plan.temperature))
+    if plan.loss == "preference":
+        return 2 * distance / (kappa * plan.steps)
+    return dpo_rate(geometry.angle, plan.beta, plan.steps, distance)
+
+
+def dpo_rate(phi: float, beta: float, steps: int, distance: float) -> float:
+    """The rate with which population DPO is at `distance` after `steps`, by bisection."""
+    speed = beta * cf.dpo_speed(phi, beta * np.linspace(0, distance, 101))
+    if not (speed > 0).all():  # teachers that never disagree: DPO stands still
+        return 1.0
+    # Steps of the discrete path are at least as long as the flow's: the flow's time is enough.
+    low, high = 0.0, float(np.trapezoid(1 / speed, dx=distance / 100)) / steps * 1.01
+    for _ in range(RATE_TRIES):
+        middle = (low + high) / 2
+        path_end = cf.dpo_path(phi, beta, middle, steps)[-1]
+        low, high = (middle, high) if path_end < distance else (low, middle)
+    return (low + high) / 2
+
+
+def predicted_cosine(geometry: Geometry, plan: Plan) -> float:
+    """What theory expects at the end of `plan`: normal inputs, and for preference its n pairs.
+
+    Sampled labels (temperature > 0) and the losses of SFT and DPO have population results only;
+    DPO with sampled labels has none (NaN).
+    """
+    g, kappa = geometry, float(cf.label_gain(plan.temperature))
+    if plan.loss == "sft":
+        return float(cf.sft_trajectory(g.gram, plan.rate, plan.steps, g.norm, kappa)[-1])
+    contrast = g.contrast_squared
+    if plan.loss == "dpo":
+        if plan.temperature:
+            return math.nan
+        s = float(cf.dpo_path(g.angle, plan.beta, plan.rate, plan.steps)[-1])
+    else:
+        s = float(cf.travelled(plan.rate, plan.steps, kappa))
+        if not plan.temperature:
+            pairs = plan.steps * plan.batch
+            contrast = cf.noisy_contrast_squared(contrast, g.angle, plan.dimension, pairs)
+    return float(cf.cosine(g.student, g.gap, g.pull, contrast, s, g.norm))
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One simulation's end: means over trials with standard errors (NaN for a single trial)."""
+
+    plan: Plan
+    cosine: float
+    cosine_error: float
+    accuracy: float
+    accuracy_error: float
+    predicted_cosine: float
+
+    @classmethod
+    def of(cls, geometry: Geometry, plan: Plan) -> Measured:
+        """Run `plan` and keep its last record."""
+        result = simulate(geometry, replace(plan, records=(plan.steps,)))
+        cosine, accuracy = result.cosine, result.accuracy
+        return cls(
+            plan=plan,
+            cosine=float(cosine.mean[-1]),
+            cosine_error=float(cosine.error[-1]),
+            accuracy=float(accuracy.mean[-1]),
+            accuracy_error=float(accuracy.error[-1]),
+            predicted_cosine=predicted_cosine(geometry, plan),
+        )

@@ -1,0 +1,92 @@
+"""The theory's page: one HTML file that needs nothing else."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from itertools import groupby
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
+
+from deltalearn import __version__
+from deltalearn.theory.canvas import SUBSCRIPT, Panel
+from deltalearn.theory.geometry import Geometry
+from deltalearn.theory.imitation import RACE_CORRELATION
+from deltalearn.theory.numbers import Measured, Theory
+from deltalearn.theory.scene import LEAST_RANDOM
+
+
+def render_page(
+    rows: Sequence[tuple[str, str, str]],
+    geometry: Geometry,
+    theory: Theory,
+    measured: Measured,
+    panels: Sequence[Panel],
+) -> str:
+    """The HTML of a setting; the same setting gives the same page, byte for byte."""
+    template = _environment().get_template("template.html.j2")
+    return template.render(
+        verdict=verdict(theory),
+        groups=[
+            (name, [(what, value) for _, what, value in entries])
+            for name, entries in groupby(rows, key=lambda row: row[0])
+        ],
+        figures={panel.name: {"title": panel.title, "svg": panel.inline()} for panel in panels},
+        g=geometry,
+        t=theory,
+        plan=measured.plan,
+        race_correlation=RACE_CORRELATION,
+        gap_dimension=max(LEAST_RANDOM, min(measured.plan.dimension, 100)),
+        parameters=_parameters(geometry, measured),
+        version=__version__,
+    )
+
+
+def verdict(theory: Theory) -> str:
+    """The headline: what training on the preference between the two teachers does."""
+    start, best, limit = theory.initial_cosine, theory.best_cosine, theory.limit_cosine
+    if best <= start:
+        return f"Preference training does not help: from {start:.3f} no step raises the cosine"
+    change = f"from {start:.3f} to {best:.4f}"
+    if limit < start:
+        return f"Stopped in time, preference training lifts the cosine {change}; overdone, it ends at {limit:.3f}"  # noqa: E501
+    return f"Preference training lifts the cosine {change}, and stays above the start"
+
+
+def _parameters(geometry: Geometry, measured: Measured) -> list[tuple[str, str]]:
+    c, r, cr = geometry.errors[0][1], geometry.errors[0][2], geometry.errors[1][2]
+    plan = measured.plan
+    result: list[tuple[str, Any]] = [
+        ("--student", geometry.student),
+        ("--chosen", geometry.chosen),
+        ("--rejected", geometry.rejected),
+        ("--norm", geometry.norm),
+        ("--errors", f"{c:g},{r:g},{cr:g}"),
+    ]
+    names = ["dimension", "trials", "steps", "batch", "rate", "temperature", "loss"]
+    names += ["beta"] if plan.loss == "dpo" else []
+    names += ["inputs"]
+    names += ["freedom"] if plan.inputs in ("elliptical", "heavy") else []
+    names += ["correlation"] if plan.inputs == "correlated" else []
+    result += [(f"--{name}", getattr(plan, name)) for name in [*names, "seed"]]
+    return [(name, f"{v:.6g}" if isinstance(v, float) else str(v)) for name, v in result]
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("deltalearn.theory", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["typeset"] = _typeset
+    return environment
+
+
+def _typeset(text: str) -> Markup:
+    """Escaped, with `a_0` as a subscript, and no line break within parentheses."""
+    kept = re.sub(r"\(.*?\)", lambda match: match.group().replace(" ", "\u00a0"), text)
+    return Markup(SUBSCRIPT.sub(r"\1<sub>\2</sub>", escape(kept)))  # noqa: S704 - escaped before

@@ -1,0 +1,277 @@
+"""The command `deltalearn theory`: options in; a table or one line of JSON, and figures, out."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from deltalearn.errors import UserError
+from deltalearn.files import write_text
+from deltalearn.theory.closed_form import accuracy
+from deltalearn.theory.geometry import Geometry
+from deltalearn.theory.numbers import Measured, Theory, default_rate
+from deltalearn.theory.simulate import INPUTS, LOSSES, Plan
+
+OUT = Path("runs/theory")
+LOSS_NAMES = {"preference": "preference training", "sft": "SFT", "dpo": "DPO"}
+
+
+@dataclass(frozen=True)
+class Options:
+    """The command line's options; None means not given."""
+
+    student: float
+    chosen: float
+    rejected: float
+    norm: float
+    errors: str
+    dimension: int
+    trials: int
+    steps: int
+    batch: int
+    rate: float | None
+    temperature: float
+    loss: str
+    beta: float | None
+    inputs: str
+    freedom: float | None
+    correlation: float | None
+    seed: int
+    out: Path | None
+    no_figures: bool
+    as_json: bool
+
+
+def run_theory(options: Options) -> None:
+    """Print the numbers, and write the figures unless they are not wanted."""
+    _refuse_idle(options)
+    geometry = geometry_of(options)
+    theory = Theory.of(geometry, options.dimension)
+    plan = _plan(options, geometry, theory)
+    measured = Measured.of(geometry, plan)
+    writes = not options.no_figures and (not options.as_json or options.out is not None)
+    files = write_files(geometry, theory, measured, options.out or OUT) if writes else None
+    if options.as_json:
+        print(json.dumps(as_json(geometry, theory, measured), allow_nan=False))
+        return
+    print_table(geometry, theory, measured)
+    if files:
+        print(f"page:    {files[0]}\nfigures: {files[0].parent / 'figures'} (SVG and PNG)")
+
+
+def _refuse_idle(options: Options) -> None:
+    """An option that changes nothing is a misunderstanding: say so rather than ignore it."""
+    if options.loss not in LOSSES:
+        raise UserError(f"no loss {options.loss!r}; there are {', '.join(LOSSES)}")
+    if options.inputs not in INPUTS:
+        raise UserError(f"no inputs {options.inputs!r}; there are {', '.join(INPUTS)}")
+    idle = {
+        "--beta": (options.beta, options.loss == "dpo", "--loss dpo"),
+        "--freedom": (
+            options.freedom,
+            options.inputs in ("elliptical", "heavy"),
+            "--inputs elliptical or heavy",
+        ),
+        "--correlation": (
+            options.correlation,
+            options.inputs == "correlated",
+            "--inputs correlated",
+        ),
+    }
+    for name, (value, used, needs) in idle.items():
+        if value is not None and not used:
+            raise UserError(f"{name} has no effect without {needs}")
+    if options.no_figures and options.out is not None:
+        raise UserError("--out has no effect with --no-figures: nothing is written")
+    if options.no_figures and options.as_json:
+        raise UserError("--no-figures has no effect with --json, which writes none without --out")
+
+
+def geometry_of(options: Options) -> Geometry:
+    """The geometry asked for; UserError if there is none such."""
+    between = parse_errors(options.errors)
+    if options.chosen == options.rejected and between[2] == 1:
+        raise UserError(
+            "the teachers are the same: no input on which they differ, nothing to learn"
+        )
+    c, r, cr = between
+    matrix = ((1.0, c, r), (c, 1.0, cr), (r, cr, 1.0))
+    return Geometry(options.student, options.chosen, options.rejected, options.norm, matrix)
+
+
+def parse_errors(text: str) -> tuple[float, float, float]:
+    """Three correlations, "student-chosen,student-rejected,chosen-rejected"."""
+    try:
+        c, r, cr = (float(part) for part in text.split(","))
+    except ValueError:
+        raise UserError(
+            f"--errors {text!r}: give three correlations, those between the errors of student and "
+            'chosen, student and rejected, chosen and rejected teacher, e.g. "0.2,0.2,0"'
+        ) from None
+    for value in (c, r, cr):
+        if not -1 <= value <= 1:
+            raise UserError(f"--errors {text!r}: {value} is no correlation; they lie in [-1, 1]")
+    return c, r, cr
+
+
+def _plan(options: Options, geometry: Geometry, theory: Theory) -> Plan:
+    given = {
+        name: value
+        for name in ("beta", "freedom", "correlation")
+        if (value := getattr(options, name)) is not None
+    }
+    for name, value in {**given, "temperature": options.temperature}.items():
+        if not math.isfinite(value):
+            raise UserError(f"{name} is {value}; it must be a finite number")
+    if options.rate is not None and not math.isfinite(options.rate):
+        raise UserError(f"rate is {options.rate}; it must be a finite number")
+    if options.seed < 0:
+        raise UserError(f"seed is {options.seed}; it must not be negative")
+    shared = {f.name: getattr(options, f.name) for f in fields(Plan) if f.name in SHARED} | given
+    plan = Plan(rate=1.0 if options.rate is None else options.rate, **shared)  # checks the rest
+    if options.rate is not None:
+        return plan
+    return Plan(rate=default_rate(geometry, theory, plan), **shared)
+
+
+SHARED = ("dimension", "trials", "steps", "batch", "loss", "temperature", "inputs", "seed")
+
+
+def as_json(geometry: Geometry, theory: Theory, measured: Measured) -> dict[str, Any]:
+    """All numbers; infinite or undefined ones are null."""
+    plan = measured.plan
+    setting = {
+        "student": geometry.student,
+        "chosen": geometry.chosen,
+        "rejected": geometry.rejected,
+        "norm": geometry.norm,
+        "errors": [geometry.errors[0][1], geometry.errors[0][2], geometry.errors[1][2]],
+    }
+    simulation = {
+        **{name: getattr(plan, name) for name in (*SHARED, "rate")},
+        "pairs": plan.steps * plan.batch,
+        **{f.name: getattr(measured, f.name) for f in fields(measured) if f.name != "plan"},
+    }
+    used = {"dpo": ["beta"]}.get(plan.loss, [])
+    used += {"elliptical": ["freedom"], "heavy": ["freedom"], "correlated": ["correlation"]}.get(
+        plan.inputs, []
+    )
+    simulation |= {name: getattr(plan, name) for name in used}
+    return {"setting": setting, **_finite(asdict(theory)), "simulation": _finite(simulation)}
+
+
+def _finite(values: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in values.items()
+    }
+
+
+def number(value: float, digits: int = 4) -> str:
+    """A number for people: `−0.1234`, `∞`, or a dash where there is none."""
+    if math.isnan(value):
+        return "–"
+    if math.isinf(value):
+        return "∞" if value > 0 else "−∞"
+    return f"{value:.{digits}f}".replace("-", "−")
+
+
+def whole(value: float) -> str:
+    """A count, rounded up, with thousands separators."""
+    return number(value) if not math.isfinite(value) else f"{math.ceil(value):,}"
+
+
+def _with_accuracy(cosine: float) -> str:
+    if not math.isfinite(cosine):
+        return number(cosine)
+    return f"{number(cosine)}  (accuracy {100 * float(accuracy(cosine)):.2f} %)"
+
+
+def rows(geometry: Geometry, theory: Theory, measured: Measured) -> list[tuple[str, str, str]]:
+    """The table: (group, what, value)."""
+    t, d = theory, f"{measured.plan.dimension:,}"
+    line, many = "preference training", "dimensions and pairs"
+    return [
+        ("setting", "student's cosine a_0", _with_accuracy(geometry.student)),
+        ("setting", "chosen teacher's cosine a_c", _with_accuracy(geometry.chosen)),
+        ("setting", "rejected teacher's cosine a_r", _with_accuracy(geometry.rejected)),
+        ("setting", "gap D = a_c − a_r", number(t.gap)),
+        ("setting", "student's pull k = u_0·w", number(t.pull)),
+        ("setting", "contrast N² = |w|²", number(t.contrast_squared)),
+        ("setting", "inputs on which the teachers disagree", f"{100 * t.disagreement:.1f} %"),
+        (line, "improves at first, D > a_0 k", "yes" if t.improves else "no"),
+        (line, "best distance s*", number(t.best_step)),
+        (line, "best cosine", _with_accuracy(t.best_cosine)),
+        (line, "break-even distance", number(t.break_even_step)),
+        (line, "cosine in the limit, D / N", _with_accuracy(t.limit_cosine)),
+        ("SFT on the chosen labels", "improves at first", "yes" if t.sft_improves else "no"),
+        ("SFT on the chosen labels", "best cosine", _with_accuracy(t.sft_best_cosine)),
+        ("SFT on the chosen labels", "cosine in the limit, a_c", _with_accuracy(geometry.chosen)),
+        (many, "dimensions for a 95 % chance to improve", whole(t.threshold_dimension)),
+        (many, f"chance to improve in {d} dimensions", number(t.chance_to_improve)),
+        (many, f"pairs for half the gain in {d} dimensions", whole(t.pairs_for_half)),
+        *_simulation_rows(measured),
+    ]
+
+
+def _simulation_rows(measured: Measured) -> list[tuple[str, str, str]]:
+    plan = measured.plan
+    inputs = "" if plan.inputs == "normal" else f", {plan.inputs} inputs"
+    name = f"simulation of {LOSS_NAMES[plan.loss]}{inputs}"
+    size = f"{plan.steps * plan.batch:,} pairs, {plan.dimension:,} dimensions, {plan.trials} trials"
+    return [
+        (name, "size", size),
+        (name, "cosine after the last step", _with_error(measured.cosine, measured.cosine_error)),
+        (name, "cosine that theory expects there", number(measured.predicted_cosine)),
+        (name, "accuracy", _with_error(measured.accuracy, measured.accuracy_error)),
+    ]
+
+
+def _with_error(mean: float, error: float) -> str:
+    return number(mean) if math.isnan(error) else f"{number(mean)} ± {number(error, 5)} (s.e.)"
+
+
+def print_table(geometry: Geometry, theory: Theory, measured: Measured) -> None:
+    """The rows on standard output, a group at a time."""
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 120  # a file or a pipe has no width of its own
+    table = Table(title="Delta learning in logistic regression", show_header=False)
+    last = None
+    for group, what, value in rows(geometry, theory, measured):
+        if group != last:
+            if last is not None:
+                table.add_section()
+            table.add_row(f"[bold]{group}[/bold]", "")
+        table.add_row(f"  {what}", value)
+        last = group
+    console.print(table)
+
+
+def write_files(geometry: Geometry, theory: Theory, measured: Measured, out: Path) -> list[Path]:
+    """Figures as SVG and PNG under `out`/figures, and the page; the page's path comes first."""
+    from deltalearn.progress import progress
+    from deltalearn.theory.figures import PANELS, Scene
+    from deltalearn.theory.page import render_page
+
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out}: there is a file of this name; give a directory")
+    scene = Scene(geometry, measured.plan.dimension, measured.plan.trials, measured.plan.seed)
+    drawn, written = [], []
+    with progress("figures", total=len(PANELS), unit="figures") as bar:
+        for build in PANELS:
+            panel = build(scene)
+            written += panel.save(out / "figures")
+            drawn.append(panel)
+            bar.advance(1)
+    page = out / "theory.html"
+    write_text(
+        page, render_page(rows(geometry, theory, measured), geometry, theory, measured, drawn)
+    )
+    return [page, *written]
