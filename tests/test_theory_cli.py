@@ -214,6 +214,13 @@ def test_the_page_loads_nothing_and_its_ids_are_unique(html):
     assert wanted and wanted <= set(ids)
 
 
+def test_no_markup_is_shown_as_text(html):
+    """Symbols in the table are typeset, and what is typeset is escaped once."""
+    assert "student&#39;s cosine a<sub>0</sub>" in html
+    assert "&lt;sub&gt;" not in html
+    assert "&amp;" not in html
+
+
 def test_the_page_says_what_the_table_says(html):
     assert "lifts the cosine from 0.800 to 0.8022; overdone, it ends at 0.162" in html
     for value in ("0.0608", "0.1235", "42.3 %", "150,000"):

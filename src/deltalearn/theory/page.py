@@ -89,4 +89,5 @@ def _environment() -> Environment:
 def _typeset(text: str) -> Markup:
     """Escaped, with `a_0` as a subscript, and no line break within parentheses."""
     kept = re.sub(r"\(.*?\)", lambda match: match.group().replace(" ", "\u00a0"), text)
-    return Markup(SUBSCRIPT.sub(r"\1<sub>\2</sub>", escape(kept)))  # noqa: S704 - escaped before
+    escaped = str(escape(kept))  # as Markup, the substitution would escape its own tags
+    return Markup(SUBSCRIPT.sub(r"\1<sub>\2</sub>", escaped))  # noqa: S704 - escaped before
