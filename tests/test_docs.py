@@ -33,12 +33,13 @@ def test_the_commands_of_the_readme_exist():
 
 def test_the_task_table_of_the_lab():
     rows = re.findall(
-        r"^\| (\w+) \|.*\| `\1 (\w+)` \| `(\w+)` \| `(\w+)` \|$",
+        r"^\| (\w+) \| (.*) \| (.*) \| `\1 (\w+)` \| `(\w+)` \| `(\w+)` \|$",
         (ROOT / "docs" / "lab.md").read_text(),
         re.MULTILINE,
     )
     assert [row[0] for row in rows] == list(TASKS)
-    for task, text, expert, novice in rows:
+    for task, about, mistake, text, expert, novice in rows:
+        assert (TASKS[task].about, TASKS[task].mistake) == (about, mistake)
         assert TASKS[task].expert(text) == expert
         assert TASKS[task].novice(text) == novice
 

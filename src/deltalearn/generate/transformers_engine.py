@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
-
 from deltalearn.lm.chat import Refusal, answer_texts, prompt_ids_or_refusals
 from deltalearn.lm.decode import Decoded, Sampling, decode_within_context
 from deltalearn.lm.load import Placement, context_length, load_model, load_tokenizer
@@ -76,9 +74,3 @@ class TransformersEngine:
     @staticmethod
     def _error(key: str, prompt_tokens: int, reason: str) -> Response:
         return Response(key, "", (), "error", prompt_tokens, reason)
-
-    def close(self) -> None:
-        """Give the model's memory back."""
-        self._model = None
-        if self._placement.device == "cuda":
-            torch.cuda.empty_cache()

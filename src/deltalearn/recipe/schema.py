@@ -18,7 +18,6 @@ Listed = Annotated[
 ]  # a tuple, which YAML writes as a list; items stay strict
 
 STUDENT = "student"
-METHODS = ("dpo_norm", "dpo", "sft")
 # The paper's beta for the length-normalised loss; the field's usual one for plain DPO.
 DEFAULT_BETA = {"dpo_norm": 5.0, "dpo": 0.1}
 Metric = Literal["expected_accuracy", "greedy_accuracy", "loglik"]
