@@ -303,6 +303,12 @@ class TestResume:
         with pytest.raises(UserError, match=f"other {named}"):
             run(student, tokenizer, tmp_path, self.spec.model_copy(update=change))
 
+    def test_saving_more_often_is_no_other_run(self, student, tokenizer, tmp_path):
+        self.interrupted(student, tokenizer, tmp_path, 7)
+        often = self.spec.model_copy(update={"checkpoint_every": 1})
+        result, _ = run(student, tokenizer, tmp_path, often)
+        assert result["resumed_at"] == 6
+
     def test_another_seed_is_refused(self, student, tokenizer, tmp_path):
         self.interrupted(student, tokenizer, tmp_path, 7)
         with pytest.raises(UserError, match="other seed"):

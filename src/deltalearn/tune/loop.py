@@ -57,7 +57,7 @@ class Settings(Protocol):
     @property
     def effective_beta(self) -> float | None: ...
 
-    def model_dump(self) -> dict[str, Any]: ...
+    def model_dump(self, *, exclude: set[str]) -> dict[str, Any]: ...
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,8 @@ def tune(
         {
             "student": student.fingerprint,
             "examples": examples_digest(examples),
-            "settings": settings.model_dump(),
+            # How often to save changes nothing about the weights.
+            "settings": settings.model_dump(exclude={"checkpoint_every"}),
             "seed": seed,
             "precision": placement.dtype,
         },
