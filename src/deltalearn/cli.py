@@ -152,8 +152,8 @@ def main() -> None:
     """Entry point: user errors and full disks end with one message and exit code 2."""
     # Tokenizers would warn about forks and use threads that the lab's tiny texts do not need.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    # Threads that wait asleep instead of spinning: the same speed on an idle machine, and seven
-    # times faster where something else keeps a core busy. Read when torch is imported.
+    # Threads that wait asleep instead of spinning: a tenth slower with tiny models on an idle
+    # machine, seven times faster where something else keeps a core busy. Read by torch's import.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from deltalearn.errors import UserError, is_disk_full
 
