@@ -1,4 +1,4 @@
-# make demo: the whole of delta learning in a minute.  make test: what CI runs.
+# make demo: the whole of delta learning in under two minutes.  make test: what CI runs.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin

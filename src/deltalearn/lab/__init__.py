@@ -1,1 +1,1 @@
-"""The embedded default: tiny models and verifiable tasks that show delta learning in a minute."""
+"""The embedded default: tiny models and verifiable tasks that show delta learning in two minutes."""
