@@ -1,1 +1,1 @@
-"""The embedded default: tiny models and verifiable tasks that show delta learning in two minutes."""
+"""The embedded default: tiny models and verifiable tasks that show delta learning quickly."""
