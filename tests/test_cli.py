@@ -11,6 +11,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -246,6 +247,25 @@ class TestOutputDirectory:
         with FileLock(finished / "run" / ".lock"):
             result = deltalearn("run", finished / "small.yaml", "--out", finished / "run")
         fails(result, "another deltalearn process")
+
+
+def test_interrupting_says_how_to_resume(tmp_path):
+    """Ctrl-C in the middle of work: exit code 130, one message, no traceback."""
+    command = [sys.executable, "-m", "deltalearn", "run", small(tmp_path), "--out", tmp_path / "r"]
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    child = subprocess.Popen(
+        list(map(str, command)),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+    assert child.stdout.readline().startswith("prompts")  # the imports of generate follow
+    child.send_signal(signal.SIGINT)
+    _, said = child.communicate(timeout=120)
+    assert child.returncode == 130
+    assert "run the same command again to resume" in said
+    assert "Traceback" not in said
 
 
 class TestFullDisk:

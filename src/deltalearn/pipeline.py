@@ -170,7 +170,7 @@ class Pipeline:
         inputs = {
             "prompts": self.keys["prompts"],
             "model": files.fingerprint,
-            "spec": spec.model_dump(exclude={"token_budget", "engine"}),
+            "spec": spec.model_dump(exclude={"token_budget"}),
         }
         self._stage(f"generate/{name}", inputs, ["responses.sqlite"], work)
 

@@ -67,7 +67,6 @@ class PromptsSpec(Spec):
 class GenerateSpec(Spec):
     """How both weak models answer. temperature 0 is greedy, as in the paper."""
 
-    engine: Literal["transformers"] = "transformers"
     temperature: float = Field(default=0.0, ge=0)
     top_p: float = Field(default=1.0, gt=0, le=1)
     max_tokens: int = Field(default=2048, ge=1)
