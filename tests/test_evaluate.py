@@ -30,9 +30,9 @@ from deltalearn.lm.logprobs import (
     answer_logprobs,
     collate,
     length_batches,
-    score_answers,
     token_logprobs,
 )
+from deltalearn.lm.scoring import score_answers
 
 Row = tuple[list[int], list[int]]
 ROWS: list[Row] = [  # (prompt, answer), lengths mixed, one answer of a single token

@@ -220,9 +220,15 @@ SAMPLED = "generate.temperature=0.7"
         (["models.student.path=x"], "models.student: the name stands for the student"),
         (["arms={delta: {chosen: big, rejected: small}}"], "exactly one arm, named base"),
         (["arms.other={}"], "exactly one arm, named base"),
+        (["tune.layout=padded", "tune.attention=sdpa"], "attention has no effect on padded rows"),
+        (["tune.keep_best=true"], "keep_best has no effect without eval_pairs or dev"),
+        (["tune.patience=2"], "patience has no effect without eval_pairs or dev"),
+        (["tune.shard=true", "tune.lora={bits: 4}"], "shard cannot split the quantised weights"),
+        (["tune.scheduler=constant", "tune.min_lr_ratio=0.2"], "min_lr_ratio has no effect on a"),
+        (["tune.micro_batch_size=3"], "tune.micro_batch_size: unknown key; did you mean 'token_bu"),
         (
-            ["tune.batch_size=8", "tune.micro_batch_size=3"],
-            "batch_size (8) is not a multiple of micro_batch_size (3)",
+            ["evaluate.source=q.jsonl", "tune.dev.source=q.jsonl"],
+            "what chooses when to stop must not be what is reported",
         ),
     ],
 )
@@ -241,7 +247,8 @@ def test_key_without_effect_is_an_error(error, overrides, says):
         ["generate.top_p=1.0", "generate.seed=0", "generate.samples=1"],  # defaults are harmless
         ["prompts.select=first", "prompts.seed=0"],
         ["evaluate.metrics=[loglik]", "evaluate.max_tokens=512"],
-        ["tune.batch_size=8", "tune.micro_batch_size=2"],
+        ["tune.eval_pairs=8", "tune.keep_best=true", "tune.patience=2", "tune.eval_every=5"],
+        ["tune.layout=packed", "tune.attention=sdpa", "tune.lora={r: 4}", "tune.shard=true"],
         ["arms.self={chosen: student, rejected: small}"],
     ],
 )
@@ -291,8 +298,22 @@ def test_arm_with_steps_does_not_inherit_epochs_and_vice_versa(load):
 
 
 def test_arm_error_that_only_shows_after_merging_names_the_arm(error):
-    text = error("tune.batch_size=8", "arms.delta.tune.micro_batch_size=3")
-    assert "arms.delta.tune: batch_size (8) is not a multiple of micro_batch_size (3)" in text
+    text = error("tune.eval_pairs=null", "arms.delta.tune.patience=3")
+    assert "arms.delta.tune: patience has no effect without eval_pairs or dev" in text
+
+
+def test_arm_with_another_method_does_not_inherit_options_it_does_not_take(load):
+    recipe = load(
+        "tune={label_smoothing: 0.1, nll_coef: 0.2}",
+        "arms.sft={chosen: big, rejected: small, tune: {method: sft}}",
+        "arms.ipo={chosen: big, rejected: small, tune: {method: ipo}}",
+        "arms.plain={chosen: big, rejected: small, tune: {method: dpo}}",
+    ).recipe
+    found = {arm: recipe.tune_of(arm) for arm in ("delta", "sft", "ipo", "plain")}
+    smoothing = {arm: tune.label_smoothing for arm, tune in found.items()}
+    assert smoothing == {"delta": 0.1, "sft": None, "ipo": None, "plain": 0.1}
+    nll = {arm: tune.nll_coef for arm, tune in found.items()}
+    assert nll == {"delta": 0.2, "sft": 0.0, "ipo": 0.2, "plain": 0.2}
 
 
 # -- overrides -----------------------------------------------------------------------------------

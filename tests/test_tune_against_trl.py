@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from deltalearn.lm.layout import Tree
 from deltalearn.lm.load import load_model, load_tokenizer, place
 from deltalearn.lm.locate import locate
-from deltalearn.lm.logprobs import answer_logprobs, collate
-from deltalearn.pairs import read_pairs, write_pairs
+from deltalearn.lm.scoring import answer_logprobs, choose_rows, make_layout
+from deltalearn.pairs import write_pairs
 from deltalearn.records import Pair, Response
-from deltalearn.tune import prepare_examples
+from deltalearn.tune import prepare_examples, read_pairs_from
 from deltalearn.tune.losses import PREFERENCE_LOSSES
 
 ANSWERS = [  # prompt, chosen, rejected: lengths differ between sides and pairs
@@ -73,20 +74,19 @@ def trl_trainer(pairs_file: Path, out: Path, **settings):
 def our_loss_and_gradients(pairs_file: Path, method: str, beta: float):
     model, reference = load_model(ladder("m"), CPU), load_model(ladder("s"), CPU)
     tokenizer = load_tokenizer(ladder("m"))
-    examples, _ = prepare_examples(tokenizer, read_pairs(pairs_file), 64)
-    rows = [(e.prompt, e.chosen) for e in examples] + [(e.prompt, e.rejected) for e in examples]
-    batch = collate(rows)
+    examples, _ = prepare_examples(tokenizer, read_pairs_from(str(pairs_file)), 64)
+    trees = [Tree(e.prompt, (e.chosen, e.rejected)) for e in examples]
+
+    def sums(of):  # shared rows: chosen and rejected take turns
+        rows = choose_rows(of, trees, "shared")
+        layout = make_layout(trees, rows, "cpu")
+        return answer_logprobs(of, layout, rows), layout.lengths
+
+    policy, lengths = sums(model)
     with torch.no_grad():
-        reference_chosen, reference_rejected = answer_logprobs(reference, batch).chunk(2)
-    chosen, rejected = answer_logprobs(model, batch).chunk(2)
-    losses, _ = PREFERENCE_LOSSES[method](
-        chosen,
-        rejected,
-        reference_chosen,
-        reference_rejected,
-        *batch.lengths.chunk(2),
-        beta=beta,
-    )
+        fixed, _ = sums(reference)
+    sides = [*(t[side::2] for t in (policy, fixed) for side in (0, 1))]
+    losses, _ = PREFERENCE_LOSSES[method](*sides, lengths[0::2], lengths[1::2], beta=beta)
     loss = losses.mean()
     loss.backward()
     return loss.item(), {n: p.grad.clone() for n, p in model.named_parameters()}

@@ -1,4 +1,4 @@
-"""Protects a tuning run as a whole: text to ids, the reference cache, guards, checkpoints, resume.
+"""Protects a tuning run as a whole: guards, evaluation on the way, checkpoints, stop and resume.
 
 Each case of the peers' bug list that touches tuning has its number (B1, B2, ...) beside it.
 """
@@ -18,28 +18,30 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from deltalearn.errors import UserError
+from deltalearn.evaluate.dev import dev_scores
+from deltalearn.evaluate.items import read_items
+from deltalearn.evaluate.score import score_model
 from deltalearn.lm.load import load_model, load_tokenizer, place
 from deltalearn.lm.locate import locate
+from deltalearn.lm.scoring import score_answers
+from deltalearn.methods import METHODS
 from deltalearn.recipe import TuneSpec
-from deltalearn.tune import ReferenceCache, prepare_examples, tune
+from deltalearn.recipe.schema import DevSpec, LoraSpec
+from deltalearn.tune import PairRow, ReferenceCache, prepare_examples, tune
+from deltalearn.tune.engine import split_held_out
+from deltalearn.tune.loop import Run
 
 CPU = place("cpu", "float32")
 STUDENT = "package://deltalearn.lab/ladder/m"
 TEXTS = ["abcd", "bcda", "cdab", "dabc", "acbd", "bdca", "cadb", "dbac"]
 
 
-def row(prompt: str, chosen: str, rejected: str, *, ends=("stop", "stop")) -> dict:
-    return {
-        "prompt_id": prompt,
-        "prompt": [{"role": "user", "content": prompt}],
-        "chosen": [{"role": "assistant", "content": chosen}],
-        "rejected": [{"role": "assistant", "content": rejected}],
-        "chosen_finish_reason": ends[0],
-        "rejected_finish_reason": ends[1],
-    }
+def row(prompt: str, chosen: str, rejected: str) -> PairRow:
+    turns = ({"role": "user", "content": prompt},)
+    return PairRow(prompt, turns, chosen, rejected, "stop", "stop")
 
 
-def rows() -> list[dict]:
+def rows() -> list[PairRow]:
     return [row(f"rev {t}", t[::-1], t[:0:-1]) for t in TEXTS]
 
 
@@ -53,10 +55,14 @@ def tokenizer(student):
     return load_tokenizer(student)
 
 
-def run(student, tokenizer, out: Path, spec: TuneSpec, seed: int = 0, cache: Path | None = None):
+def run(
+    student, tokenizer, out: Path, spec: TuneSpec, seed: int = 0, cache: Path | None = None, **more
+):
     examples, _ = prepare_examples(tokenizer, rows(), 64)
     with ReferenceCache(cache or out / "reference.sqlite") as reference:
-        result = tune(student, examples, spec, seed, out, reference=reference, placement=CPU)
+        result = tune(
+            student, examples, spec, seed, out, reference=reference, placement=CPU, **more
+        )
         return result, reference.scored
 
 
@@ -68,137 +74,35 @@ def log(out: Path) -> list[dict]:
     return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
 
 
-class TestTextToIds:
-    def test_end_only_where_the_generator_ended(self, tokenizer):
-        """B2, B7, B11: one end-of-turn id after a finished answer, none after a cut one."""
-        examples, _ = prepare_examples(
-            tokenizer, [row("rev abc", "cba", "cb", ends=("stop", "length"))], 64
-        )
-        end = tokenizer.eos_token_id
-        assert examples[0].chosen.count(end) == 1
-        assert examples[0].chosen[-1] == end
-        assert end not in examples[0].rejected
-
-    def test_answer_ids_are_exact(self, tokenizer):
-        """B1, B3: nothing between answer and end, spaces kept, text survives the round trip."""
-        examples, counts = prepare_examples(tokenizer, [row("rev abc", " cb a ", "b")], 64)
-        assert tokenizer.decode(examples[0].chosen[:-1]) == " cb a "
-        assert counts.altered == 0
-
-    def test_pair_that_the_template_refuses_is_named(self, tokenizer):
-        bad = row("rev abc", "cba", "b")
-        bad["prompt"] = [{"role": "system", "content": "be brief"}, *bad["prompt"]]
-        with pytest.raises(UserError, match="pair of prompt 'rev abc': the chat template refuses"):
-            prepare_examples(tokenizer, [*rows(), bad], 64)
-
-    def test_altered_answers_are_counted(self, tokenizer):
-        _, counts = prepare_examples(tokenizer, [row("rev abc", "Ω", "b")], 64)
-        assert counts.altered == 1
-
-    def test_training_prompt_is_the_inference_prompt(self, tokenizer):
-        """B4, B5, B12: the generation header is there, rendered as when generating."""
-        examples, _ = prepare_examples(tokenizer, [row("rev abc", "cba", "cb")], 64)
-        assert tokenizer.decode(examples[0].prompt) == "<|user|>rev abc<|assistant|>"
-
-    def test_drops_are_counted(self, tokenizer):
-        """B8, B9: identical ids, empty and over-long answers."""
-        examples, counts = prepare_examples(
-            tokenizer,
-            [
-                row("rev abc", "cba", "cb"),
-                row("rev abc", "Ω", "Σ"),  # different texts, the same unknown id
-                row("rev abc", "", "b"),
-                row("rev abc", "a" * 60, "b"),
-            ],
-            64,
-        )
-        assert len(examples) == 1
-        assert counts.as_dict()["dropped"] == {"too_long": 1, "empty": 1, "identical_ids": 1}
-
-    def test_pad_equal_to_end_keeps_the_end_trained(self, student, tokenizer):
-        """B10: labels come from lengths, never from comparing ids with the pad id."""
-        from deltalearn.lm.logprobs import collate
-
-        end = tokenizer.eos_token_id
-        batch = collate([((2, 3), (5, end)), ((2, 3), (5, 6, end))])
-        assert batch.targets.tolist() == [5, end, 5, 6, end]
+def test_arms_share_references_and_other_settings_do_not_score_again(student, tokenizer, tmp_path):
+    cache = tmp_path / "shared.sqlite"
+    spec = TuneSpec(lr=1e-4, batch_size=4, steps=1)
+    _, first = run(student, tokenizer, tmp_path / "a", spec, cache=cache)
+    assert first == 16
+    for name, changes in {
+        "b": {"lr": 2e-4},
+        "c": {"beta": 10.0, "steps": 2},
+        "d": {"method": "dpo"},
+        "e": {"method": "ipo", "token_budget": 64},
+        "f": {"max_length": 60, "weight_decay": 0.1},
+    }.items():
+        other = spec.model_copy(update=changes)
+        _, scored = run(student, tokenizer, tmp_path / name, other, cache=cache)
+        assert scored == 0, name
 
 
-class TestReferenceCache:
-    rows = (((1, 2), (3, 4)), ((1,), (2, 3, 4)), ((1, 2), (3, 4)))
-
-    def score(self, asked: list):
-        def scorer(missing):
-            asked.extend(missing)
-            return ((i, -float(sum(a))) for i, (_, a) in enumerate(missing))
-
-        return scorer
-
-    def test_scores_each_answer_once_for_good(self, tmp_path):
-        """B19: nothing but weights, precision and ids is in the key."""
-        asked: list = []
-        with ReferenceCache(tmp_path / "r.sqlite") as cache:
-            assert cache.logprobs("m:float32", self.rows, self.score(asked)) == [-7, -9, -7]
-            assert len(asked) == cache.scored == 2
-        with ReferenceCache(tmp_path / "r.sqlite") as cache:
-            again = cache.logprobs("m:float32", self.rows[::-1], self.score(asked))
-            assert again == [-7, -9, -7]
-            assert cache.scored == 0
-        assert len(asked) == 2
-
-    def test_other_weights_or_precision_miss(self, tmp_path):
-        """B18, B20."""
-        with ReferenceCache(tmp_path / "r.sqlite") as cache:
-            for scope in ("m:float32", "m:bfloat16", "n:float32"):
-                before = cache.scored
-                cache.logprobs(scope, self.rows, self.score([]))
-                assert cache.scored == before + 2
-
-    def test_split_between_prompt_and_answer_matters(self, tmp_path):
-        with ReferenceCache(tmp_path / "r.sqlite") as cache:
-            values = cache.logprobs("m", [((1, 2), (3,)), ((1,), (2, 3))], self.score([]))
-            assert values == [-3, -5]
-
-    def test_what_was_scored_before_a_failure_is_kept(self, tmp_path, monkeypatch):
-        monkeypatch.setattr("deltalearn.tune.reference.COMMIT_EVERY", 1)
-
-        def failing(missing):
-            yield 0, -1.0
-            raise RuntimeError("power cut")
-
-        with ReferenceCache(tmp_path / "r.sqlite") as cache, pytest.raises(RuntimeError):
-            cache.logprobs("m", self.rows, failing)
-        with ReferenceCache(tmp_path / "r.sqlite") as cache:
-            cache.logprobs("m", self.rows, self.score([]))
-            assert cache.scored == 1
-
-    def test_arms_share_it_and_other_settings_do_not_score_again(
-        self, student, tokenizer, tmp_path
-    ):
-        cache = tmp_path / "shared.sqlite"
-        spec = TuneSpec(lr=1e-4, batch_size=4, steps=1)
-        _, first = run(student, tokenizer, tmp_path / "a", spec, cache=cache)
-        assert first == 16
-        for name, other in {
-            "b": spec.model_copy(update={"lr": 2e-4}),
-            "c": spec.model_copy(update={"beta": 10.0, "steps": 2}),
-            "d": spec.model_copy(update={"method": "dpo"}),
-        }.items():
-            _, scored = run(student, tokenizer, tmp_path / name, other, cache=cache)
-            assert scored == 0, name
-
-    def test_changed_weights_under_the_same_path_score_again(self, tokenizer, tmp_path):
-        """B20, end to end: the fingerprint is of the files, not of the path."""
-        folder = tmp_path / "model"
-        load_model(locate(STUDENT), CPU).save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-        cache, spec = tmp_path / "r.sqlite", TuneSpec(lr=1e-4, batch_size=4, steps=1)
-        run(locate(str(folder)), tokenizer, tmp_path / "a", spec, cache=cache)
-        tensors = load_file(folder / "model.safetensors")
-        tensors["model.norm.weight"] *= 1.5
-        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-        _, scored = run(locate(str(folder)), tokenizer, tmp_path / "b", spec, cache=cache)
-        assert scored == 16
+def test_changed_weights_under_the_same_path_score_again(tokenizer, tmp_path):
+    """B20, end to end: the fingerprint is of the files, not of the path."""
+    folder = tmp_path / "model"
+    load_model(locate(STUDENT), CPU).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    cache, spec = tmp_path / "r.sqlite", TuneSpec(lr=1e-4, batch_size=4, steps=1)
+    run(locate(str(folder)), tokenizer, tmp_path / "a", spec, cache=cache)
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.norm.weight"] *= 1.5
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    _, scored = run(locate(str(folder)), tokenizer, tmp_path / "b", spec, cache=cache)
+    assert scored == 16
 
 
 class TestRun:
@@ -232,16 +136,17 @@ class TestRun:
 
     def test_first_loss_must_be_ln_2(self, student, tokenizer, tmp_path):
         """B24: a reference that is not the student's stops the run at once."""
-        examples, _ = prepare_examples(tokenizer, rows(), 64)
+        from deltalearn.tune import engine
 
-        class Wrong(ReferenceCache):
-            def logprobs(self, scope, rows, score):
-                values = super().logprobs(scope, rows, score)
-                return [v - 0.1 * i for i, v in enumerate(values)]
+        original = engine.reference_logprobs
 
-        settings = {"reference": Wrong(tmp_path / "r.sqlite"), "placement": CPU}
-        with pytest.raises(UserError, match="instead of ln 2"):
-            tune(student, examples, self.spec, 0, tmp_path, **settings)
+        def wrong(*args, **kwargs):
+            values = original(*args, **kwargs)
+            return values - 0.1 * torch.arange(len(values))
+
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(UserError, match="instead of"):
+            patch.setattr(engine, "reference_logprobs", wrong)
+            run(student, tokenizer, tmp_path, self.spec)
         assert not (tmp_path / "final").exists()
 
     def test_too_few_pairs(self, student, tokenizer, tmp_path):
@@ -253,6 +158,28 @@ class TestRun:
         with pytest.raises(UserError, match=r"lower tune\.lr"):
             run(student, tokenizer, tmp_path, spec)
 
+    @pytest.mark.parametrize("method", [m for m in METHODS if m != "dpo_norm"])
+    def test_every_method_learns(self, student, tokenizer, tmp_path, method):
+        """Chosen answers become likelier against rejected ones, or likelier at all (sft)."""
+        beta = {"sppo": 1.0, "ipo": 1.0}.get(method)
+        spec = TuneSpec(method=method, beta=beta, lr=1e-3, batch_size=4, steps=8)
+        run(student, tokenizer, tmp_path, spec)
+        lines = log(tmp_path)
+        assert lines[-1]["loss"] < lines[0]["loss"]
+        if method != "sft":
+            assert lines[-1]["margin"] > lines[0]["margin"]
+
+    @pytest.mark.parametrize("scheduler", ["cosine", "linear", "constant"])
+    @pytest.mark.parametrize("optimizer", ["adamw", "adafactor"])
+    def test_schedulers_and_optimisers_take_effect(
+        self, student, tokenizer, tmp_path, scheduler, optimizer
+    ):
+        changes = {"scheduler": scheduler, "optimizer": optimizer}
+        run(student, tokenizer, tmp_path, self.spec.model_copy(update=changes))
+        rates = [line["lr"] for line in log(tmp_path)]
+        assert (rates[-1] == 1e-3) == (scheduler == "constant")
+        assert log(tmp_path)[-1]["loss"] < 0.69
+
     def test_sft_needs_no_reference(self, student, tokenizer, tmp_path):
         spec = TuneSpec(method="sft", lr=1e-3, batch_size=4, steps=6)
         _, scored = run(student, tokenizer, tmp_path, spec)
@@ -262,31 +189,166 @@ class TestRun:
         assert "margin" not in lines[0]
 
 
+class TestEvaluation:
+    """Held-out pairs and a dev suite on the way, keep-best, early stopping."""
+
+    spec = TuneSpec(lr=1e-3, batch_size=3, steps=6, eval_pairs=2, eval_every=2)
+
+    def evals(self, out: Path) -> list[dict]:
+        return [json.loads(line) for line in (out / "evals.jsonl").read_text().splitlines()]
+
+    def test_held_out_pairs_are_not_trained_on(self, student, tokenizer, tmp_path):
+        examples, _ = prepare_examples(tokenizer, [*rows(), *rows()], 64)
+        train, held = split_held_out(examples, 3)
+        assert len(train) + len(held) == 16
+        prompts = [{tuple(examples[i].prompt) for i in side} for side in (train, held)]
+        assert not prompts[0] & prompts[1], "a prompt is on one side"
+        assert len(held) == 4, "both pairs of the second prompt"
+        result, _ = run(student, tokenizer, tmp_path, self.spec)
+        assert (result["examples"], result["held_out"]) == (6, 2)
+
+    def test_metrics_equal_those_of_the_final_model(self, student, tokenizer, tmp_path):
+        run(student, tokenizer, tmp_path, self.spec)
+        evals = self.evals(tmp_path)
+        assert [e["step"] for e in evals] == [2, 4, 6]
+        examples, _ = prepare_examples(tokenizer, rows(), 64)
+        _, held = split_held_out(examples, 2)
+        sums = {}
+        for name, files in {"now": locate(str(tmp_path / "final")), "before": student}.items():
+            model = load_model(files, CPU)
+            answers = [(examples[i].prompt, a) for i in held
+                       for a in (examples[i].chosen, examples[i].rejected)]  # fmt: skip
+            scores = dict(score_answers(model, answers))
+            sums[name] = torch.tensor([scores[i] / len(answers[i][1]) for i in range(4)])
+        moved = sums["now"] - sums["before"]
+        margin = (moved[0::2] - moved[1::2]).mean()
+        assert evals[-1]["eval_margin"] == pytest.approx(margin.item(), abs=1e-4)
+
+    def test_keep_best_saves_the_best_and_patience_stops(self, student, tokenizer, tmp_path):
+        """A dev score that falls after the first evaluation: the final model is that of step 2."""
+        scores = iter([0.5, 0.4, 0.3, 0.9, 0.9])
+        spec = self.spec.model_copy(
+            update={"keep_best": True, "patience": 2, "steps": 12, "checkpoint_every": 1}
+        )
+        result, _ = run(
+            student, tokenizer, tmp_path, spec, dev=lambda model: {"accuracy": next(scores)}
+        )
+        assert result["best_step"] == 2
+        assert result["last"]["stopped_early"] and result["last"]["step"] == 6
+        stop_at_two = self.spec.model_copy(update={"steps": 12})
+
+        class Enough(Exception):
+            pass
+
+        original, kept = Run.evaluate, {}
+
+        def evaluate(self, step, lines):
+            model = self.accelerator.unwrap_model(self.policy)
+            kept.update({n: p.detach().clone() for n, p in model.named_parameters()})
+            raise Enough
+
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(Enough):
+            patch.setattr(Run, "evaluate", evaluate)
+            run(student, tokenizer, tmp_path / "two", stop_at_two)
+        assert original is Run.evaluate
+        final = load_model(locate(str(tmp_path / "final")), CPU)
+        for name, parameter in final.named_parameters():
+            assert torch.equal(parameter, kept[name]), name
+
+    def test_best_survives_a_resume(self, student, tokenizer, tmp_path):
+        spec = self.spec.model_copy(update={"keep_best": True, "checkpoint_every": 1})
+        whole = [0.5, 0.4, 0.3]
+        with pytest.raises(KeyboardInterrupt):
+            run(student, tokenizer, tmp_path, spec, dev=scores_then_stop(whole[:1]))
+        result, _ = run(student, tokenizer, tmp_path, spec, dev=scores_then_stop(whole[1:]))
+        assert result["resumed_at"] == 3
+        assert result["best_step"] == 2
+        assert [e["dev_accuracy"] for e in self.evals(tmp_path)] == whole
+
+    def test_dev_suite_of_a_recipe(self, student, tokenizer, tmp_path, lab_ladder):
+        """The score of the final model by the evaluate stage is the last one logged."""
+        dev = DevSpec(source=str(lab_ladder / "eval.jsonl"), limit=30)
+        spec = TuneSpec(lr=1e-3, batch_size=4, steps=4, dev=dev, eval_every=2)
+        run(student, tokenizer, tmp_path, spec, dev=dev_scores(dev, student))
+        rows = score_model(
+            locate(str(tmp_path / "final")), read_items(dev.source, limit=30),
+            ("expected_accuracy",), max_tokens=8, token_budget=4096, placement=CPU, title="",
+        )  # fmt: skip
+        mean = sum(row["expected_accuracy"] for row in rows) / len(rows)
+        assert self.evals(tmp_path)[-1]["dev_expected_accuracy"] == pytest.approx(mean, rel=1e-4)
+
+
+def scores_then_stop(scores):
+    """A dev suite that gives `scores`, then Ctrl-C at the evaluation after them."""
+    left = list(scores)
+
+    def dev(model):
+        if not left:
+            raise KeyboardInterrupt
+        return {"accuracy": left.pop(0)}
+
+    return dev
+
+
+class TestStop:
+    """SIGINT and SIGTERM finish the step, save and leave; the next start goes on from there."""
+
+    spec = TuneSpec(lr=1e-3, batch_size=4, steps=12, checkpoint_every=100)
+
+    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+    def test_saves_and_resumes_bit_exactly(self, student, tokenizer, tmp_path, number):
+        run(student, tokenizer, tmp_path / "whole", self.spec)
+        original = Run.step
+
+        def step(self, at, stop):
+            if at == 5:
+                os.kill(os.getpid(), number)
+            return original(self, at, stop)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Run, "step", step)
+            with pytest.raises(KeyboardInterrupt, match=r"stopped after step [67] of 12"):
+                run(student, tokenizer, tmp_path / "cut", self.spec)
+        assert signal.getsignal(number) is not None
+        result, _ = run(student, tokenizer, tmp_path / "cut", self.spec)
+        assert result["resumed_at"] in (6, 7)
+        whole, cut = weights(tmp_path / "whole"), weights(tmp_path / "cut")
+        assert all(torch.equal(whole[key], cut[key]) for key in whole)
+
+
 class TestResume:
     """B21, B25: killed and resumed equals uninterrupted, to the bit; another run is refused."""
 
     spec = TuneSpec(lr=1e-3, batch_size=4, steps=12, checkpoint_every=3)
 
-    def interrupted(self, student, tokenizer, out: Path, at: int) -> None:
-        from deltalearn.tune.loop import _Run
+    def interrupted(self, student, tokenizer, out: Path, at: int, spec=None) -> None:
+        original = Run.step
 
-        original = _Run.step
-
-        def step(self, number):
+        def step(self, number, stop):
             if number == at:
                 raise KeyboardInterrupt
-            return original(self, number)
+            return original(self, number, stop)
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(_Run, "step", step)
+            patch.setattr(Run, "step", step)
             with pytest.raises(KeyboardInterrupt):
-                run(student, tokenizer, out, self.spec)
+                run(student, tokenizer, out, spec or self.spec)
 
-    @pytest.mark.parametrize("at", [2, 3, 7, 11])
-    def test_bit_exact(self, student, tokenizer, tmp_path, at):
-        run(student, tokenizer, tmp_path / "whole", self.spec)
-        self.interrupted(student, tokenizer, tmp_path / "cut", at)
-        result, scored = run(student, tokenizer, tmp_path / "cut", self.spec)
+    @pytest.mark.parametrize(
+        ("at", "changes"),
+        [
+            (2, {}),
+            (3, {}),
+            (11, {"optimizer": "adafactor"}),
+            (7, {"lora": LoraSpec(r=4, dropout=0.2)}),
+            (7, {"weight_decay": 0.1, "gradient_checkpointing": True}),
+        ],
+    )
+    def test_bit_exact(self, student, tokenizer, tmp_path, at, changes):
+        spec = self.spec.model_copy(update=changes)
+        run(student, tokenizer, tmp_path / "whole", spec)
+        self.interrupted(student, tokenizer, tmp_path / "cut", at, spec)
+        result, scored = run(student, tokenizer, tmp_path / "cut", spec)
         assert result["resumed_at"] == at // 3 * 3
         assert scored == 0
         whole, cut = weights(tmp_path / "whole"), weights(tmp_path / "cut")
@@ -296,17 +358,24 @@ class TestResume:
             assert {k: a[k] for k in a.keys() - drop} == {k: b[k] for k in b.keys() - drop}
 
     @pytest.mark.parametrize(
-        ("change", "named"), [({"lr": 2e-3}, "settings"), ({"beta": 1.0}, "settings")]
+        ("change", "named"),
+        [
+            ({"lr": 2e-3}, r"lr \(0.001, now 0.002\)"),
+            ({"beta": 1.0}, r"beta \(None, now 1.0\)"),
+            ({"eval_pairs": 1}, "eval_pairs"),
+        ],
     )
     def test_changed_settings_are_refused(self, student, tokenizer, tmp_path, change, named):
         self.interrupted(student, tokenizer, tmp_path, 7)
         with pytest.raises(UserError, match=f"other {named}"):
             run(student, tokenizer, tmp_path, self.spec.model_copy(update=change))
 
-    def test_saving_more_often_is_no_other_run(self, student, tokenizer, tmp_path):
+    @pytest.mark.parametrize(
+        "change", [{"checkpoint_every": 1}, {"token_budget": 40}, {"layout": "padded"}]
+    )
+    def test_what_changes_speed_only_is_no_other_run(self, student, tokenizer, tmp_path, change):
         self.interrupted(student, tokenizer, tmp_path, 7)
-        often = self.spec.model_copy(update={"checkpoint_every": 1})
-        result, _ = run(student, tokenizer, tmp_path, often)
+        result, _ = run(student, tokenizer, tmp_path, self.spec.model_copy(update=change))
         assert result["resumed_at"] == 6
 
     def test_another_seed_is_refused(self, student, tokenizer, tmp_path):
@@ -328,8 +397,8 @@ class TestResume:
         run(student, tokenizer, tmp_path / "whole", self.spec)
         code = (
             "import sys; from pathlib import Path; sys.path.insert(0, sys.argv[1]);"
-            "import time; from deltalearn.tune.loop import _Run; old = _Run.step;"
-            "_Run.step = lambda s, n: (time.sleep(.2), old(s, n))[1];"
+            "import time; from deltalearn.tune.loop import Run; old = Run.step;"
+            "Run.step = lambda s, n, stop: (time.sleep(.2), old(s, n, stop))[1];"
             "import test_tune_run as t; f = t.locate(t.STUDENT);"
             "t.run(f, t.load_tokenizer(f), Path(sys.argv[2]), t.TestResume.spec)"
         )

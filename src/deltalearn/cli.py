@@ -19,8 +19,8 @@ class _Commands(TyperGroup):
     def invoke(self, ctx: typer.Context) -> object:
         try:
             return super().invoke(ctx)
-        except KeyboardInterrupt:
-            raise Interrupted from None
+        except KeyboardInterrupt as error:  # its text says where a run stands, if anything
+            raise Interrupted(*error.args) from None
 
 
 app = typer.Typer(
@@ -86,6 +86,121 @@ def run(
         from deltalearn.report.terminal import print_summary
 
         print_summary(directory.path)
+
+
+@app.command()
+def tune(
+    model: Annotated[
+        str | None, typer.Option(help="Student: a directory or a Hugging Face hub id.")
+    ] = None,
+    pairs: Annotated[
+        str | None, typer.Option(help="Pairs: Parquet, JSONL, a folder of them, or a hub id.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Where it goes; default runs/<name of the recipe>.")
+    ] = None,
+    recipe: Annotated[
+        str | None, typer.Option(help="A tune recipe, file or name; options win over it.")
+    ] = None,
+    method: Annotated[
+        str | None, typer.Option(help="dpo_norm (default), dpo, ipo, simpo, orpo, sft, ...")
+    ] = None,
+    lr: Annotated[float | None, typer.Option(help="Peak learning rate; default 5e-7.")] = None,
+    beta: Annotated[float | None, typer.Option(help="Default: the method's own.")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Pairs a step, over all GPUs; default 32.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Instead of epochs.")] = None,
+    epochs: Annotated[float | None, typer.Option(help="Default 1.")] = None,
+    max_length: Annotated[
+        int | None, typer.Option(help="Tokens of prompt and answer; default 2048.")
+    ] = None,
+    truncation: Annotated[
+        str | None, typer.Option(help="Of longer pairs: drop (default), cut or error.")
+    ] = None,
+    token_budget: Annotated[
+        int | None, typer.Option(help="Tokens of one forward on each GPU; default 8192.")
+    ] = None,
+    layout: Annotated[str | None, typer.Option(help="auto, shared, packed or padded.")] = None,
+    attention: Annotated[str | None, typer.Option(help="auto, segments, sdpa or flex.")] = None,
+    gradient_checkpointing: Annotated[
+        bool | None, typer.Option("--gradient-checkpointing/--no-gradient-checkpointing")
+    ] = None,
+    lora: Annotated[
+        int | None, typer.Option(metavar="R", help="Adapters of rank R, not all weights.")
+    ] = None,
+    shard: Annotated[
+        bool | None, typer.Option("--shard/--no-shard", help="FSDP2 instead of DDP.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Default 0.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16.")] = None,
+    split: Annotated[str | None, typer.Option(help="Of a hub data set; default train.")] = None,
+    prompt_column: Annotated[str | None, typer.Option(help="Default: by its usual names.")] = None,
+    chosen_column: Annotated[str | None, typer.Option(help="Default: chosen.")] = None,
+    rejected_column: Annotated[str | None, typer.Option(help="Default: rejected.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Use the first so many pairs.")] = None,
+    eval_pairs: Annotated[int | None, typer.Option(help="Pairs held out of training.")] = None,
+    tracker: Annotated[
+        str | None, typer.Option(help="none, tensorboard, wandb or trackio.")
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Any other setting, e.g. warmup_ratio=0."),
+    ] = None,
+    reference: Annotated[
+        Path | None, typer.Option(help="Folder of reference scores; default OUT/reference.")
+    ] = None,
+    update: Annotated[
+        bool, typer.Option("--update", help="Let changed settings start over in OUT.")
+    ] = False,
+    preview: Annotated[bool, typer.Option("--preview", help="Show two pairs and stop.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show plan, tokens and memory, and stop.")
+    ] = False,
+    tflops: Annotated[
+        float | None, typer.Option(help="Of a GPU; a dry run then shows hours.")
+    ] = None,
+) -> None:
+    """Tune a model on pairs that you have; run it again to resume."""
+    from deltalearn.launcher import is_first_process
+    from deltalearn.recipe.tune_file import load_tune_recipe
+    from deltalearn.tuning import check_modes, preview_pairs, report_dry_run, run_tune
+
+    check_modes(preview=preview, dry_run=dry_run, tflops=tflops)
+    options = {
+        "model.path": model,
+        "pairs.source": pairs,
+        "pairs.split": split,
+        "pairs.prompt_column": prompt_column,
+        "pairs.chosen_column": chosen_column,
+        "pairs.rejected_column": rejected_column,
+        "seed": seed,
+        "device": device,
+        "dtype": dtype,
+        "tune.method": method,
+        "tune.lr": lr,
+        "tune.beta": beta,
+        "tune.batch_size": batch_size,
+        "tune.steps": steps,
+        "tune.epochs": epochs,
+        "tune.max_length": max_length,
+        "tune.truncation": truncation,
+        "tune.max_pairs": limit,
+        "tune.token_budget": token_budget,
+        "tune.layout": layout,
+        "tune.attention": attention,
+        "tune.gradient_checkpointing": gradient_checkpointing,
+        "tune.lora.r": lora,
+        "tune.shard": shard,
+        "tune.eval_pairs": eval_pairs,
+        "tune.tracker": tracker,
+    }
+    loaded = load_tune_recipe(recipe, options, set_)
+    if not (preview or dry_run):
+        run_tune(loaded, out, reference=reference, update=update)
+    elif is_first_process():
+        typer.echo(preview_pairs(loaded) if preview else report_dry_run(loaded, tflops))
 
 
 @app.command()
@@ -175,20 +290,27 @@ def main() -> None:
     try:
         app()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        _complain(f"error: {error}")
         sys.exit(EXIT_USER_ERROR)
-    except Interrupted:
-        print("\ninterrupted; run the same command again to resume", file=sys.stderr)
+    except Interrupted as error:
+        _complain(f"\n{str(error) or 'interrupted'}; run the same command again to resume")
         sys.exit(EXIT_INTERRUPTED)
     except Exception as error:
         if not is_disk_full(error):
             raise
-        print(
+        _complain(
             f"error: the disk is full ({error}). Nothing that was finished is lost: make room, "
-            "then run the same command again to resume.",
-            file=sys.stderr,
+            "then run the same command again to resume."
         )
         sys.exit(EXIT_USER_ERROR)
+
+
+def _complain(text: str) -> None:
+    """Print to standard error, once for all processes of a launcher."""
+    from deltalearn.launcher import is_first_process
+
+    if is_first_process():
+        print(text, file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from typing import Any
 from deltalearn.files import digest, file_digest, read_jsonl, write_json, write_jsonl
 from deltalearn.lm.locate import ModelFiles, locate
 from deltalearn.recipe.load import LoadedRecipe
-from deltalearn.recipe.schema import STUDENT
+from deltalearn.recipe.schema import STUDENT, TuneSpec
 from deltalearn.records import Prompt, Request
 from deltalearn.resources import local_path
 from deltalearn.rundir import RunDirectory
@@ -57,6 +57,7 @@ class Pipeline:
         self.seen: list[str] = []
         self.keys: dict[str, str] = {}
         self._last_examples: tuple = (None, [], {})
+        self._said: set[str] = set()
 
     # -- helpers -----------------------------------------------------------------------------
 
@@ -219,7 +220,7 @@ class Pipeline:
         def work() -> dict[str, Any]:
             from deltalearn.tune import ReferenceCache, tune
 
-            examples, counts = self._examples(pairs, spec.max_pairs, spec.max_length)
+            examples, counts = self._examples(pairs, spec)
             with ReferenceCache(self._path("reference", "answers.sqlite")) as reference:
                 result = tune(
                     student,
@@ -230,32 +231,48 @@ class Pipeline:
                     reference=reference,
                     placement=self.placement,
                     title=f"tune {arm} (seed {seed})",
+                    dev=self._dev(spec),
+                    say=self._say_once,
                 )
                 return {**counts, "reference_scored": reference.scored, **result}
 
         inputs = {
             "pairs": self.keys[f"pairs/{Path(pairs).stem}"],
             "student": student.fingerprint,
-            "spec": spec.model_dump(exclude={"checkpoint_every"}),
+            "spec": spec.model_dump(exclude={"checkpoint_every", "tracker"}),
+            "dev": _source_digest(spec.dev.source) if spec.dev else None,
             "seed": seed,
             "dtype": self.recipe.dtype,
         }
         outputs = [f"{folder}/final", f"{folder}/log.jsonl"]
         self._stage(f"tune/{arm}/seed-{seed}", inputs, outputs, work, scratch=folder)
 
-    def _examples(self, pairs: str, max_pairs: int | None, max_length: int) -> tuple[list, dict]:
+    def _say_once(self, line: str) -> None:
+        """Say what is the same for every arm and seed only the first time."""
+        if line not in self._said:
+            self._said.add(line)
+            self.say(line)
+
+    def _examples(self, pairs: str, spec: TuneSpec) -> tuple[Any, dict]:
         """Tokenised pairs and their counts; the last set is kept, for the next seed or arm."""
         from deltalearn.lm.load import load_tokenizer
-        from deltalearn.pairs import read_pairs
-        from deltalearn.tune import prepare_examples
+        from deltalearn.tune import prepare_examples, read_pairs_from
 
-        wanted = (pairs, max_pairs, max_length)
+        wanted = (pairs, spec.max_pairs, spec.max_length, spec.truncation)
         if self._last_examples[0] != wanted:
             tokenizer = load_tokenizer(self.models[STUDENT])
-            rows = read_pairs(self._path(pairs), max_pairs)
-            examples, counts = prepare_examples(tokenizer, rows, max_length)
+            rows = read_pairs_from(str(self._path(pairs)), limit=spec.max_pairs)
+            examples, counts = prepare_examples(
+                tokenizer, rows, spec.max_length, truncation=spec.truncation
+            )
             self._last_examples = wanted, examples, counts.as_dict()
         return self._last_examples[1:]
+
+    def _dev(self, spec: TuneSpec) -> Callable[[Any], dict[str, float]] | None:
+        """What scores the student while it is tuned, or None if the recipe does not ask."""
+        from deltalearn.evaluate.dev import dev_scores
+
+        return dev_scores(spec.dev, self.models[STUDENT]) if spec.dev else None
 
     def evaluate(self) -> None:
         """Scores of the student, of every weak model and of every tuned student."""
@@ -356,6 +373,8 @@ def _brief(counts: dict[str, Any]) -> str:
         elif isinstance(value, dict):
             inner = [f"{k} {v:,}" for k, v in value.items() if v]
             parts += [f"{name}: {', '.join(inner)}"] if inner else []
+        elif isinstance(value, str):
+            continue  # said when it was decided
         elif isinstance(value, int):
             parts += [f"{name} {value:,}"] if value else []
         else:

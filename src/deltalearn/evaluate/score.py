@@ -14,7 +14,8 @@ from deltalearn.lm.chat import answer_ids, answer_texts, prompt_ids
 from deltalearn.lm.decode import Decoded, Sampling, decode_within_context
 from deltalearn.lm.load import Placement, context_length, load_model, load_tokenizer
 from deltalearn.lm.locate import ModelFiles
-from deltalearn.lm.logprobs import length_batches, score_answers
+from deltalearn.lm.logprobs import length_batches
+from deltalearn.lm.scoring import score_answers
 from deltalearn.progress import progress
 
 
@@ -36,8 +37,23 @@ def score_model(
     text and ended, else 0; the answer itself is kept as `greedy_answer`. UserError if the chat
     template refuses an item, or if it does not fit into the model's context.
     """
-    tokenizer = load_tokenizer(files)
-    model = load_model(files, placement)
+    model, tokenizer = load_model(files, placement), load_tokenizer(files)
+    limits = {"max_tokens": max_tokens, "token_budget": token_budget}
+    return score_loaded(model, tokenizer, items, metrics, **limits, title=title, name=files.name)
+
+
+def score_loaded(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    items: Sequence[Item],
+    metrics: Sequence[str],
+    *,
+    max_tokens: int,
+    token_budget: int,
+    title: str,
+    name: str,
+) -> list[dict[str, Any]]:
+    """Like `score_model`, of a model in memory and in evaluation mode; `name` is for errors."""
     names = [f"evaluation item {item.id!r}" for item in items]
     prompts = prompt_ids(tokenizer, [item.messages for item in items], names)
     scored: list[dict[str, Any]] = [{"id": item.id, "task": item.task} for item in items]
@@ -46,7 +62,7 @@ def score_model(
         if {"expected_accuracy", "loglik"} & set(metrics):
             answers = answer_ids(tokenizer, [item.answer for item in items], [True] * len(items))
             rows = list(zip(prompts, answers, strict=True))
-            _check_context(model, rows, items, files)
+            _check_context(model, rows, items, name)
             for i, logprob in score_answers(model, rows, token_budget):
                 bar.advance(1, amount=1)
                 if "expected_accuracy" in metrics:
@@ -85,12 +101,12 @@ def _check_context(
     model: PreTrainedModel,
     rows: Sequence[tuple[Sequence[int], Sequence[int]]],
     items: Sequence[Item],
-    files: ModelFiles,
+    name: str,
 ) -> None:
     context = context_length(model)
     for (prompt, answer), item in zip(rows, items, strict=True):
         if context is not None and len(prompt) + len(answer) > context:
             raise UserError(
                 f"evaluation item {item.id!r} has {len(prompt) + len(answer)} tokens, more than "
-                f"the context of {files.name} ({context}); remove the item or use another model"
+                f"the context of {name} ({context}); remove the item or use another model"
             )

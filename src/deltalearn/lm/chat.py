@@ -7,14 +7,19 @@ mask is exact by construction (PEERS B5, B12).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from jinja2 import TemplateError, TemplateSyntaxError
 from transformers import PreTrainedTokenizerBase
 
 from deltalearn.errors import UserError
+from deltalearn.lm.encode import Encoder, puts_space_first
 from deltalearn.records import Message
+
+PROBE: tuple[Message, ...] = ({"role": "user", "content": "x"},)
+PROBE_ANSWER = "Qzq"  # found again in what a template makes of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,23 +49,39 @@ def prompt_ids(
 def prompt_ids_or_refusals(
     tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Sequence[Message]]
 ) -> list[list[int] | Refusal]:
-    """Like `prompt_ids`, with a Refusal in the place of each conversation that is refused.
+    """Like `prompt_ids`, with a Refusal in the place of each conversation that is refused."""
+    found = prompt_texts(tokenizer, conversations)
+    texts = [text for text in found if isinstance(text, str)]
+    # The template writes every special token itself, the BOS included (PEERS B6).
+    ids = iter(tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else [])
+    return [next(ids) if isinstance(text, str) else text for text in found]
 
-    UserError if the template itself is broken.
+
+def prompt_texts(
+    tokenizer: PreTrainedTokenizerBase,
+    conversations: Sequence[Sequence[Message]],
+    arguments: Mapping[str, Any] | None = None,
+) -> list[str | Refusal]:
+    """Each conversation as rendered text up to and including the header of the assistant's turn.
+
+    arguments: what else the template is given, `tools` for example. A Refusal stands in the place
+    of each conversation that the template refuses. UserError if the template itself is broken.
     """
+    if not conversations:
+        return []
     try:
-        rendered = tokenizer.apply_chat_template(
+        return tokenizer.apply_chat_template(
             [list(messages) for messages in conversations],
             add_generation_prompt=True,
-            tokenize=True,
-            return_dict=True,
+            tokenize=False,
+            **(arguments or {}),
         )
-        return rendered["input_ids"]
     except TemplateSyntaxError as error:
         raise UserError(
             f"{tokenizer.name_or_path}: the chat template is broken: {error}"
         ) from error
-    except TemplateError as error:
+    except (TemplateError, TypeError, ValueError, LookupError) as error:
+        # Templates refuse on purpose, and trip over what they do not expect.
         if len(conversations) == 1:
             return [Refusal(f"the chat template refuses the conversation: {error}")]
         # jinja does not say which one it was; halving finds few among many quickly.
@@ -68,7 +89,7 @@ def prompt_ids_or_refusals(
         return [
             found
             for part in (conversations[:half], conversations[half:])
-            for found in prompt_ids_or_refusals(tokenizer, part)
+            for found in prompt_texts(tokenizer, part, arguments)
         ]
 
 
@@ -79,9 +100,45 @@ def answer_ids(
 
     An answer cut at the token limit did not end, and must not teach the model to stop there.
     """
-    ids = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
-    end = tokenizer.eos_token_id
-    return [[*i, end] if e else list(i) for i, e in zip(ids, ended, strict=True)]
+    end = end_of_turn(tokenizer)
+    encoder = Encoder(tokenizer, continuing=answers_continue(tokenizer))
+    found = [ids.tolist() for ids in encoder.encode(texts)]
+    return [[*ids, end] if e else ids for ids, e in zip(found, ended, strict=True)]
+
+
+def answers_continue(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether an answer must lose the space that the tokenizer puts before every text.
+
+    After "<|assistant|>\n" that space would be a stray one; where the template itself writes " "
+    before an answer, it is meant (PEERS B3).
+    """
+    if not puts_space_first(tokenizer) or not (whole := _answered(tokenizer)):
+        return False
+    (prompt,) = prompt_ids(tokenizer, [PROBE])
+    joint = tokenizer(whole, add_special_tokens=False)["input_ids"]
+    answer = Encoder(tokenizer, continuing=True).encode([PROBE_ANSWER]).tokens.tolist()
+    return joint[: len(prompt) + len(answer)] == [*prompt, *answer]
+
+
+def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The id with which the chat template ends an assistant's turn, else the tokenizer's EOS.
+
+    The two differ for Gemma, for example, whose turns end with <end_of_turn> and not with <eos>.
+    """
+    _, _, after = (_answered(tokenizer) or "").rpartition(PROBE_ANSWER)
+    after = after.lstrip()
+    added = (str(token) for token in tokenizer.added_tokens_decoder.values())
+    found = max((token for token in added if after.startswith(token)), key=len, default=None)
+    return tokenizer.eos_token_id if found is None else tokenizer.convert_tokens_to_ids(found)
+
+
+def _answered(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """The probe with its answer as the template renders it; None if it does not."""
+    turns = [*PROBE, Message(role="assistant", content=PROBE_ANSWER)]
+    try:
+        return tokenizer.apply_chat_template(turns, tokenize=False)
+    except (TemplateError, TypeError, ValueError, LookupError):
+        return None
 
 
 def answer_texts(tokenizer: PreTrainedTokenizerBase, ids: Sequence[Sequence[int]]) -> list[str]:

@@ -1,4 +1,8 @@
-"""Log-probabilities of answers; the language-model head is applied only where it is needed."""
+"""Log-probabilities of answers in padded rows, by the model's own forward: the plain way.
+
+It pretrains the lab's models and is what the fast paths of `deltalearn.lm.scoring` are checked
+against. The language-model head is applied only where it is needed.
+"""
 
 from __future__ import annotations
 
@@ -50,17 +54,17 @@ def collate(rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Sequences:
 
 
 @contextmanager
-def _head_only_at(model: PreTrainedModel, positions: Tensor) -> Iterator[None]:
-    """Within the block, the model's head sees only the hidden states at `positions` (B, T) bool.
+def head_only_at(model: PreTrainedModel, places: Tensor) -> Iterator[None]:
+    """Within the block, the model's head sees only hidden states at `places`, indices or a mask.
 
-    The selection happens at the head's input, so that everything the model itself does after the
-    head (soft-capping, logit scales) still happens, and wrappers such as DDP see a full forward.
-    Logits then have shape (1, N, V).
+    Places count through the flattened (B x T) rows. The selection happens at the head's input, so
+    that everything the model itself does after the head (soft-capping, logit scales) still
+    happens, and wrappers such as DDP see a full forward. Logits then have shape (1, N, V).
     """
 
     def select(_module, args):
         (hidden,) = args
-        return (hidden[positions].unsqueeze(0),)
+        return (hidden.flatten(0, 1)[places.flatten()].unsqueeze(0),)
 
     handle = model.get_output_embeddings().register_forward_pre_hook(select)
     try:
@@ -69,13 +73,17 @@ def _head_only_at(model: PreTrainedModel, positions: Tensor) -> Iterator[None]:
         handle.remove()
 
 
+def gather_logprobs(logits: Tensor, targets: Tensor) -> Tensor:
+    """Log-probability of each target (N,) under logits (N, V), float32 or wider."""
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return logits.gather(-1, targets.unsqueeze(-1)).squeeze(-1) - logits.logsumexp(-1)
+
+
 def token_logprobs(model: PreTrainedModel, batch: Sequences) -> Tensor:
     """Log-probability of every answer token, shape (N,), float32 or wider, differentiable."""
-    with _head_only_at(model, batch.predicts):
+    with head_only_at(model, batch.predicts):
         logits = model(input_ids=batch.input_ids, use_cache=False).logits[0]
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    chosen = logits.gather(-1, batch.targets.unsqueeze(-1)).squeeze(-1)
-    return chosen - logits.logsumexp(-1)
+    return gather_logprobs(logits, batch.targets)
 
 
 def answer_logprobs(model: PreTrainedModel, batch: Sequences) -> Tensor:
@@ -84,21 +92,6 @@ def answer_logprobs(model: PreTrainedModel, batch: Sequences) -> Tensor:
     rows = torch.arange(len(batch.lengths), device=tokens.device)
     rows = rows.repeat_interleave(batch.lengths)
     return tokens.new_zeros(len(batch.lengths)).index_add(0, rows, tokens)
-
-
-@torch.no_grad()
-def score_answers(
-    model: PreTrainedModel,
-    rows: Sequence[tuple[Sequence[int], Sequence[int]]],
-    token_budget: int = 16384,
-) -> Iterator[tuple[int, float]]:
-    """Yield (row index, summed log-probability) for every row, longest batches first.
-
-    Rows are batched by length so that at most `token_budget` padded tokens run at once.
-    """
-    for batch in length_batches([len(p) + len(a) for p, a in rows], token_budget):
-        sums = answer_logprobs(model, collate([rows[i] for i in batch]).to(model.device))
-        yield from zip(batch, sums.tolist(), strict=True)
 
 
 def length_batches(lengths: Sequence[int], token_budget: int) -> list[list[int]]:

@@ -22,6 +22,10 @@ ALIASES = {
     "learning_rate": "lr",
     "per_device_train_batch_size": "batch_size",
     "batch": "batch_size",
+    "micro_batch_size": "token_budget",
+    "lr_scheduler_type": "scheduler",
+    "optim": "optimizer",
+    "report_to": "tracker",
     "num_train_epochs": "epochs",
     "max_steps": "steps",
     "loss_type": "method",
@@ -122,47 +126,62 @@ def load_recipe(place: str | Path, overrides: list[str] | None = None) -> Loaded
     Relative paths inside it are taken from the working directory, as on the command line.
     Raises UserError naming the file, the key and, for a misspelt key, the nearest valid one.
     """
-    path = find_recipe(str(place))
-    values = _load_yaml(path.read_bytes(), str(path))
-    if not isinstance(values, dict):
-        raise UserError(f"{path}: a recipe is a mapping of keys to values")
-    origins = dict.fromkeys(_leaves(values), path.name)
+    path, values = read_values(place)
+    if "model" in values and "arms" not in values:
+        raise UserError(
+            f"{path}: a recipe for `deltalearn tune`, which tunes one model on given pairs; use "
+            f"`deltalearn tune --recipe {place} --out DIR`"
+        )
+    origins = dict.fromkeys(leaves(values), path.name)
     for text in overrides or []:
-        keys, value = parse_override(text)
-        _assign(values, keys, value, text)
-        dotted = ".".join(keys)
-        origins = {
-            k: o for k, o in origins.items() if k != dotted and not k.startswith(dotted + ".")
-        }
-        below = _leaves(value, dotted) if isinstance(value, dict) else [dotted]
-        origins.update(dict.fromkeys(below, "--set"))
+        override(values, origins, *parse_override(text), "--set")
     try:
         recipe = Recipe.model_validate(values)
     except ValidationError as error:
-        raise UserError(_explain(path, error, Recipe)) from error
+        raise UserError(explain(path, error, Recipe)) from error
     for arm in recipe.tuned_arms:
         try:
             recipe.tune_of(arm)
         except ValidationError as error:
-            raise UserError(_explain(path, error, TuneSpec, f"arms.{arm}.tune")) from error
+            raise UserError(explain(path, error, TuneSpec, f"arms.{arm}.tune")) from error
     return LoadedRecipe(recipe, origins)
 
 
-def _assign(values: dict, keys: list[str], value: Any, text: str) -> None:
+def read_values(place: str | Path) -> tuple[Path, dict[str, Any]]:
+    """The file of a recipe and the mapping in it, not yet validated."""
+    path = find_recipe(str(place))
+    values = _load_yaml(path.read_bytes(), str(path))
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: a recipe is a mapping of keys to values")
+    return path, values
+
+
+def override(
+    values: dict[str, Any], origins: dict[str, str], keys: list[str], value: Any, origin: str
+) -> None:
+    """Set the value at `keys` inside `values`, and note where it came from."""
+    dotted = ".".join(keys)
+    section = values
     for depth, key in enumerate(keys[:-1]):
-        values = values.setdefault(key, {})
-        if not isinstance(values, dict):
-            raise UserError(
-                f"--set {text}: {'.'.join(keys[: depth + 1])} is a value, not a section"
-            )
-    values[keys[-1]] = value
+        if section.get(key) is None:  # absent, or written out as null
+            section[key] = {}
+        section = section[key]
+        if not isinstance(section, dict):
+            within = ".".join(keys[: depth + 1])
+            raise UserError(f"{origin} {dotted}={value}: {within} is a value, not a section")
+    section[keys[-1]] = value
+    for known in [k for k in origins if k == dotted or k.startswith(dotted + ".")]:
+        del origins[known]
+    below = leaves(value, dotted) if isinstance(value, dict) else [dotted]
+    origins.update(dict.fromkeys(below, origin))
 
 
-def _leaves(values: dict, prefix: str = "") -> list[str]:
+def leaves(values: dict, prefix: str = "") -> list[str]:
+    """Dotted paths of all values in nested mappings."""
     found = []
     for key, value in values.items():
         dotted = f"{prefix}.{key}" if prefix else str(key)
-        found += _leaves(value, dotted) if isinstance(value, dict) and value else [dotted]
+        found += leaves(value, dotted) if isinstance(value, dict) and value else [dotted]
     return found
 
 
@@ -182,7 +201,10 @@ def _commented(
     return lines
 
 
-def _explain(path: Path, error: ValidationError, root: type[BaseModel], inside: str = "") -> str:
+def explain(
+    path: Path | str, error: ValidationError, root: type[BaseModel], inside: str = ""
+) -> str:
+    """What is wrong, a line for each fault: file, key, and for a misspelt key the nearest one."""
     lines = []
     for item in error.errors():
         where = ".".join(filter(None, [inside, *map(str, item["loc"])]))

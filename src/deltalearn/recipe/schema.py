@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from deltalearn.methods import DEFAULT_GAMMA, DEFAULT_SMOOTHING, METHODS
+
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
 Name = Annotated[str, Field(pattern=NAME)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -18,8 +20,10 @@ Listed = Annotated[
 ]  # a tuple, which YAML writes as a list; items stay strict
 
 STUDENT = "student"
-# The paper's beta for the length-normalised loss; the field's usual one for plain DPO.
-DEFAULT_BETA = {"dpo_norm": 5.0, "dpo": 0.1}
+MethodName = Literal[
+    "dpo_norm", "dpo", "ipo", "hinge", "robust", "apo_zero", "apo_down", "sppo", "simpo", "orpo",
+    "sft",
+]  # fmt: skip
 Metric = Literal["expected_accuracy", "greedy_accuracy", "loglik"]
 
 
@@ -92,43 +96,110 @@ class PairsSpec(Spec):
     max_length_difference: int | None = Field(default=None, ge=0)  # tokens, chosen minus rejected
 
 
+class LoraSpec(Spec):
+    """Low-rank adapters instead of all weights; `bits` keeps the frozen weights quantised (QLoRA).
+
+    Defaults are peft's own, but for alpha = 2 r, the common choice.
+    """
+
+    r: int = Field(default=16, ge=1)
+    alpha: int | None = Field(default=None, ge=1)  # default: 2 r
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    targets: Listed[tuple[str, ...]] = ("all-linear",)
+    bits: Literal[4, 8] | None = None
+
+
+class DevSpec(Spec):
+    """Questions scored while tuning, to choose when to stop; never those of the final report."""
+
+    source: str = Field(min_length=1)
+    prompt_column: str = "prompt"
+    answer_column: str = "answer"
+    metric: Metric = "expected_accuracy"
+    max_tokens: int = Field(default=512, ge=1)  # of a greedy answer
+    limit: int | None = Field(default=None, ge=1)
+
+
 class TuneSpec(Spec):
     """How the student is tuned. Defaults are the paper's, except lr, which has no good default."""
 
-    method: Literal["dpo_norm", "dpo", "sft"] = "dpo_norm"
+    method: MethodName = "dpo_norm"
     lr: float = Field(default=5e-7, gt=0)
-    beta: float | None = Field(default=None, gt=0)
-    batch_size: int = Field(default=32, ge=1)
-    micro_batch_size: int | None = Field(default=None, ge=1)  # default: the whole batch
+    beta: float | None = Field(default=None, gt=0)  # default: the method's own
+    label_smoothing: float | None = Field(default=None, ge=0, lt=0.5)  # share of flipped labels
+    gamma: float | None = Field(default=None, ge=0)  # simpo's target margin
+    nll_coef: float = Field(default=0.0, ge=0)  # adds this x NLL per token of the chosen answer
+    batch_size: int = Field(default=32, ge=1)  # pairs a step, over all processes
     steps: int | None = Field(default=None, ge=1)
     epochs: float | None = Field(default=None, gt=0)  # default: 1, unless steps is given
+    scheduler: Literal["cosine", "linear", "constant"] = "cosine"
     warmup_ratio: Fraction = 0.03
     min_lr_ratio: Fraction = 0.1
+    optimizer: Literal["adamw", "adamw_8bit", "adafactor"] = "adamw"
     adam_betas: Listed[tuple[Fraction, Fraction]] = (0.9, 0.95)
     weight_decay: float = Field(default=0.0, ge=0)
     max_grad_norm: float = Field(default=1.0, gt=0)
     max_length: int = Field(default=2048, ge=2)  # prompt and answer together
+    truncation: Literal["drop", "cut", "error"] = "drop"  # of pairs longer than that
     max_pairs: int | None = Field(default=None, ge=1)  # the first ones, in stored order
+    layout: Literal["auto", "shared", "packed", "padded"] = "auto"  # of pairs in a forward
+    attention: Literal["auto", "segments", "sdpa", "flex"] = "auto"  # of shared and packed rows
+    token_budget: int = Field(default=8192, ge=1)  # tokens of one forward, on each device
     gradient_checkpointing: bool = False
+    lora: LoraSpec | None = None
+    shard: bool = False  # FSDP2: weights, gradients and moments split over processes
+    eval_pairs: int | None = Field(default=None, ge=1)  # held out of training
+    dev: DevSpec | None = None
+    eval_every: int | None = Field(default=None, ge=1)  # steps; default: a tenth of the run
+    keep_best: bool = False  # final is the model best on dev, else on held-out pairs
+    patience: int | None = Field(default=None, ge=1)  # stop after so many evaluations without gain
     checkpoint_every: int | None = Field(default=None, ge=1)  # steps; default: a fifth of the run
+    tracker: Literal["none", "tensorboard", "wandb", "trackio"] = "none"
 
     @model_validator(mode="after")
     def _effective(self) -> TuneSpec:
-        if self.method == "sft" and self.beta is not None:
-            raise ValueError("beta has no effect on sft; remove it")
+        method = METHODS[self.method]
+        if method.beta is None and self.beta is not None:
+            raise ValueError(f"beta has no effect on {self.method}; remove it")
+        for key in ("label_smoothing", "gamma", "nll_coef"):
+            if self.changed(key) and key not in method.options:
+                raise ValueError(f"{key} has no effect on {self.method}; remove it")
+        if self.method == "robust" and self.label_smoothing == 0:
+            raise ValueError("robust with label_smoothing 0 is dpo; use dpo")
+        if self.scheduler == "constant" and self.changed("min_lr_ratio"):
+            raise ValueError("min_lr_ratio has no effect on a constant schedule; remove it")
+        if self.optimizer == "adafactor" and self.changed("adam_betas"):
+            raise ValueError("adam_betas has no effect on adafactor; remove it")
+        if self.shard and self.lora is not None and self.lora.bits is not None:
+            raise ValueError(
+                "shard cannot split the quantised weights of lora.bits; leave one of them out"
+            )
         if self.steps is not None and self.epochs is not None:
             raise ValueError("steps and epochs both set the length of the run; give one of them")
-        if self.micro_batch_size and self.batch_size % self.micro_batch_size:
-            raise ValueError(
-                f"batch_size ({self.batch_size}) is not a multiple of "
-                f"micro_batch_size ({self.micro_batch_size})"
-            )
+        if self.eval_pairs is None and self.dev is None:
+            for key in ("eval_every", "keep_best", "patience"):
+                if self.changed(key):
+                    raise ValueError(f"{key} has no effect without eval_pairs or dev; give one")
+        if self.layout == "padded" and self.changed("attention"):
+            raise ValueError("attention has no effect on padded rows; remove it")
         return self
 
     @property
     def effective_beta(self) -> float | None:
         """beta, or the default of the method; None for sft."""
-        return self.beta if self.beta is not None else DEFAULT_BETA.get(self.method)
+        return self.beta if self.beta is not None else METHODS[self.method].beta
+
+    @property
+    def effective_smoothing(self) -> float:
+        """label_smoothing, or the default of the method."""
+        if self.label_smoothing is not None:
+            return self.label_smoothing
+        return DEFAULT_SMOOTHING.get(self.method, 0.0)
+
+    @property
+    def effective_gamma(self) -> float:
+        """gamma, or simpo's default."""
+        return self.gamma if self.gamma is not None else DEFAULT_GAMMA
 
 
 class ArmSpec(Spec):
@@ -215,6 +286,11 @@ class Recipe(Spec):
                 "arms: exactly one arm, named base, is the student untouched (`base: {}`); "
                 f"found {untouched or 'none'}"
             )
+        if self.tune.dev and self.tune.dev.source == self.evaluate.source:
+            raise ValueError(
+                "tune.dev.source is evaluate.source: what chooses when to stop must not be what is "
+                "reported; split the questions in two files"
+            )
         used = set()
         for name, arm in self.arms.items():
             for side in filter(None, (arm.chosen, arm.rejected)):
@@ -231,13 +307,16 @@ class Recipe(Spec):
     def tune_of(self, arm: str) -> TuneSpec:
         """The tuning settings of one arm: the recipe's, with the arm's own on top.
 
-        An arm that changes the method does not inherit a beta meant for another one, and one
-        that sets steps (epochs) does not inherit epochs (steps).
+        An arm that changes the method does not inherit a beta meant for another one, nor options
+        that its own does not take, and one that sets steps (epochs) does not inherit epochs
+        (steps).
         """
         own = self.arms[arm].tune
         shared = {key: getattr(self.tune, key) for key in self.tune.model_fields_set}
-        if own.get("method", self.tune.method) != self.tune.method:
-            shared.pop("beta", None)
+        method = METHODS.get(own.get("method", self.tune.method))
+        if method is not None and method != METHODS[self.tune.method]:
+            dropped = {"beta", "label_smoothing", "gamma", "nll_coef"} - method.options
+            shared = {key: value for key, value in shared.items() if key not in dropped}
         if "steps" in own:
             shared.pop("epochs", None)
         if "epochs" in own:

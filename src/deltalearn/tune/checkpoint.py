@@ -1,4 +1,8 @@
-"""Checkpoints of a run in progress: weights and optimiser state in safetensors, no pickle."""
+"""Checkpoints of a run in progress: weights and optimiser state in safetensors, no pickle.
+
+What is stored is whole, whatever the weights are split over: a run may go on with another number
+of processes.
+"""
 
 from __future__ import annotations
 
@@ -10,96 +14,201 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.fsdp import FSDPModule
 
 from deltalearn.errors import UserError
 from deltalearn.files import write_json
 
+Tensors = dict[str, Tensor]
+
 
 class Checkpoints:
-    """The newest checkpoint of one run; `identity` says which run it belongs to."""
+    """The newest checkpoint of one run; `identity` says which run it belongs to.
 
-    def __init__(self, directory: Path, identity: Mapping[str, Any]) -> None:
+    Every process calls every method; the main one alone writes. `directory` must be the same
+    folder for all of them.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        identity: Mapping[str, Any],
+        accelerator: Accelerator,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+    ) -> None:
         """identity: JSON values that must agree before training may go on from a checkpoint."""
         self.directory = directory
-        self.identity = dict(identity)
+        self.identity = json.loads(json.dumps(identity))  # as it will read back
+        self.accelerator = accelerator
+        self.model = accelerator.unwrap_model(model)
+        self.optimizer = optimizer
 
-    def save(self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """Save the state after `step` optimiser steps; earlier checkpoints are removed after."""
-        target = self.directory / f"step-{step}"
-        temporary = self.directory / f".step-{step}.tmp"
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        weights, moments = _state(model, optimizer)
-        save_file(weights, temporary / "model.safetensors")
-        save_file(moments, temporary / "optimizer.safetensors")
-        write_json(temporary / "state.json", {"step": step, "identity": self.identity})
-        shutil.rmtree(target, ignore_errors=True)
-        os.rename(temporary, target)
-        for other in self._steps():
-            if other != step:
-                shutil.rmtree(self.directory / f"step-{other}")
+    def save(self, step: int, progress: Mapping[str, Any]) -> None:
+        """Save the state after `step` optimiser steps; earlier checkpoints are removed after.
 
-    def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-        """Load the newest checkpoint in place; return its step, or 0 if there is none.
+        progress: JSON values that `restore` gives back, such as the best score so far.
+        """
+        weights = trainable_state(self.model)
+        moments = _moments(self.model, self.optimizer)
+        if self.accelerator.is_main_process:
+            target = self.directory / f"step-{step}"
+            temporary = self.directory / f".step-{step}.tmp"
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+            save_file(weights, temporary / "model.safetensors")
+            save_file(moments, temporary / "optimizer.safetensors")
+            state = {"step": step, "identity": self.identity, "progress": dict(progress)}
+            write_json(temporary / "state.json", state)
+            shutil.rmtree(target, ignore_errors=True)
+            os.rename(temporary, target)
+            for other in self._steps():
+                if other != step:
+                    shutil.rmtree(self.directory / f"step-{other}")
+        self.accelerator.wait_for_everyone()
+
+    def restore(self) -> tuple[int, dict[str, Any]]:
+        """Load the newest checkpoint in place; return (step, progress), (0, {}) if there is none.
 
         Raises UserError if it belongs to a run with other settings, data or weights.
         """
         steps = self._steps()
         if not steps:
-            return 0
+            return 0, {}
         directory = self.directory / f"step-{steps[-1]}"
         state = json.loads((directory / "state.json").read_text())
-        if state["identity"] != self.identity:
-            changed = sorted(
-                k for k in {*state["identity"], *self.identity}
-                if state["identity"].get(k) != self.identity.get(k)
-            )  # fmt: skip
+        if changed := _differences(state["identity"], self.identity):
             raise UserError(
                 f"{directory}: this checkpoint is of a run with other {', '.join(changed)}; "
                 "delete the folder to start over, or tune into another directory"
             )
-        weights = load_file(directory / "model.safetensors")
-        moments = load_file(directory / "optimizer.safetensors")
-        _load(model, optimizer, weights, moments)
-        return state["step"]
+        load_trainable(self.model, self._read(directory / "model.safetensors"))
+        _load_moments(self.model, self.optimizer, self._read(directory / "optimizer.safetensors"))
+        return state["step"], state["progress"]
+
+    def save_best(self) -> None:
+        """Keep the weights as they are now as the best so far."""
+        weights = trainable_state(self.model)
+        if self.accelerator.is_main_process:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            temporary = self.directory / ".best.tmp"
+            save_file(weights, temporary)
+            os.replace(temporary, self.directory / "best.safetensors")
+        self.accelerator.wait_for_everyone()
+
+    def load_best(self) -> None:
+        """Put the best weights back into the model."""
+        load_trainable(self.model, self._read(self.directory / "best.safetensors"))
 
     def remove(self) -> None:
         """Delete all checkpoints, once the run has its final model."""
-        shutil.rmtree(self.directory, ignore_errors=True)
+        if self.accelerator.is_main_process:
+            shutil.rmtree(self.directory, ignore_errors=True)
+
+    def _read(self, path: Path) -> Tensors:
+        """Tensors of a file; nothing where they come from the main process anyway."""
+        needed = self.accelerator.is_main_process or not isinstance(self.model, FSDPModule)
+        return load_file(path) if needed else {}
 
     def _steps(self) -> list[int]:
         found = self.directory.glob("step-*/state.json")
         return sorted(int(path.parent.name.removeprefix("step-")) for path in found)
 
 
-def _state(
-    model: nn.Module, optimizer: torch.optim.Optimizer
-) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+def _differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Names of what differs, settings one by one."""
+    changed = []
+    for key in sorted({*saved, *now}):
+        before, after = saved.get(key), now.get(key)
+        if before == after:
+            continue
+        if isinstance(before, dict) and isinstance(after, dict):
+            changed += [
+                f"{name} ({before.get(name)}, now {after.get(name)})"
+                for name in sorted({*before, *after})
+                if before.get(name) != after.get(name)
+            ]
+        else:
+            changed.append(key)
+    return changed
+
+
+WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
+SPREAD = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True, strict=False)
+
+
+def trainable_state(model: nn.Module) -> Tensors:
+    """Whole trainable weights by name; of sharded weights on the main process alone."""
     # named_parameters lists a tied weight once, so nothing is stored twice.
-    named = dict(model.named_parameters())
-    weights = {name: p.detach().contiguous() for name, p in named.items()}
-    moments = {
-        f"{name}|{key}": value.contiguous()
-        for name, parameter in named.items()
-        for key, value in optimizer.state.get(parameter, {}).items()
-    }
-    return weights, moments
+    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    if not isinstance(model, FSDPModule):
+        return {name: p.detach().contiguous() for name, p in named.items()}
+    whole = get_model_state_dict(model, options=WHOLE)
+    return {name: value for name, value in whole.items() if name in named}
 
 
-def _load(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    weights: Mapping[str, torch.Tensor],
-    moments: Mapping[str, torch.Tensor],
-) -> None:
+def load_trainable(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Put `weights` into the model; those of the main process, if it is sharded."""
+    if isinstance(model, FSDPModule):
+        set_model_state_dict(model, dict(weights), options=SPREAD)
+        return
     named = dict(model.named_parameters())
     with torch.no_grad():
-        for name, parameter in named.items():
-            parameter.copy_(weights[name])
+        for name, value in weights.items():
+            named[name].copy_(value)
+
+
+def _moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> Tensors:
+    """The optimiser's tensors as "parameter|moment", where `trainable_state` gives weights."""
+    if isinstance(model, FSDPModule):
+        state = get_optimizer_state_dict(model, optimizer, options=WHOLE).get("state", {})
+    else:
+        state = {
+            name: optimizer.state.get(parameter, {}) for name, parameter in model.named_parameters()
+        }
+    return {
+        f"{name}|{key}" if isinstance(value, Tensor) else f"{name}|{key}|": _as_tensor(value)
+        for name, moments in state.items()
+        for key, value in moments.items()
+    }
+
+
+def _as_tensor(value: Tensor | float) -> Tensor:
+    """Plain numbers (Adafactor's step) keep their precision: int64 or float64."""
+    if isinstance(value, Tensor):
+        return value.contiguous()
+    return torch.tensor(value, dtype=torch.int64 if isinstance(value, int) else torch.float64)
+
+
+def _load_moments(
+    model: nn.Module, optimizer: torch.optim.Optimizer, moments: Mapping[str, Tensor]
+) -> None:
+    by_name: dict[str, dict[str, Any]] = {}
     for key, value in moments.items():
-        name, _, moment = key.partition("|")
-        parameter = named[name]
-        value = value if moment == "step" else value.to(parameter.device)
-        optimizer.state[parameter][moment] = value
+        name, moment, *number = key.split("|")
+        by_name.setdefault(name, {})[moment] = value.item() if number else value
+    if isinstance(model, FSDPModule):
+        # The settings of the groups are those of now; only the main process has any of it.
+        state = get_optimizer_state_dict(model, optimizer, options=WHOLE)
+        whole = {**state, "state": by_name} if state else {}
+        set_optimizer_state_dict(model, optimizer, whole, options=SPREAD)
+        return
+    named = dict(model.named_parameters())
+    for name, values in by_name.items():
+        device = named[name].device
+
+        def placed(moment: str, value: Any, device: torch.device = device) -> Any:
+            # AdamW counts its steps on the host.
+            return value.to(device) if isinstance(value, Tensor) and moment != "step" else value
+
+        optimizer.state[named[name]] = {m: placed(m, value) for m, value in values.items()}

@@ -9,12 +9,18 @@ from __future__ import annotations
 
 import hashlib
 import sqlite3
-from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-Row = tuple[Sequence[int], Sequence[int]]
-Scorer = Callable[[Sequence[Row]], Iterable[tuple[int, float]]]
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list, gather_object
+from torch import Tensor, nn
+
+from deltalearn.lm.layout import Ids, Tree, tree_batches
+from deltalearn.lm.scoring import Rows, group_by_prompt, score_batch
+from deltalearn.progress import progress
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS answers (
@@ -36,56 +42,104 @@ class ReferenceCache:
         with self._db:
             self._db.executescript(SCHEMA)
         self.scored = 0  # answers this object had to compute
+        self._fresh: list[tuple[bytes, float, int]] = []
 
     def __enter__(self) -> ReferenceCache:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.flush()
         self._db.close()
 
-    def logprobs(self, scope: str, rows: Sequence[Row], score: Scorer) -> list[float]:
-        """Summed log-probabilities of `rows` (prompt ids, answer ids), missing ones scored.
-
-        scope: the weights' fingerprint and the precision they are run in. score: given the
-        missing rows, yields (index among them, summed log-probability).
-        """
-        keys = [_key(scope, prompt, answer) for prompt, answer in rows]
-        known = self._known(keys)
-        missing = {key: i for i, key in enumerate(keys) if key not in known}
-        order = list(missing.values())
-        fresh = []
-        for at, value in score([rows[i] for i in order]) if order else ():
-            index = order[at]
-            known[keys[index]] = value
-            fresh.append((keys[index], value, len(rows[index][1])))
-            if len(fresh) >= COMMIT_EVERY:
-                self._append(fresh)
-        self._append(fresh)
-        return [known[key] for key in keys]
-
-    def _append(self, fresh: list[tuple[bytes, float, int]]) -> None:
-        with self._db:
-            self._db.executemany("INSERT OR IGNORE INTO answers VALUES (?,?,?)", fresh)
-        self.scored += len(fresh)
-        fresh.clear()
-
-    def _known(self, keys: Sequence[bytes]) -> dict[bytes, float]:
+    def known(self, keys: Sequence[bytes]) -> dict[bytes, float]:
+        """Summed log-probabilities of those of `keys` that are here."""
         found: dict[bytes, float] = {}
-        for part in _chunks(keys, 500):
+        for start in range(0, len(keys), 500):
+            part = keys[start : start + 500]
             marks = ",".join("?" * len(part))
             query = f"SELECT key, logprob FROM answers WHERE key IN ({marks})"  # noqa: S608
             found.update(self._db.execute(query, part))
         return found
 
+    def add(self, key: bytes, logprob: float, tokens: int) -> None:
+        """Keep one value; it is on disk after at most COMMIT_EVERY more, or after `flush`."""
+        self._fresh.append((key, logprob, tokens))
+        if len(self._fresh) >= COMMIT_EVERY:
+            self.flush()
 
-def _key(scope: str, prompt: Sequence[int], answer: Sequence[int]) -> bytes:
+    def flush(self) -> None:
+        """Write what was added."""
+        if not self._fresh:
+            return
+        with self._db:
+            self._db.executemany("INSERT OR IGNORE INTO answers VALUES (?,?,?)", self._fresh)
+        self.scored += len(self._fresh)
+        self._fresh.clear()
+
+
+def answer_key(scope: str, prompt: Ids, answer: Ids) -> bytes:
+    """Key of an answer: `scope` (the weights' fingerprint and how they are run) and all ids."""
     hasher = hashlib.sha256(scope.encode())
     for ids in (prompt, answer):  # the length first, so that no two splits collide
         hasher.update(len(ids).to_bytes(8, "little"))
-        hasher.update(array("q", ids).tobytes())
+        hasher.update(np.asarray(ids, np.int64).tobytes())
     return hasher.digest()
 
 
-def _chunks(items: Sequence[bytes], size: int) -> Iterator[Sequence[bytes]]:
-    for start in range(0, len(items), size):
-        yield items[start : start + size]
+def reference_logprobs(
+    model: nn.Module,
+    answers: Sequence[tuple[Ids, Ids]],
+    cache: ReferenceCache,
+    scope: str,
+    rows: Rows,
+    token_budget: int,
+    accelerator: Accelerator,
+    title: str = "reference",
+) -> Tensor:
+    """Summed log-probabilities of `answers` (prompt ids, answer ids), (len(answers),) float32.
+
+    What the cache lacks is scored by `model`, all answers of a prompt in one tree, and kept. Every
+    process scores its share; the main process alone reads and writes the cache, and all get all
+    values.
+    """
+    keys = [answer_key(scope, prompt, answer) for prompt, answer in answers]
+    (known,) = broadcast_object_list([cache.known(keys) if accelerator.is_main_process else None])
+    missing = list({key: i for i, key in enumerate(keys) if key not in known}.values())
+    by_prompt = group_by_prompt([answers[i] for i in missing])
+    places = [[missing[at] for at in group] for group in by_prompt]
+    trees = [Tree(answers[at[0]][0], tuple(answers[i][1] for i in at)) for at in places]
+    for tree, sums in _score_together(model, trees, rows, token_budget, accelerator, title):
+        for i, value in zip(places[tree], sums, strict=True):
+            known[keys[i]] = value
+            if accelerator.is_main_process:
+                cache.add(keys[i], value, len(answers[i][1]))
+    if accelerator.is_main_process:
+        cache.flush()
+    return torch.tensor([known[key] for key in keys], dtype=torch.float32)
+
+
+def _score_together(
+    model: nn.Module,
+    trees: Sequence[Tree],
+    rows: Rows,
+    token_budget: int,
+    accelerator: Accelerator,
+    title: str,
+) -> Iterator[tuple[int, list[float]]]:
+    """Like `score_trees`, the batches dealt out to all processes and the values shared.
+
+    Every process runs the same number of forwards, as sharded weights need; one without a batch
+    left repeats the last.
+    """
+    batches = tree_batches(trees, rows.layout, token_budget)
+    ranks, rank = accelerator.num_processes, accelerator.process_index
+    with progress(title, total=sum(len(t.answers) for t in trees), unit="answers") as bar:
+        for start in range(0, len(batches), ranks):
+            mine = batches[min(start + rank, len(batches) - 1)]
+            scored = [(i, []) for i in mine]
+            sums = score_batch(model, [trees[i] for i in mine], rows, accelerator.device)
+            for (_, values), part in zip(scored, sums, strict=True):
+                values.extend(part)
+            for i, values in dict(gather_object(scored)).items():
+                bar.advance(len(values), amount=len(values))
+                yield i, values

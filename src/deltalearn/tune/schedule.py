@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 
@@ -30,16 +31,33 @@ def batch_at(step: int, pairs: int, batch_size: int, seed: int) -> list[int]:
     return order[within * batch_size : (within + 1) * batch_size].tolist()
 
 
-def learning_rate(
-    step: int, total: int, peak: float, warmup_ratio: float, min_ratio: float
-) -> float:
-    """Linear warm-up over ceil(warmup_ratio x total) steps, then a cosine down to a floor.
+# What is left of the way from the peak to the floor, by the share of the decay that is behind.
+SHAPES: dict[str, Callable[[float], float]] = {
+    "cosine": lambda progress: 0.5 * (1 + math.cos(math.pi * progress)),
+    "linear": lambda progress: 1 - progress,
+    "constant": lambda progress: 1.0,
+}
 
-    The first step already moves (peak / warmup steps) and the floor min_ratio x peak is reached
-    at step `total`, so that no step is spent at a rate of zero.
+
+def learning_rate(
+    step: int,
+    total: int,
+    peak: float,
+    warmup_ratio: float,
+    min_ratio: float,
+    scheduler: str = "cosine",
+) -> float:
+    """The rate of `step` (from 0): linear warm-up, then `scheduler` down to min_ratio x peak.
+
+    Warm-up takes ceil(warmup_ratio x total) steps. The first step already moves (peak / warmup
+    steps) and the floor is reached at step `total`, so that no step is spent at a rate of zero.
+    scheduler is "cosine", "linear" or "constant", which stays at the peak whatever min_ratio.
+
+    transformers has the same curves (cosine_with_min_lr, polynomial of power 1 with lr_end,
+    constant_with_warmup), but its warm-up starts at zero: one step later than this one.
     """
     warmup = math.ceil(warmup_ratio * total)
     if step < warmup:
         return peak * (step + 1) / warmup
     progress = (step - warmup) / max(1, total - warmup)
-    return peak * (min_ratio + (1 - min_ratio) * 0.5 * (1 + math.cos(math.pi * progress)))
+    return peak * (min_ratio + (1 - min_ratio) * SHAPES[scheduler](progress))

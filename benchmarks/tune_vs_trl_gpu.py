@@ -1,0 +1,217 @@
+"""Preference tuning of an 8B-shaped model on one GPU: our engine against TRL's DPOTrainer.
+
+python benchmarks/tune_vs_trl_gpu.py [--mode lora full] [--shape 8b] [--tiny]
+
+The comparison of tune_vs_trl.py at the size that matters, without a network: the model has the
+shape of Llama 3.1 8B, random weights, and as many words as its vocabulary has tokens. bfloat16
+with gradient checkpointing; TRL with its fused head (Triton), which is its default on a GPU, and
+the fastest micro-batch; `full` with an optimiser that fits one GPU. Memory is what PyTorch
+allocated on the device. --tiny runs all of it on a CPU in seconds, to show that it runs.
+
+The last line is JSON as of tune_vs_trl.py, with the mixes of each mode under `modes`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from common import (
+    MIXES,
+    answer_job,
+    build_tokenizer,
+    gemm_peak,
+    in_child,
+    machine,
+    save_model,
+    versions,
+)
+from contest import Contest, exit_unless_agreed
+from sides import run_ours, run_trl
+
+SHAPES: dict[str, dict[str, Any]] = {  # of Llama 3.1 8B, 3.2 3B and 1B, and one for tests
+    "8b": {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
+           "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256,
+           "tie_word_embeddings": False},
+    "3b": {"hidden_size": 3072, "intermediate_size": 8192, "num_hidden_layers": 28,
+           "num_attention_heads": 24, "num_key_value_heads": 8, "vocab_size": 128256,
+           "tie_word_embeddings": True},
+    "1b": {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16,
+           "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256,
+           "tie_word_embeddings": True},
+    "tiny": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
+             "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 512,
+             "tie_word_embeddings": False},
+}  # fmt: skip
+TOLERANCE = {  # relative; bfloat16 keeps 8 bits, and adapters start at random on each side
+    "float32": {"losses": 1e-4, "grad_norms": 1e-3},
+    "bfloat16": {"losses": 2e-2, "grad_norms": 1e-1},
+}
+REPEATED = (
+    "pairs",
+    "batch_size",
+    "steps",
+    "max_length",
+    "threads",
+    "seed",
+    "device",
+    "dtype",
+    "layout",
+    "attention",
+    "token_budget",
+    "trl_attention",
+    "gradient_checkpointing",
+)
+
+
+def main() -> None:
+    options = parse()
+    if options.job:
+        sides = {"ours": run_ours, "trl": run_trl, "build": build, "gemm": measure_gemm}
+        answer_job(options.job, sides)
+        return
+    settings = {name: getattr(options, name) for name in REPEATED}
+    about = {
+        "machine": machine(),
+        "versions": versions(),
+        "settings": {"shape": options.shape, **settings},
+    }
+    for name, values in about.items():
+        print(f"{name}: " + ", ".join(f"{k} {v}" for k, v in values.items()))
+    with tempfile.TemporaryDirectory(dir=options.work) as temporary:
+        directory = Path(temporary)
+        settings["model"] = str(directory / "model")
+        about |= ask("build", {**settings, "shape": options.shape}, directory)
+        print(f"model: {about['parameters'] / 1e9:.2f}B parameters on {about['gpu']}")
+        modes = {mode: compare(options, settings, mode, directory) for mode in options.mode}
+    first = modes[options.mode[0]][options.mix[0]]
+    print(json.dumps({**first, **about, "modes": modes}))
+    exit_unless_agreed({f"{a} {b}": m for a, mixes in modes.items() for b, m in mixes.items()})
+
+
+def compare(
+    options: argparse.Namespace, settings: dict[str, Any], mode: str, directory: Path
+) -> dict[str, Any]:
+    """All mixes with adapters or with all weights."""
+    lora = mode == "lora"
+    contest = Contest(
+        script=__file__,
+        settings={
+            **settings,
+            "lr": 1e-4 if lora else 1e-5,
+            "weights": "bfloat16" if options.dtype == "bfloat16" and lora else "float32",
+            "optimizer": "adamw" if lora else options.optimizer,
+            "lora": options.rank if lora else None,
+            "trl_batch": options.trl_batch,
+        },
+        config=config_of(options.shape, options.max_length),
+        gemm=lambda: ask("gemm", settings, directory)["flops"],
+        tolerance=TOLERANCE[options.dtype],
+        only=options.only,
+        scale=1 / 16 if options.tiny else 1.0,
+    )
+    print(f"\n{mode}: {contest.settings['optimizer']}", flush=True)
+    return {mix: contest.run(mix, directory / mode / mix) for mix in options.mix}
+
+
+def ask(side: str, settings: dict[str, Any], directory: Path) -> dict[str, Any]:
+    """Do what needs the device in a process of its own, so that this one holds none of it."""
+    job = {**settings, "side": side}
+    return in_child(__file__, job, directory / side, settings["threads"])
+
+
+def config_of(shape: str, context: int) -> Any:
+    """LlamaConfig of a shape."""
+    from transformers import LlamaConfig
+
+    return LlamaConfig(
+        **SHAPES[shape],
+        max_position_embeddings=context,
+        rope_parameters={"rope_type": "default", "rope_theta": 500_000.0},
+        bos_token_id=None,
+        eos_token_id=0,
+        pad_token_id=1,
+    )
+
+
+def build(job: dict[str, Any]) -> dict[str, Any]:
+    """Draw the model on the device and save it; returns its size and the name of the device."""
+    import torch
+
+    config = config_of(job["shape"], job["max_length"])
+    tokenizer = build_tokenizer(config.vocab_size)
+    place = job["device"], job["dtype"]
+    gpu = torch.cuda.get_device_name() if job["device"] == "cuda" else None
+    return {
+        "parameters": save_model(Path(job["model"]), config, tokenizer, job["seed"], *place),
+        "gpu": gpu,
+    }
+
+
+def measure_gemm(job: dict[str, Any]) -> dict[str, float]:
+    """Peak of matrix products in the dtype of the run."""
+    sizes = (4096, 8192) if job["device"] == "cuda" else (256,)
+    return {"flops": gemm_peak(job["threads"], job["device"], job["dtype"], sizes)}
+
+
+def parse() -> argparse.Namespace:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--mode", nargs="+", choices=["lora", "full"], default=["lora", "full"])
+    parser.add_argument("--mix", nargs="+", choices=list(MIXES), default=["ultrafeedback"])
+    parser.add_argument("--shape", choices=list(SHAPES), default="8b")
+    parser.add_argument(
+        "--optimizer", choices=["adafactor", "adamw_8bit"], default="adafactor", help="of mode full"
+    )
+    parser.add_argument("--rank", type=int, default=16, help="of mode lora")
+    parser.add_argument("--pairs", type=int, help="default: as many as the steps need")
+    parser.add_argument("--batch-size", type=int, default=32, help="pairs a step")
+    parser.add_argument("--steps", type=int, default=4, help="the first one warms up, untimed")
+    parser.add_argument("--max-length", type=int, default=2048)
+    parser.add_argument("--threads", type=int, default=cores)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--layout", default="auto", help="of ours")
+    parser.add_argument("--attention", default="auto", help="of ours")
+    parser.add_argument("--token-budget", type=int, default=16384, help="of ours, for a forward")
+    parser.add_argument("--trl-batch", type=int, help="TRL's micro-batch; default: the fastest")
+    parser.add_argument("--trl-attention", default="sdpa", help="of transformers, for TRL")
+    parser.add_argument("--only", choices=["ours", "trl"], help="run one side, compare nothing")
+    parser.add_argument("--work", help="where the model's files go, 16 GB for 8b; default: $TMPDIR")
+    parser.add_argument("--tiny", action="store_true", help="on a CPU: only shows that it runs")
+    parser.add_argument("--job", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    options.device, options.dtype, options.gradient_checkpointing = "cuda", "bfloat16", True
+    if options.tiny:
+        options.device, options.dtype, options.shape = "cpu", "float32", "tiny"
+        options.batch_size, options.steps, options.max_length, options.threads = 4, 3, 128, 1
+        options.trl_batch = options.trl_batch or 2
+    elif not options.job:
+        require_gpu()
+    needed = options.batch_size * options.steps
+    options.pairs = options.pairs or needed
+    if options.steps < 2 or options.pairs < needed:
+        parser.error(
+            f"{options.steps} steps, the first to warm up, need --steps 2 or more and "
+            f"--pairs {needed} or more"
+        )
+    return options
+
+
+def require_gpu() -> None:
+    """Say what is missing before minutes are spent."""
+    import torch
+
+    if not torch.cuda.is_available():
+        sys.exit(
+            "this benchmark needs a CUDA GPU and a PyTorch built for it; "
+            "--tiny runs its code on a CPU, tune_vs_trl.py is the comparison on a CPU"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,241 @@
+"""Log-probabilities of answers under a model: the one path for training, reference and scores.
+
+`attach` gives a model a forward that takes a layout and returns log-probabilities of answer
+tokens, keeping its ordinary forward for everything else; which layout and attention a model can
+use is chosen from its config and then tried on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import wraps
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from deltalearn.errors import UserError
+from deltalearn.lm.attention import SEAM, row_mask
+from deltalearn.lm.head import logit_adjustment, token_logprobs
+from deltalearn.lm.layout import BLOCK, Ids, Layout, Tree, lay_out, longest, tree_batches, tree_cost
+from deltalearn.lm.logprobs import gather_logprobs, head_only_at
+
+SHORT_TREE = 96  # mean tokens below which one dense mask beats a call for every tree (docs/log.md)
+PROBE_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}  # relative; others: PROBE_COARSE
+PROBE_COARSE = 5e-2
+
+
+@dataclass(frozen=True)
+class Rows:
+    """How rows are laid out and attended to, and why; `attention` is None for padded rows."""
+
+    layout: str
+    attention: str | None
+    reason: str
+
+    def __str__(self) -> str:
+        how = f"{self.layout} rows" + (f", {self.attention} attention" if self.attention else "")
+        return f"{how} ({self.reason})"
+
+
+PADDED = Rows("padded", None, "any causal model")
+
+
+def attach(model: PreTrainedModel) -> None:
+    """Let `model(input_ids=..., layout=..., attention=...)` return (N,) log-probabilities.
+
+    The object gets a subclass of its class with another forward, so that wrappers (DDP, FSDP2,
+    autocast, peft) and copies see an ordinary model. Attaching twice changes nothing.
+    """
+    kind = type(model)
+    if hasattr(kind, "_takes_layouts"):
+        return
+
+    @wraps(kind.forward)  # generation reads the signature
+    def forward(self, *args, layout: Layout | None = None, attention: str | None = None, **kwargs):
+        if layout is None:
+            return kind.forward(self, *args, **kwargs)
+        return _layout_logprobs(self, layout, attention)
+
+    own = {"forward": forward, "_takes_layouts": True, "__module__": kind.__module__}
+    model.__class__ = type(kind.__name__, (kind,), own)  # the name goes into saved configs
+    model._needs_whole_forward = False
+
+
+def _layout_logprobs(model: PreTrainedModel, layout: Layout, attention: str | None) -> Tensor:
+    if attention is None and model._needs_whole_forward:
+        return _whole_logprobs(model, layout)
+    extra: dict = {}
+    if attention is not None:
+        # A mask of four dimensions is what transformers hands on untouched to every layer.
+        rows = row_mask(layout, attention)
+        dense = rows.mask if attention == "sdpa" else layout.input_ids.new_ones(1, 1, 1, 1).bool()
+        extra = {"attention_mask": dense, "position_ids": layout.position_ids, "rows": rows}
+    output = model.base_model(input_ids=layout.input_ids, use_cache=False, **extra)
+    hidden = output.last_hidden_state.flatten(0, 1)[layout.predicts]
+    adjust = logit_adjustment(model.config)
+    return token_logprobs(model.get_output_embeddings(), hidden, layout.targets, adjust)
+
+
+def _whole_logprobs(model: PreTrainedModel, layout: Layout) -> Tensor:
+    """By the model's own forward and logits: for models that do more after their base model."""
+
+    with head_only_at(model, layout.predicts):
+        logits = model(input_ids=layout.input_ids, use_cache=False).logits[0]
+    return gather_logprobs(logits, layout.targets)
+
+
+def layout_logprobs(model: nn.Module, layout: Layout, rows: Rows) -> Tensor:
+    """Log-probability of every answer token of `layout`, (N,); `model` may be wrapped."""
+    return model(input_ids=layout.input_ids, layout=layout, attention=rows.attention)
+
+
+def answer_logprobs(model: nn.Module, layout: Layout, rows: Rows) -> Tensor:
+    """Sum of log-probabilities over each answer of `layout`, (A,), differentiable."""
+    return layout.sum_by_answer(layout_logprobs(model, layout, rows))
+
+
+def make_layout(trees: Sequence[Tree], rows: Rows, device: torch.device | str) -> Layout:
+    """Lay out `trees` as `rows` says, on `device`."""
+    width = max(BLOCK, *map(longest, trees)) if rows.attention == "sdpa" else None
+    return lay_out(trees, rows.layout, width=width).to(device)
+
+
+def choose_rows(
+    model: PreTrainedModel,
+    trees: Sequence[Tree],
+    layout: str = "auto",
+    attention: str = "auto",
+    device_type: str | None = None,
+) -> Rows:
+    """Decide how `model` computes `trees` (a sample of them will do), and prove it on the model.
+
+    "auto" takes shared rows where the model can, else padded ones. Whatever is chosen, except
+    padded rows, is compared with the model's own logits on a few random tokens; a disagreement
+    falls back to padded rows, or is a UserError if the layout was asked for by name. device_type:
+    where the model will run, if it is not there yet; flex attention is then tried as a mask.
+    """
+    attach(model)
+    obstacle = _obstacle(model, trees)
+    model._needs_whole_forward = _probe(model, PADDED) > _tolerance(model)
+    if model._needs_whole_forward:
+        obstacle = obstacle or "the model does more than its base model and head"
+    if layout == "padded" or (layout == "auto" and obstacle):
+        if attention != "auto":
+            raise UserError(f"attention {attention!r} has no effect on padded rows: {obstacle}")
+        return Rows("padded", None, obstacle or "asked for")
+    if obstacle:
+        raise UserError(f"layout {layout!r} cannot be used: {obstacle}; use padded or auto")
+    kind = "shared" if layout == "auto" else layout
+    before = model.config._attn_implementation
+    model.set_attn_implementation(SEAM)
+    device_type = device_type or model.device.type
+    rows = Rows(kind, *_attention(device_type, trees, kind, attention))
+    tried = rows if model.device.type == device_type else replace(rows, attention="sdpa")
+    difference = _probe(model, tried)
+    if difference <= _tolerance(model):
+        return rows
+    model.set_attn_implementation(before)
+    found = f"{rows.layout} rows differ from padded ones by {difference:.1e} on this model"
+    if layout != "auto":
+        raise UserError(f"layout {layout!r} cannot be used: {found}; use padded or auto")
+    return Rows("padded", None, found)
+
+
+def _obstacle(model: PreTrainedModel, trees: Sequence[Tree]) -> str:
+    """Why `model` cannot keep several documents in a row; empty if nothing is known against it."""
+    config = model.config.get_text_config()
+    kinds = set(getattr(config, "layer_types", None) or ())
+    other = sorted(kinds - {"full_attention", "sliding_attention"})
+    if other or getattr(model, "_is_stateful", False):
+        return f"{config.model_type} has layers without full attention ({', '.join(other)})"
+    window = getattr(config, "sliding_window", None)
+    if getattr(config, "use_sliding_window", True) and window and "full_attention" not in kinds:
+        kinds.add("sliding_attention")  # every layer, as in Mistral
+    if "sliding_attention" in kinds and window and any(longest(t) > window for t in trees):
+        return f"its attention window of {window} tokens is shorter than the longest pair"
+    if not getattr(model, "_supports_attention_backend", False) and not getattr(
+        model, "_supports_sdpa", False
+    ):
+        return f"{config.model_type} does not take attention functions"
+    return ""
+
+
+def _attention(device_type: str, trees: Sequence[Tree], kind: str, asked: str) -> tuple[str, str]:
+    """(back-end, reason)."""
+    if asked != "auto":
+        return asked, "asked for"
+    if device_type == "cuda":
+        return "flex", "block masks on a GPU"
+    if device_type != "cpu":
+        return "sdpa", "a dense mask"
+    costs = [tree_cost(len(t.prompt), [len(a) for a in t.answers], kind) for t in trees]
+    documents = len(trees) if kind == "shared" else sum(len(t.answers) for t in trees)
+    if sum(costs) < SHORT_TREE * documents:
+        return "sdpa", "short texts on a CPU"
+    return "segments", "long texts on a CPU"
+
+
+def _tolerance(model: PreTrainedModel) -> float:
+    return PROBE_TOLERANCE.get(next(model.parameters()).dtype, PROBE_COARSE)
+
+
+@torch.no_grad()
+def _probe(model: PreTrainedModel, rows: Rows) -> float:
+    """Largest difference to the model's own logits, relative to the largest log-probability."""
+    generator = torch.Generator().manual_seed(0)
+    vocabulary = model.get_input_embeddings().weight.shape[0]
+
+    def ids(size: int) -> list[int]:
+        return torch.randint(vocabulary, (size,), generator=generator).tolist()
+
+    trees = [
+        Tree(ids(5), (ids(3), ids(6))),
+        Tree(ids(1), (ids(4), ids(1))),
+        Tree(ids(9), (ids(2),)),
+    ]
+    was_training = model.training
+    model.eval()
+    truth = _whole_logprobs(model, make_layout(trees, PADDED, model.device)).double()
+    ours = layout_logprobs(model, make_layout(trees, rows, model.device), rows).double()
+    model.train(was_training)
+    difference = ((ours - truth).abs().max() / truth.abs().max()).item()
+    return difference if difference == difference else float("inf")
+
+
+@torch.no_grad()
+def score_batch(
+    model: nn.Module, trees: Sequence[Tree], rows: Rows, device: torch.device | str
+) -> list[list[float]]:
+    """Summed log-probability of each answer of each tree, by one forward."""
+    sums = iter(answer_logprobs(model, make_layout(trees, rows, device), rows).tolist())
+    return [[next(sums) for _ in tree.answers] for tree in trees]
+
+
+def score_answers(
+    model: PreTrainedModel, answers: Sequence[tuple[Ids, Ids]], token_budget: int = 16384
+) -> Iterator[tuple[int, float]]:
+    """Yield (index, summed log-probability) for every (prompt ids, answer ids).
+
+    Answers of one prompt are scored in one tree, each prompt once. At most `token_budget` tokens
+    run at once.
+    """
+    places = group_by_prompt(answers)
+    trees = [Tree(answers[at[0]][0], tuple(answers[i][1] for i in at)) for at in places]
+    if not trees:
+        return
+    rows = choose_rows(model, trees)
+    for batch in tree_batches(trees, rows.layout, token_budget):
+        scored = score_batch(model, [trees[i] for i in batch], rows, model.device)
+        for tree, sums in zip(batch, scored, strict=True):
+            yield from zip(places[tree], sums, strict=True)
+
+
+def group_by_prompt(answers: Sequence[tuple[Ids, Ids]]) -> list[list[int]]:
+    """Indices of the answers of each distinct prompt, in the order of first occurrence."""
+    groups: dict[bytes, list[int]] = {}
+    for i, (prompt, _) in enumerate(answers):
+        groups.setdefault(np.asarray(prompt, np.int64).tobytes(), []).append(i)
+    return list(groups.values())

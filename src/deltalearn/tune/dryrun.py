@@ -1,0 +1,270 @@
+"""What a tuning run will take, from lengths and a model's shape alone: no weights, no network."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from transformers import AutoConfig, PretrainedConfig
+
+from deltalearn.errors import UserError
+from deltalearn.lm.layout import LAYOUTS
+from deltalearn.methods import METHODS
+from deltalearn.tune.memory import GIB, ModelSize, estimate_memory
+from deltalearn.tune.plan import Lengths, plan_step, plan_tokens
+from deltalearn.tune.schedule import batch_at, total_steps
+from deltalearn.tune.settings import Settings
+
+SHAPES = Path(__file__).with_name("shapes")
+GPUS = (1, 2, 4, 8)
+PLANNED_STEPS = 100  # evenly spaced over the run; the other steps are like them
+ALIKE = 0.7  # correlation of the log-lengths of two answers to one prompt: an assumption
+
+
+@dataclass(frozen=True)
+class PairLengths:
+    """Tokens of each usable pair, three arrays (N,); answers with their end-of-turn token."""
+
+    prompts: np.ndarray
+    chosen: np.ndarray
+    rejected: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def answers(self, method: str) -> list[np.ndarray]:
+        """Lengths of the answers that `method` trains on."""
+        return [self.chosen] if method == "sft" else [self.chosen, self.rejected]
+
+
+@dataclass(frozen=True)
+class LayoutPlan:
+    """A layout over the planned steps: means a step, and shares of the tokens computed.
+
+    padding: tokens of no text. again: prompt tokens that were there already. micro_batches: a
+    step's forwards on each of GPUS.
+    """
+
+    tokens: float
+    padding: float
+    again: float
+    micro_batches: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """The numbers of a run. flops: useful ones a step, and of the whole reference pass."""
+
+    pairs: int
+    batch_size: int
+    steps: int
+    warmup: int
+    planned: int
+    layouts: dict[str, LayoutPlan]
+    layout: str  # the one that the run takes, if its model can
+    largest_forward: int
+    flops: float
+    reference_flops: float
+
+
+def shape_names() -> list[str]:
+    """Models whose config is in the package."""
+    return sorted(path.stem for path in SHAPES.glob("*.json"))
+
+
+def known_shape(name: str) -> PretrainedConfig:
+    """The config of a known model: what decides sizes, and nothing else of it."""
+    path = SHAPES / f"{name}.json"
+    if name not in shape_names():
+        raise UserError(f"expect.shape: no shape {name!r}; there are {', '.join(shape_names())}")
+    return AutoConfig.from_pretrained(path)
+
+
+def draw_lengths(
+    pairs: int, medians: tuple[int, int, int], spread: float, max_length: int, seed: int
+) -> PairLengths:
+    """Assumed lengths: lognormal with the given medians (prompt, chosen, rejected).
+
+    Answers to one prompt are alike (`ALIKE`); prompt and answer are cut to fit `max_length`
+    together. The same arguments always give the same lengths.
+    """
+    random = np.random.default_rng(seed)
+    prompt, common, chosen, rejected = random.standard_normal((4, pairs))
+    own = math.sqrt(1 - ALIKE**2)
+    logs = (prompt, ALIKE * common + own * chosen, ALIKE * common + own * rejected)
+    drawn = [np.exp(np.log(m) + spread * z) for m, z in zip(medians, logs, strict=True)]
+    prompts, *answers = [np.clip(np.rint(d).astype(np.int64), 1, max_length - 1) for d in drawn]
+    return PairLengths(prompts, *(np.minimum(a, max_length - prompts) for a in answers))
+
+
+def dry_run(lengths: PairLengths, size: ModelSize, settings: Settings, seed: int) -> DryRun:
+    """Plan some steps of the run in every layout; UserError if there is not one batch of pairs."""
+    pairs = len(lengths) - (settings.eval_pairs or 0)
+    steps = total_steps(pairs, settings.batch_size, settings.steps, settings.epochs)
+    if steps == 0:
+        raise UserError(
+            f"{max(pairs, 0)} pairs to train on do not fill one batch of {settings.batch_size}; "
+            "give more pairs or a smaller batch size"
+        )
+    places = np.unique(np.linspace(0, steps - 1, min(steps, PLANNED_STEPS)).astype(int))
+    answers = lengths.answers(settings.method)
+    batches = []
+    for step in places.tolist():
+        order = batch_at(step, pairs, settings.batch_size, seed)
+        batches.append([(int(lengths.prompts[i]), [int(a[i]) for a in answers]) for i in order])
+    layout = "shared" if settings.layout == "auto" else settings.layout
+    training, forward = useful_flops(lengths, size, settings)
+    return DryRun(
+        pairs=pairs,
+        batch_size=settings.batch_size,
+        steps=steps,
+        warmup=math.ceil(settings.warmup_ratio * steps),
+        planned=len(places),
+        layouts={kind: _plan(batches, settings.token_budget, kind) for kind in LAYOUTS},
+        layout=layout,
+        largest_forward=max(settings.token_budget, _longest(lengths, answers, layout)),
+        flops=float(training.mean()) * settings.batch_size,
+        reference_flops=float(forward.sum()) if METHODS[settings.method].reference else 0.0,
+    )
+
+
+def _longest(lengths: PairLengths, answers: Sequence[np.ndarray], layout: str) -> int:
+    """Tokens of the pair that costs most, which is a forward even where the budget is smaller."""
+    if layout == "shared":
+        return int((lengths.prompts + sum(answers)).max())
+    if layout == "packed":
+        return int(sum(lengths.prompts + a for a in answers).max())
+    return int((lengths.prompts + np.max(answers, axis=0)).max()) * len(answers)
+
+
+def _plan(batches: Sequence[Sequence[Lengths]], budget: int, kind: str) -> LayoutPlan:
+    computed = filled = distinct = 0
+    rounds = np.zeros(len(GPUS))
+    for batch in batches:
+        plans = [plan_step(batch, budget=budget, ranks=gpus, kind=kind) for gpus in GPUS]
+        tokens, useful = plan_tokens(batch, plans[0], kind)
+        computed, filled = computed + tokens, filled + useful
+        distinct += sum(prompt + sum(answers) for prompt, answers in batch)
+        rounds += [len(plan[0]) for plan in plans]
+    return LayoutPlan(
+        tokens=computed / len(batches),
+        padding=1 - filled / computed,
+        again=(filled - distinct) / computed,
+        micro_batches=tuple(rounds / len(batches)),
+    )
+
+
+def useful_flops(
+    lengths: PairLengths, size: ModelSize, settings: Settings
+) -> tuple[np.ndarray, np.ndarray]:
+    """Floating-point operations of each pair, two arrays (N,): (training, one forward of both).
+
+    Useful ones: every distinct token once, the head at answer tokens only, attention to visible
+    tokens only, nothing computed again. A product of matrices counts 2 a multiply-add; training
+    is a forward, gradients of inputs and gradients of weights, these not for a frozen base.
+    """
+
+    def forward(answers: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        prompts = lengths.prompts.astype(np.float64)
+        answered = sum(answers).astype(np.float64)
+        seen = prompts**2 / 2 + sum(a * prompts + a.astype(np.float64) ** 2 / 2 for a in answers)
+        tokens = prompts + answered
+        matrices = 2.0 * size.active * tokens + 2.0 * size.head * answered
+        return tokens, matrices, 4.0 * size.attention * size.layers * seen
+
+    tokens, matrices, attention = forward(lengths.answers(settings.method))
+    passes = 3 if settings.lora is None else 2
+    adapters = 0 if settings.lora is None else 6.0 * size.trained * tokens
+    _, both, both_attention = forward([lengths.chosen, lengths.rejected])
+    return passes * matrices + adapters + 3 * attention, both + both_attention
+
+
+def format_dry_run(
+    plan: DryRun,
+    sizes: tuple[ModelSize, ModelSize],
+    settings: Settings,
+    dtype: str,
+    tflops: float | None = None,
+) -> str:
+    """The report, as lines of text.
+
+    sizes: the model measured whole and sharded. tflops: useful TFLOP/s that each GPU is expected
+    to reach, for hours.
+    """
+    blocks = [_run_lines(plan, settings), _layout_lines(plan)]
+    blocks.append(_memory_lines(plan, sizes, settings, dtype))
+    blocks.append(_time_lines(plan, tflops))
+    return "\n\n".join("\n".join(block) for block in blocks)
+
+
+def _run_lines(plan: DryRun, settings: Settings) -> list[str]:
+    beta = settings.effective_beta
+    floor = "" if settings.scheduler == "constant" else f" down to {settings.min_lr_ratio:g} of it"
+    return [
+        f"method    {settings.method}" + (f", beta {beta:g}" if beta is not None else ""),
+        f"run       {plan.steps:,} steps of {plan.batch_size} pairs "
+        f"({plan.steps * plan.batch_size / plan.pairs:.2f} epochs of {plan.pairs:,} pairs)",
+        f"rate      {settings.lr:g} after {plan.warmup:,} steps of warm-up, {settings.scheduler}"
+        + floor,
+    ]
+
+
+def _layout_lines(plan: DryRun) -> list[str]:
+    lines = [
+        f"Plan, from {plan.planned} of {plan.steps:,} steps:",
+        f"{'layout':<9}{'tokens an epoch':>16}{'padding':>9}{'prompt again':>14}"
+        f"   micro-batches a step on {', '.join(map(str, GPUS))} GPUs",
+    ]
+    for kind, found in plan.layouts.items():
+        epoch = found.tokens * (plan.pairs // plan.batch_size)
+        rounds = "  ".join(f"{n:.1f}" for n in found.micro_batches)
+        mark = "   <- this run" if kind == plan.layout else ""
+        lines.append(
+            f"{kind:<9}{epoch:>16,.0f}{found.padding:>9.1%}{found.again:>14.1%}   {rounds}{mark}"
+        )
+    return lines
+
+
+def _memory_lines(
+    plan: DryRun, sizes: tuple[ModelSize, ModelSize], settings: Settings, dtype: str
+) -> list[str]:
+    size = sizes[0]
+    lines = [
+        f"Memory per GPU in GiB, {size.total:,} parameters ({size.trained:,} trained), {dtype}, "
+        f"forwards of {plan.largest_forward:,} tokens, gradient checkpointing "
+        f"{'on' if settings.gradient_checkpointing else 'off'}:",
+    ]
+    rows = []
+    for gpus in GPUS:
+        for shard, name in enumerate(("DDP", "FSDP2") if gpus > 1 else ("whole",)):
+            found = estimate_memory(
+                sizes[shard],
+                settings,
+                dtype,
+                tokens=plan.largest_forward,
+                gpus=gpus,
+                shard=bool(shard),
+            )
+            rows.append((gpus, name, found))
+    names = [n for n in rows[0][2].parts if any(found.parts[n] for _, _, found in rows)]
+    lines.append(f"{'GPUs':<5}{'':<7}{'total':>8}" + "".join(f"{n:>13}" for n in names))
+    for gpus, name, found in rows:
+        cells = "".join(f"{found.parts[n] / GIB:>13.2f}" for n in names)
+        lines.append(f"{gpus:<5}{name:<7}{found.total / GIB:>8.1f}{cells}")
+    if not rows[0][2].complete:
+        lines.append("Activations are not included: this architecture cannot be run on shapes.")
+    return lines
+
+
+def _time_lines(plan: DryRun, tflops: float | None) -> list[str]:
+    lines = [f"Useful work: {plan.flops / 1e12:,.1f} TFLOP a step"]
+    if plan.reference_flops:
+        lines[0] += f", {plan.reference_flops / 1e15:,.2f} PFLOP once for the reference"
+    if tflops is not None:
+        work = plan.flops * plan.steps + plan.reference_flops
+        hours = [f"{work / (tflops * 1e12 * gpus) / 3600:,.1f} h on {gpus}" for gpus in GPUS]
+        lines.append(f"At {tflops:g} useful TFLOP/s a GPU: {', '.join(hours)}")
+    return lines

@@ -1,0 +1,140 @@
+"""One optimiser step's losses: some pairs in, a scalar to differentiate and metrics out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from deltalearn.lm.layout import Tree
+from deltalearn.lm.scoring import Rows, answer_logprobs, make_layout
+from deltalearn.tune.examples import Examples
+from deltalearn.tune.losses import bind_loss
+from deltalearn.tune.plan import Lengths
+from deltalearn.tune.settings import Settings
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What the losses of one step share: which pairs, and what each of them weighs.
+
+    indices: all pairs of the step, over all ranks. answer_tokens: tokens of their chosen answers,
+    the denominator of sft. filler: stands in where a rank has no pair left, weighing nothing.
+    """
+
+    indices: Sequence[int]
+    answer_tokens: int
+
+    @property
+    def weight(self) -> float:
+        """Every pair weighs the same whatever the split (PEERS B22)."""
+        return 1 / len(self.indices)
+
+
+@dataclass
+class Objective:
+    """The loss of pairs of `examples` under a policy.
+
+    references: summed reference log-probabilities of (chosen, rejected), each (examples,) float32
+    on the CPU, or None for methods without a reference.
+    """
+
+    examples: Examples
+    references: tuple[Tensor, Tensor] | None
+    settings: Settings
+    rows: Rows
+    device: torch.device
+
+    def batch(self, indices: Sequence[int]) -> Batch:
+        """The step over the pairs `indices`."""
+        return Batch(indices, sum(int(self.examples.chosen_lengths[i]) for i in indices))
+
+    def lengths(self, indices: Sequence[int]) -> list[Lengths]:
+        """What the planner needs to know of pairs."""
+        sizes = self.examples
+        return [
+            (
+                int(sizes.prompt_lengths[i]),
+                (int(sizes.chosen_lengths[i]),)
+                if self.settings.method == "sft"
+                else (int(sizes.chosen_lengths[i]), int(sizes.rejected_lengths[i])),
+            )
+            for i in indices
+        ]
+
+    def micro(
+        self, policy: nn.Module, places: Sequence[int], batch: Batch
+    ) -> tuple[Tensor, dict[str, Tensor], int]:
+        """Loss, metrics and computed tokens of the pairs batch.indices[places] in one forward.
+
+        Loss and metrics are sums over these pairs, weighted so that the micro-batches of a step
+        add up to the step's means. No `places`: a forward of weight zero, for ranks in lockstep.
+        """
+        weight = batch.weight if places else 0.0
+        indices = [batch.indices[p] for p in places] or [self._filler(batch)]
+        pairs = [self.examples[i] for i in indices]
+        sft = self.settings.method == "sft"
+        trees = [Tree(p.prompt, (p.chosen,) if sft else (p.chosen, p.rejected)) for p in pairs]
+        layout = make_layout(trees, self.rows, self.device)
+        sums = answer_logprobs(policy, layout, self.rows)
+        if sft:
+            share = 1 / batch.answer_tokens if places else 0.0
+            loss, metrics = self._sft(sums, layout.lengths, weight, share)
+        else:
+            loss, metrics = self._preference(sums, layout.lengths, indices, weight)
+        return loss, metrics, layout.input_ids.numel()
+
+    def _filler(self, batch: Batch) -> int:
+        lengths = self.lengths(batch.indices)
+        return min(zip(lengths, batch.indices, strict=True), key=lambda x: (sum(x[0][1]), x[1]))[1]
+
+    def _sft(
+        self, sums: Tensor, lengths: Tensor, weight: float, share: float
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Negative log-likelihood of chosen answers per token of the whole step."""
+        loss = -sums.sum() * share
+        return loss, {
+            "loss": loss.detach(),
+            "chosen_length": lengths.to(sums.dtype).sum() * weight,
+        }
+
+    def _preference(
+        self, sums: Tensor, lengths: Tensor, indices: Sequence[int], weight: float
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        chosen, rejected = sums[0::2], sums[1::2]
+        chosen_lengths, rejected_lengths = lengths[0::2], lengths[1::2]
+        reference_chosen = reference_rejected = None
+        if self.references is not None:
+            reference_chosen, reference_rejected = (
+                r[list(indices)].to(sums.device, non_blocking=True) for r in self.references
+            )
+        losses, margins = bind_loss(self.settings)(
+            chosen,
+            rejected,
+            reference_chosen,
+            reference_rejected,
+            chosen_lengths,
+            rejected_lengths,
+        )
+        # simpo's margin is beyond its target, so its accuracy is the share that reached it.
+        per_pair = {"loss": losses, "margin": margins, "accuracy": (margins > 0).float()}
+        total = losses
+        if self.settings.nll_coef:
+            nll = -chosen / chosen_lengths
+            total = losses + self.settings.nll_coef * nll
+            per_pair["nll"] = nll
+        if reference_chosen is not None and reference_rejected is not None:
+            # per token: how far each side has moved from the reference
+            moved = (chosen - reference_chosen) - (rejected - reference_rejected)
+            per_pair["summed_margin"] = moved  # whatever the loss normalises (PEERS B17)
+            per_pair["chosen_logratio"] = (chosen - reference_chosen) / chosen_lengths
+            per_pair["rejected_logratio"] = (rejected - reference_rejected) / rejected_lengths
+        else:
+            per_pair["chosen_logprob"] = chosen / chosen_lengths
+            per_pair["rejected_logprob"] = rejected / rejected_lengths
+        per_pair["chosen_length"] = chosen_lengths.float()
+        per_pair["rejected_length"] = rejected_lengths.float()
+        metrics = {name: value.detach().sum() * weight for name, value in per_pair.items()}
+        return total.sum() * weight, metrics

@@ -1,0 +1,215 @@
+"""The student: loaded for tuning, seen as it was before, written as an ordinary model."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from transformers import BitsAndBytesConfig, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from deltalearn.errors import UserError
+from deltalearn.lm.load import Placement, load_model, load_tokenizer
+from deltalearn.lm.locate import ModelFiles
+from deltalearn.tune.settings import Lora, Settings
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+ALL_LINEAR = "all-linear"  # peft's name for every linear layer but the head
+
+
+def load_student(
+    files: ModelFiles, settings: Settings, placement: Placement, seed: int
+) -> PreTrainedModel | PeftModel:
+    """Load the student in evaluation mode, with what is to be trained requiring gradients.
+
+    Without `settings.lora` all weights train and are float32 on the CPU, whatever
+    `placement.dtype`: that is what mixed precision computes in. With it the weights are frozen in
+    `placement.dtype`, and float32 adapters (Hu et al. 2021), drawn by `seed`, train beside them.
+    lora.bits 4 keeps the frozen weights as double-quantised nf4 (QLoRA, Dettmers et al. 2023), 8
+    as LLM.int8; both are put on `placement.device` at once, since quantising happens there.
+
+    Raises UserError if the files do not make a whole model, if peft or bitsandbytes is missing, or
+    if an entry of lora.targets names no layer.
+    """
+    lora = settings.lora
+    if lora is None:
+        return load_model(files, Placement("cpu", "float32"))
+    if lora.bits is None:
+        return _adapted(load_model(files, Placement("cpu", placement.dtype)), lora, files, seed)
+    _require_bitsandbytes(lora)
+    quantized = Placement(_this_device(placement.device), placement.dtype)
+    base = load_model(files, quantized, quantization=_quantization(lora, placement))
+    return _adapted(base, lora, files, seed)
+
+
+def _this_device(device: str) -> str:
+    """The device by number, by which accelerate checks where a quantised model is."""
+    return f"cuda:{torch.cuda.current_device()}" if device == "cuda" else device
+
+
+def _quantization(lora: Lora, placement: Placement) -> BitsAndBytesConfig:
+    if lora.bits == 8:
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=getattr(torch, placement.dtype),
+    )
+
+
+def _require_bitsandbytes(lora: Lora) -> None:
+    try:
+        import bitsandbytes  # noqa: F401
+    except ImportError as error:
+        raise UserError(
+            f"tune.lora.bits {lora.bits} needs bitsandbytes, which is not installed; run "
+            "`pip install 'deltalearn[qlora]'`, or leave lora.bits out"
+        ) from error
+
+
+def _adapted(base: PreTrainedModel, lora: Lora, files: ModelFiles, seed: int) -> PeftModel:
+    """`base` frozen, in place, with fresh adapters that change nothing yet."""
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError as error:
+        raise UserError(
+            "tune.lora needs peft, which is not installed; run `pip install 'deltalearn[lora]'`, "
+            "or leave lora out to tune all weights"
+        ) from error
+    _check_targets(base, lora, files)
+    config = LoraConfig(
+        r=lora.r,
+        lora_alpha=lora.alpha if lora.alpha is not None else 2 * lora.r,
+        lora_dropout=lora.dropout,
+        target_modules=ALL_LINEAR if lora.targets == (ALL_LINEAR,) else list(lora.targets),
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in base.modules()),
+        task_type="CAUSAL_LM",
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = get_peft_model(base, config)
+    config.base_model_name_or_path = files.name
+    return model.eval()
+
+
+def _check_targets(base: PreTrainedModel, lora: Lora, files: ModelFiles) -> None:
+    """UserError for a target that peft would pass over, or whose adapter could not be merged."""
+    layers = [
+        name
+        for name, module in base.named_modules()
+        if isinstance(module, nn.Linear | Conv1D | nn.Embedding)
+    ]
+    ends = (base.get_input_embeddings(), base.get_output_embeddings())
+    tied = ends[0].weight is ends[1].weight
+    for target in lora.targets:
+        meant = [name for name in layers if f".{name}".endswith(f".{target}")]
+        if not meant and lora.targets != (ALL_LINEAR,):
+            known = sorted({name.rpartition(".")[2] for name in layers})
+            raise UserError(
+                f"tune.lora.targets: {files.name} has no layer {target} that can be adapted, but "
+                f"{', '.join(known)}; name some of these, or {ALL_LINEAR} alone"
+            )
+        if tied and any(base.get_submodule(name) in ends for name in meant):
+            raise UserError(
+                f"tune.lora.targets: in {files.name}, {target} shares its weights with the other "
+                "end of the model, so its adapter could not be merged; leave it out"
+            )
+
+
+def silence_dropout(model: nn.Module) -> None:
+    """Switch off, in place, what the model itself does at random while it is in train mode.
+
+    Train mode is needed for gradient checkpointing, but with dropout the first loss is not ln 2
+    and the student is not compared with itself. LoRA's own dropout stays: adapters start at zero,
+    so it changes nothing at first.
+    """
+    for name, module in model.named_modules():
+        if "lora_dropout" in name:
+            continue
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        # Some architectures read the number from the config at every forward.
+        for owner in (module, getattr(module, "config", None)):
+            for key, value in list(getattr(owner, "__dict__", {}).items()):
+                if isinstance(value, float) and ("drop" in key or "jitter" in key):
+                    setattr(owner, key, 0.0)
+
+
+@contextmanager
+def reference_view(model: nn.Module) -> Iterator[None]:
+    """Within the block, `model` computes as the untouched student: adapters, if any, are off.
+
+    A student that trains all its weights is its own reference only before the first step.
+    """
+    with model.disable_adapter() if hasattr(model, "disable_adapter") else nullcontext():
+        yield
+
+
+def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """What is trained, by name, in the model's own order; a tied weight occurs once.
+
+    Names are those of the bare model, also if it is wrapped in DistributedDataParallel.
+    """
+    return {
+        name.removeprefix("module."): parameter
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+    }
+
+
+def save_student(
+    weights: Mapping[str, Tensor],
+    files: ModelFiles,
+    settings: Settings,
+    placement: Placement,
+    out: Path,
+) -> None:
+    """Write the tuned student to `out`, an ordinary Hugging Face directory, complete or not at all.
+
+    weights: whole tensors under the names of `trainable_parameters`; they are laid over the
+    student read anew from `files`, so nothing of how it was trained (sharding, quantising,
+    attention) stays in it. Stored as safetensors in `placement.dtype` with the tokenizer and the
+    generation config the student came with. To be called by one process; it needs host memory for
+    the model in that dtype.
+
+    With LoRA the adapter goes to `adapter` beside `out`, in peft's format and float32, and `out` is
+    the model with the adapter merged in. After QLoRA it is merged into the weights as they were
+    before quantising, for which it was not trained: load the adapter on the quantised student to
+    have exactly what was tuned.
+    """
+    model = load_model(files, Placement("cpu", placement.dtype))
+    if settings.lora is not None:
+        model = _adapted(model, settings.lora, files, seed=0)
+    with torch.no_grad():
+        for name, parameter in trainable_parameters(model).items():
+            parameter.copy_(weights[name])
+    if settings.lora is not None:
+        with _replacing_directory(out.with_name("adapter")) as directory:
+            # True or "auto" would ask the hub what the student's vocabulary is.
+            model.save_pretrained(directory, save_embedding_layers=False)
+        model = model.merge_and_unload()
+    with _replacing_directory(out) as directory:
+        model.save_pretrained(directory)
+        load_tokenizer(files).save_pretrained(directory)
+        shipped = files.directory / "generation_config.json"
+        if shipped.is_file():  # load_model drops the sampling defaults it holds
+            shutil.copyfile(shipped, directory / shipped.name)
+
+
+@contextmanager
+def _replacing_directory(path: Path) -> Iterator[Path]:
+    """Yield a temporary sibling that takes the place of `path` if the block succeeds."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    yield temporary
+    shutil.rmtree(path, ignore_errors=True)
+    temporary.rename(path)

@@ -1,0 +1,368 @@
+"""Protects the fast paths of answer log-probabilities: padded = packed = shared (PEERS B23).
+
+Every layout and attention gives the log-probabilities and gradients of a slow float64 reference
+(one row at a time, full logits), over random lengths and for several architectures; what cannot
+share a row falls back to padded rows, and says why.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import (
+    AutoModelForCausalLM,
+    BloomConfig,
+    CohereConfig,
+    Gemma2Config,
+    Gemma3TextConfig,
+    GPT2Config,
+    GPTNeoXConfig,
+    GraniteConfig,
+    LlamaConfig,
+    MistralConfig,
+    Qwen2Config,
+    Qwen3Config,
+)
+
+from deltalearn.errors import UserError
+from deltalearn.lm import head
+from deltalearn.lm.layout import Tree, first_fit, lay_out, longest, tree_batches, tree_cost
+from deltalearn.lm.scoring import (
+    PADDED,
+    Rows,
+    answer_logprobs,
+    attach,
+    choose_rows,
+    make_layout,
+    score_answers,
+)
+
+VOCABULARY = 61
+SHAPE = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "bos_token_id": None,
+    "eos_token_id": 1,
+    "pad_token_id": 0,
+}
+OLD = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "num_attention_heads": 4,
+    "num_hidden_layers": 2,
+    "bos_token_id": None,
+    "eos_token_id": 1,
+}
+SHARING = {
+    "llama": LlamaConfig(**SHAPE),
+    "llama, tied": LlamaConfig(**SHAPE, tie_word_embeddings=True),
+    "qwen2": Qwen2Config(**SHAPE),
+    "qwen3": Qwen3Config(**SHAPE, head_dim=8),
+    "gemma2, soft caps": Gemma2Config(
+        **SHAPE, head_dim=8, query_pre_attn_scalar=8, sliding_window=100,
+        attn_logit_softcapping=3.0, final_logit_softcapping=2.0,
+    ),
+    "gemma3": Gemma3TextConfig(**SHAPE, head_dim=8, sliding_window=100),
+    "gpt2": GPT2Config(**OLD, n_positions=128),
+    "gpt-neox": GPTNeoXConfig(**OLD, intermediate_size=48, max_position_embeddings=128),
+    "cohere, logit scale": CohereConfig(**SHAPE, logit_scale=0.5),
+    "granite, logit divisor": GraniteConfig(**SHAPE, logits_scaling=3.0),
+}  # fmt: skip
+PADDED_ONLY = {
+    "mistral": (MistralConfig(**SHAPE, sliding_window=10), "attention window of 10 tokens"),
+    "bloom": (BloomConfig(**OLD), "does not take attention functions"),
+}
+WAYS = [("shared", "segments"), ("shared", "sdpa"), ("packed", "segments"), ("packed", "sdpa")]
+
+
+def build(config, dtype=torch.float64):
+    """A model with wide random weights, so that every earlier token shows in the result."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(copy.deepcopy(config))
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                torch.nn.init.normal_(parameter, std=0.25)
+    return model.to(dtype).eval()
+
+
+@pytest.fixture(scope="module")
+def models():
+    return {name: build(config) for name, config in SHARING.items()}
+
+
+def random_trees(seed: int, shapes) -> list[Tree]:
+    rng = np.random.default_rng(seed)
+
+    def ids(size: int):
+        return rng.integers(2, VOCABULARY, size)
+
+    return [Tree(ids(prompt), tuple(map(ids, answers))) for prompt, answers in shapes]
+
+
+TREES = random_trees(0, [(7, (9, 4)), (3, (5, 8, 2)), (20, (1, 3)), (1, (6,))])
+trees = st.lists(
+    st.tuples(st.integers(1, 24), st.lists(st.integers(1, 20), min_size=1, max_size=3)),
+    min_size=1,
+    max_size=5,
+).map(lambda shapes: random_trees(len(shapes), shapes))
+
+
+def slow(model, trees) -> torch.Tensor:
+    """(A,) sums by the model's plain forward: one answer at a time, all logits."""
+    sums = []
+    for tree in trees:
+        for answer in tree.answers:
+            ids = torch.tensor(np.concatenate([tree.prompt, answer]))[None]
+            logprobs = model(input_ids=ids).logits[0].double().log_softmax(-1)
+            start = len(tree.prompt) - 1
+            sums.append(sum(logprobs[start + i, token] for i, token in enumerate(answer)))
+    return torch.stack(sums)
+
+
+def with_gradients(model, sums: torch.Tensor) -> dict[str, torch.Tensor]:
+    model.zero_grad()
+    (sums * torch.linspace(-1, 2, len(sums), dtype=sums.dtype)).sum().backward()
+    return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+def fast(model, trees, kind: str, attention: str | None):
+    rows = choose_rows(model, trees, kind, attention) if attention else PADDED
+    attach(model)
+    assert (rows.layout, rows.attention) == (kind, attention)
+    return answer_logprobs(model, make_layout(trees, rows, "cpu"), rows)
+
+
+@pytest.mark.parametrize("name", SHARING)
+@pytest.mark.parametrize(("kind", "attention"), [("padded", None), *WAYS])
+def test_equals_slow_reference(models, name, kind, attention):
+    model = copy.deepcopy(models[name])
+    expected = slow(model, TREES)
+    gradients = with_gradients(model, expected)
+    ours = fast(model, TREES, kind, attention)
+    # Norms (Llama, Gemma, ...) and rotary angles are float32 inside transformers' models.
+    torch.testing.assert_close(ours, expected, rtol=1e-6, atol=1e-6)
+    assert expected.abs().max() > 20, "far from uniform, so that a mix-up would show"
+    for parameter, gradient in with_gradients(model, ours).items():
+        torch.testing.assert_close(
+            gradient, gradients[parameter], rtol=1e-4, atol=1e-4, msg=parameter
+        )
+
+
+@settings(deadline=None, max_examples=15)
+@given(trees=trees, name=st.sampled_from(["llama", "gpt2", "gemma2, soft caps"]))
+def test_any_lengths(models, trees, name):
+    model = copy.deepcopy(models[name])
+    results = [fast(model, trees, *way) for way in [("padded", None), *WAYS]]
+    gradients = [with_gradients(model, sums) for sums in results]
+    for sums, own in zip(results[1:], gradients[1:], strict=True):
+        torch.testing.assert_close(sums, results[0], rtol=1e-6, atol=1e-6)
+        for parameter in own:
+            torch.testing.assert_close(
+                own[parameter], gradients[0][parameter], rtol=1e-4, atol=1e-4, msg=parameter
+            )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("kind", "attention"), WAYS)
+def test_low_precision(dtype, kind, attention):
+    exact = slow(build(SHARING["llama"]), TREES)
+    with torch.no_grad():
+        ours = fast(build(SHARING["llama"], dtype), TREES, kind, attention)
+    assert ours.dtype == torch.float32
+    rtol = 1e-4 if dtype == torch.float32 else 0.1
+    torch.testing.assert_close(ours.double(), exact, rtol=rtol, atol=1e-3 if rtol < 1e-3 else 2)
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_flex_sees_the_same_tokens(models):
+    """Its forward; on a CPU flex attention has no backward."""
+    model = copy.deepcopy(models["llama"])
+    with torch.no_grad():
+        for kind in ("shared", "packed"):
+            torch.testing.assert_close(
+                fast(model, TREES, kind, "flex"), slow(model, TREES), rtol=1e-6, atol=1e-6
+            )
+
+
+@pytest.mark.parametrize("name", PADDED_ONLY)
+def test_falls_back_to_padded_rows(name):
+    config, reason = PADDED_ONLY[name]
+    model = build(config)
+    expected = slow(model, TREES)
+    rows = choose_rows(model, TREES)
+    assert (rows.layout, rows.attention) == ("padded", None)
+    assert reason in rows.reason
+    ours = answer_logprobs(model, make_layout(TREES, rows, "cpu"), rows)
+    torch.testing.assert_close(ours, expected, rtol=1e-6, atol=1e-6)
+    with pytest.raises(UserError, match=r"cannot be used.*use padded or auto"):
+        choose_rows(model, TREES, "shared")
+
+
+def test_a_long_window_shares():
+    """A window that no pair exceeds hides nothing."""
+    config = MistralConfig(**SHAPE, sliding_window=max(map(longest, TREES)))
+    model = build(config)
+    expected = slow(model, TREES)
+    assert choose_rows(model, TREES).layout == "shared"
+    torch.testing.assert_close(fast(model, TREES, "shared", "sdpa"), expected)
+
+
+def test_a_model_that_ignores_the_layout_is_found_out():
+    """No config says so: positions that a model makes up itself show in the probe alone."""
+    model = build(SHARING["llama"])
+    inner = model.model.rotary_emb.forward
+
+    def own_positions(x, position_ids):
+        return inner(x, torch.arange(x.shape[1]).expand_as(position_ids))
+
+    model.model.rotary_emb.forward = own_positions
+    rows = choose_rows(model, TREES)
+    assert rows.layout == "padded"
+    assert "differ" in rows.reason
+
+
+def test_a_model_that_changes_its_logits_is_scored_whole():
+    model = build(SHARING["llama"])
+    kind = type(model)
+
+    class Doubling(kind):
+        def forward(self, *args, **kwargs):
+            output = super().forward(*args, **kwargs)
+            output.logits = output.logits * 2
+            return output
+
+    model.__class__ = Doubling
+    expected = slow(model, TREES)
+    rows = choose_rows(model, TREES)
+    assert rows.layout == "padded"
+    assert "more than its base model" in rows.reason
+    ours = answer_logprobs(model, make_layout(TREES, rows, "cpu"), rows)
+    torch.testing.assert_close(ours, expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("bytes_kept", [0, 1 << 30])
+@pytest.mark.parametrize("name", ["llama", "gemma2, soft caps"])
+def test_logits_kept_or_computed_again_are_the_same(models, name, bytes_kept, monkeypatch):
+    model = copy.deepcopy(models[name])
+    expected = with_gradients(model, slow(model, TREES))
+    monkeypatch.setattr(head, "KEEP_BYTES", bytes_kept)
+    monkeypatch.setattr(head, "_chunk_rows", lambda *_: 5)
+    for parameter, gradient in with_gradients(model, fast(model, TREES, "shared", "sdpa")).items():
+        torch.testing.assert_close(gradient, expected[parameter], rtol=1e-4, atol=1e-4)
+
+
+def test_the_head_sees_answer_positions_only(models):
+    model = copy.deepcopy(models["gpt2"])
+    model.lm_head = torch.nn.Linear(32, VOCABULARY, dtype=torch.float64)  # a bias: the plain path
+    seen = []
+    model.lm_head.register_forward_hook(lambda m, args, out: seen.append(len(args[0])))
+    rows = Rows("shared", "sdpa", "")
+    choose_rows(model, TREES, "shared", "sdpa")
+    seen.clear()
+    answer_logprobs(model, make_layout(TREES, rows, "cpu"), rows)
+    assert sum(seen) == sum(len(a) for t in TREES for a in t.answers)
+
+
+def test_layout_by_hand():
+    """Prompt (5 6), answers (7) and (8 9): one row; both answers are predicted by the 6."""
+    layout = lay_out([Tree([5, 6], ([7], [8, 9]))], "shared")
+    assert layout.input_ids.tolist() == [[5, 6, 7, 8, 9]]
+    assert layout.position_ids.tolist() == [[0, 1, 2, 2, 3]]
+    assert layout.branch.tolist() == [[0, 0, 1, 2, 2]]
+    assert layout.predicts.tolist() == [1, 1, 3]
+    assert layout.targets.tolist() == [7, 8, 9]
+    assert layout.lengths.tolist() == [1, 2]
+    packed = lay_out([Tree([5, 6], ([7], [8, 9]))], "packed")
+    assert packed.input_ids.tolist() == [[5, 6, 7, 5, 6, 8, 9]]
+    assert packed.document.tolist() == [[0, 0, 0, 1, 1, 1, 1]]
+    assert packed.predicts.tolist() == [1, 4, 5]
+    padded = lay_out([Tree([5, 6], ([7], [8, 9]))], "padded")
+    assert padded.input_ids.tolist() == [[5, 6, 7, 0], [5, 6, 8, 9]]
+    assert padded.predicts.tolist() == [1, 5, 6]
+
+
+@pytest.mark.parametrize("tree", [Tree([], ([1],)), Tree([1], ()), Tree([1], ([2], []))])
+def test_empty_parts_are_refused(tree):
+    """An empty answer would have log-probability 0: certainty about nothing (PEERS B9)."""
+    with pytest.raises(ValueError, match="empty prompt, no answer or an empty answer"):
+        lay_out([tree], "shared")
+
+
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=30), st.integers(50, 120))
+def test_first_fit_is_a_partition_within_capacity(sizes, capacity):
+    bins = first_fit(sizes, capacity)
+    assert sorted(i for b in bins for i in b) == list(range(len(sizes)))
+    assert all(sum(sizes[i] for i in b) <= capacity for b in bins)
+
+
+@settings(deadline=None)
+@given(
+    trees=trees, kind=st.sampled_from(["shared", "packed", "padded"]), budget=st.integers(1, 150)
+)
+def test_batches_keep_within_the_budget(trees, kind, budget):
+    batches = tree_batches(trees, kind, budget)
+    assert sorted(i for b in batches for i in b) == list(range(len(trees)))
+    for batch in batches:
+        part = [trees[i] for i in batch]
+        computed = lay_out(part, kind).input_ids.numel()
+        assert len(batch) == 1 or computed <= budget
+        if kind != "padded":
+            costs = [tree_cost(len(t.prompt), [len(a) for a in t.answers], kind) for t in part]
+            assert computed == sum(costs)
+
+
+def test_answers_of_a_prompt_are_scored_in_one_tree(models, monkeypatch):
+    """Each prompt is computed once, however many answers it has."""
+    model = copy.deepcopy(models["llama"])
+    prompt, other = [5, 6, 7, 8], [9, 10]
+    answers = [(prompt, [11, 12]), (other, [13]), (prompt, [14]), (prompt, [15, 16, 17])]
+    seen = []
+    original = lay_out
+    monkeypatch.setattr(
+        "deltalearn.lm.scoring.lay_out",
+        lambda *a, **k: seen.append(original(*a, **k).input_ids.numel()) or original(*a, **k),
+    )
+    choose_rows(model, [Tree(p, (a,)) for p, a in answers])
+    seen.clear()
+    scores = dict(score_answers(model, answers))
+    assert seen[-1] == len(prompt) + 6 + len(other) + 1
+    expected = slow(model, [Tree(p, (a,)) for p, a in answers]).tolist()
+    assert [scores[i] for i in range(4)] == pytest.approx(expected, rel=1e-6)
+
+
+def test_generation_is_untouched(models):
+    """A model that scores rows still generates, copies and saves as what it is."""
+    model = copy.deepcopy(models["llama"]).float()
+    ids = torch.tensor([[5, 6, 7]])
+    before = model.generate(input_ids=ids, max_new_tokens=8, do_sample=False)
+    choose_rows(model, TREES)
+    after = model.generate(input_ids=ids, max_new_tokens=8, do_sample=False)
+    assert torch.equal(before, after)
+    twin = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in twin.parameters():
+            parameter.zero_()
+    rows = Rows("shared", "sdpa", "")
+    sums = answer_logprobs(twin, make_layout(TREES, rows, "cpu"), rows)
+    assert sums[0].item() == pytest.approx(-9 * np.log(VOCABULARY)), "a copy has its own weights"
+    assert type(model).__name__ == "LlamaForCausalLM"
+
+
+def test_gradient_checkpointing_gives_the_same_gradients(models):
+    model = copy.deepcopy(models["qwen2"]).train()
+    plain = with_gradients(model, fast(model, TREES, "shared", "segments"))
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    again = with_gradients(model, fast(model, TREES, "shared", "segments"))
+    for parameter in plain:
+        torch.testing.assert_close(again[parameter], plain[parameter])

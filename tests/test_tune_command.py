@@ -1,0 +1,392 @@
+"""Protects `deltalearn tune`: every shape of pairs, what it leaves, resuming, and its messages.
+
+The command runs in this process, on the tiny model; several processes have tests of their own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+import yaml
+from safetensors.torch import load_file
+
+from deltalearn import cli
+from deltalearn.errors import UserError
+from deltalearn.recipe.load import load_recipe
+from deltalearn.recipe.tune_file import load_tune_recipe
+
+QUESTIONS = ["fox?", "dog?", "lazy dog?", "over the lazy dog?", "mind?", "brown fox?"]
+SETTINGS = ["--lr", "1e-3", "--batch-size", "2", "--max-length", "90", "--device", "cpu"]
+
+
+def turn(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}
+
+
+def shaped(shape: str) -> list[dict]:
+    """The same pairs in every form that people keep them in."""
+    rows = []
+    for i, question in enumerate(QUESTIONS):
+        good, bad = f"quick answer {i}", f"lazy {i}"
+        user, chosen, rejected = (
+            turn("user", question),
+            turn("assistant", good),
+            turn("assistant", bad),
+        )
+        rows.append(
+            {
+                "standard": {"prompt": question, "chosen": good, "rejected": bad},
+                "conversational": {"prompt": [user], "chosen": [chosen], "rejected": [rejected]},
+                "implicit": {"chosen": [user, chosen], "rejected": [user, rejected]},
+                "text and turns": {"prompt": question, "chosen": [chosen], "rejected": [rejected]},
+                "ladder": {"prompt": question, "big-model": good, "small-model": bad},
+            }[shape]
+        )
+    return rows
+
+
+LADDER = ["--chosen-column", "big-model", "--rejected-column", "small-model"]
+
+
+def written(rows: list[dict], path: Path) -> Path:
+    if path.suffix == ".parquet":
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    else:
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@dataclass
+class Ended:
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def tune(monkeypatch, capsys):
+    """`tune("--model", ...)` runs the command and returns its exit code and what it printed."""
+
+    def run(*arguments: str | Path) -> Ended:
+        monkeypatch.setattr(sys, "argv", ["deltalearn", "tune", *map(str, arguments)])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as end:
+            code = int(end.code or 0)
+        return Ended(code, *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def pairs(tmp_path) -> Path:
+    return written(shaped("conversational"), tmp_path / "pairs.jsonl")
+
+
+@pytest.fixture
+def base(tiny_model, pairs) -> list[str]:
+    """Arguments of a small run without --out."""
+    return ["--model", str(tiny_model), "--pairs", str(pairs), *SETTINGS]
+
+
+@pytest.fixture
+def stopped(tune, base, tmp_path, monkeypatch) -> Path:
+    """A run interrupted, as by Ctrl-C, after its first step and checkpoint."""
+    from deltalearn.tune.loop import Run
+
+    step = Run.step
+
+    def stop_after_first(self, number, *rest):
+        if number == 1:
+            raise KeyboardInterrupt
+        return step(self, number, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "step", stop_after_first)
+        ended = tune(*base, "--set", "checkpoint_every=1", "--out", tmp_path / "stopped")
+    assert ended.code == 130
+    assert "interrupted; run the same command again to resume" in ended.err
+    return tmp_path / "stopped"
+
+
+def weights(out: Path) -> dict:
+    return load_file(out / "final" / "model.safetensors")
+
+
+class TestPairs:
+    @pytest.mark.parametrize("ending", ["jsonl", "parquet"])
+    @pytest.mark.parametrize(
+        "shape", ["standard", "conversational", "implicit", "text and turns", "ladder"]
+    )
+    def test_every_shape_is_tuned_on(self, tune, tiny_model, tmp_path, shape, ending):
+        source = written(shaped(shape), tmp_path / f"pairs.{ending}")
+        columns = LADDER if shape == "ladder" else []
+        out = tmp_path / "out"
+        ended = tune("--model", tiny_model, "--pairs", source, *SETTINGS, *columns, "--out", out)
+        assert ended.code == 0, ended.err
+        assert "pairs: 6 of 6 used" in ended.out
+        log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+        assert [record["step"] for record in log] == [1, 2, 3]
+        assert log[0]["loss"] == pytest.approx(0.6931, abs=1e-3)
+
+    def test_shapes_with_a_chat_template_train_the_same(self, tune, tiny_model, tmp_path):
+        found = []
+        for shape in ("conversational", "implicit", "text and turns", "ladder"):
+            source = written(shaped(shape), tmp_path / f"{shape}.jsonl")
+            columns = LADDER if shape == "ladder" else []
+            out = tmp_path / shape
+            tune("--model", tiny_model, "--pairs", source, *SETTINGS, *columns, "--out", out)
+            found.append(weights(out))
+        for other in found[1:]:
+            assert all((found[0][name] == other[name]).all() for name in found[0])
+
+    def test_a_missing_column_lists_those_there_are(self, tune, base, tmp_path):
+        ended = tune(*base, "--chosen-column", "qwen", "--out", tmp_path / "out")
+        assert ended.code == 2
+        for text in ("no usable pair", "columns seen: prompt, chosen, rejected"):
+            assert text in ended.err
+
+    def test_limit_takes_the_first(self, tune, base, tmp_path):
+        ended = tune(*base, "--limit", "4", "--out", tmp_path / "out")
+        assert "pairs: 4 of 4 used" in ended.out
+
+    def test_dropped_pairs_are_told(self, tune, base, pairs, tmp_path):
+        same = turn("assistant", "same")
+        row = {"prompt": [turn("user", "?")], "chosen": [same], "rejected": [same]}
+        written([*shaped("conversational"), row], pairs)
+        ended = tune(*base, "--out", tmp_path / "out")
+        assert "pairs: 6 of 7 used; dropped: identical" in ended.out
+
+
+class TestWhatIsLeft:
+    def test_a_whole_run(self, tune, base, pairs, tmp_path):
+        out = tmp_path / "out"
+        ended = tune(*base, "--seed", "3", "--out", out)
+        assert f"{out / 'final'}: 3 steps in" in ended.out
+        assert {p.name for p in out.iterdir()} >= {
+            "recipe.yaml", "run.json", "log.jsonl", "final", "reference", "examples",
+        }  # fmt: skip
+        assert not (out / "checkpoints").exists()
+        run = json.loads((out / "run.json").read_text())
+        assert run["seeds"] == [3]
+        assert run["pairs"]["source"] == str(pairs)
+        assert len(run["pairs"]["digest"]) == len(run["models"]["student"]["fingerprint"]) == 64
+        assert run["machine"]["device"] == "cpu"
+        assert {"torch", "transformers"} <= set(run["versions"])
+        counts = run["stages"]["tune"]["counts"]
+        assert (counts["steps"], counts["reference_scored"]) == (3, 12)
+
+    def test_the_resolved_recipe_says_where_values_are_from_and_runs_again(
+        self, tune, base, tmp_path
+    ):
+        out = tmp_path / "out"
+        tune(*base, "--set", "warmup_ratio=0.5", "--out", out)
+        text = (out / "recipe.yaml").read_text()
+        assert "  warmup_ratio: 0.5  # --set" in text
+        assert "  lr: 0.001  # command line" in text
+        assert "  beta: null  # default" in text
+        tune("--recipe", out / "recipe.yaml", "--out", tmp_path / "again")
+        first, again = weights(out), weights(tmp_path / "again")
+        assert all((first[name] == again[name]).all() for name in first)
+
+    def test_a_shared_reference_is_not_scored_again(self, tune, base, tmp_path):
+        for name, beta in (("one", "5"), ("two", "7")):
+            tune(*base, "--beta", beta, "--reference", tmp_path / "ref", "--out", tmp_path / name)
+        counts = json.loads((tmp_path / "two" / "run.json").read_text())["stages"]["tune"]["counts"]
+        assert counts["reference_scored"] == 0
+        assert not (tmp_path / "two" / "reference").exists()
+
+
+class TestAgain:
+    def test_finished_says_so_and_does_nothing(self, tune, base, tmp_path):
+        out = tmp_path / "out"
+        tune(*base, "--out", out)
+        before = (out / "run.json").stat().st_mtime_ns
+        ended = tune(*base, "--out", out)
+        assert ended.out == f"{out / 'final'}: finished already, nothing to do\n"
+        assert (out / "run.json").stat().st_mtime_ns == before
+
+    def test_changed_settings_are_named(self, tune, base, tmp_path):
+        out = tmp_path / "out"
+        tune(*base, "--out", out)
+        ended = tune(*base, "--beta", "9", "--seed", "1", "--out", out)
+        assert ended.code == 2
+        assert "other settings (seed, tune.beta)" in ended.err
+        assert "--update" in ended.err
+
+    def test_update_starts_over(self, tune, base, tmp_path):
+        out = tmp_path / "out"
+        tune(*base, "--out", out)
+        before = weights(out)
+        ended = tune(*base, "--beta", "9", "--update", "--out", out)
+        assert "3 steps in" in ended.out
+        after = weights(out)
+        assert any((before[name] != after[name]).any() for name in before)
+
+    def test_settings_of_speed_do_not_start_over(self, tune, base, tmp_path):
+        out = tmp_path / "out"
+        tune(*base, "--out", out)
+        ended = tune(*base, "--token-budget", "64", "--update", "--out", out)
+        assert "finished already" in ended.out
+
+    def test_changed_pairs_are_tuned_on_again(self, tune, base, pairs, tmp_path):
+        out = tmp_path / "out"
+        tune(*base, "--out", out)
+        written(shaped("conversational")[:4], pairs)
+        ended = tune(*base, "--out", out)
+        assert "pairs: 4 of 4 used" in ended.out
+        assert "2 steps in" in ended.out
+
+    def test_an_interrupted_run_goes_on(self, tune, base, tmp_path, stopped):
+        """The weights are those of a whole run."""
+        whole = tmp_path / "whole"
+        tune(*base, "--out", whole)
+        ended = tune(*base, "--set", "checkpoint_every=1", "--out", stopped)
+        assert ended.code == 0
+        counts = json.loads((stopped / "run.json").read_text())["stages"]["tune"]["counts"]
+        assert (counts["resumed_at"], counts["steps"]) == (1, 3)
+        one, other = weights(whole), weights(stopped)
+        assert all((one[name] == other[name]).all() for name in one)
+
+    def test_update_does_not_go_on_from_a_checkpoint_of_other_settings(self, tune, base, stopped):
+        ended = tune(*base, "--beta", "9", "--update", "--out", stopped)
+        assert ended.code == 0, ended.err
+        counts = json.loads((stopped / "run.json").read_text())["stages"]["tune"]["counts"]
+        assert (counts["resumed_at"], counts["steps"]) == (0, 3)
+
+
+class TestModes:
+    def test_preview_shows_two_pairs_and_stops(self, tune, base, tmp_path):
+        ended = tune(*base, "--preview", "--out", tmp_path / "out")
+        assert ended.code == 0
+        assert ended.out.count("== pair ") == 2
+        assert ended.out.count("'<|end|>':0") == 4
+        assert not (tmp_path / "out").exists()
+
+    def test_preview_needs_no_weights(self, tune, tiny_model, pairs, tmp_path):
+        model = tmp_path / "model"
+        shutil.copytree(tiny_model, model, ignore=shutil.ignore_patterns("*.safetensors"))
+        assert tune("--model", model, "--pairs", pairs, "--preview").code == 0
+
+    def test_dry_run_counts_real_pairs_without_weights(self, tune, tiny_model, pairs, tmp_path):
+        model = tmp_path / "model"
+        shutil.copytree(tiny_model, model, ignore=shutil.ignore_patterns("*.safetensors"))
+        ended = tune("--model", model, "--pairs", pairs, *SETTINGS, "--dry-run", "--tflops", "1")
+        assert ended.code == 0, ended.err
+        assert "ASSUMED" not in ended.out
+        assert "pairs: 6 of 6 used" in ended.out
+        assert "3 steps of 2 pairs" in ended.out
+        assert "At 1 useful TFLOP/s a GPU" in ended.out
+
+    @pytest.mark.parametrize(
+        ("arguments", "text"),
+        [
+            (["--preview", "--dry-run"], "give one of them"),
+            (["--tflops", "3"], "--tflops has no effect without --dry-run"),
+            (["--dry-run", "--tflops", "0"], "a rate above zero"),
+        ],
+    )
+    def test_options_without_effect(self, tune, base, arguments, text):
+        ended = tune(*base, *arguments)
+        assert ended.code == 2
+        assert text in ended.err
+
+
+class TestMessages:
+    @pytest.mark.parametrize(
+        ("arguments", "texts"),
+        [
+            (["--betta", "3"], ["No such option: --betta", "--beta"]),
+            (["--set", "bata=3"], ["tune.bata: unknown key", "did you mean 'beta'?"]),
+            (["--set", "tune.learning_rate=1e-4"], ["did you mean 'lr'?"]),
+            (["--method", "sft", "--beta", "3"], ["beta has no effect on sft"]),
+            (["--method", "dpoo"], ["tune.method", "dpo_norm", "given: 'dpoo'"]),
+            (["--lr=-1"], ["command line: tune.lr", "greater than 0"]),
+            (["--steps", "3", "--epochs", "1"], ["give one of them"]),
+            (["--split", "train"], ["split 'train' has no effect on files"]),
+            (["--model", "./nowhere"], ["./nowhere: no such model directory"]),
+            (["--pairs", "nowhere.jsonl"], ["nowhere.jsonl: no such file"]),
+        ],
+    )
+    def test_bad_options(self, tune, base, tmp_path, arguments, texts):
+        ended = tune(*base, *arguments, "--out", tmp_path / "out")
+        assert ended.code == 2
+        for text in texts:
+            assert text in ended.err, ended.err
+
+    def test_nothing_to_tune(self, tune, pairs):
+        assert "give --model, or a recipe" in tune("--pairs", pairs).err
+
+    def test_a_folder_with_other_things_is_left_alone(self, tune, base, tmp_path):
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / "thesis.tex").touch()
+        assert "not a run of deltalearn" in tune(*base, "--out", tmp_path / "out").err
+
+
+class TestRecipe:
+    def test_options_win_over_set_values_of_the_file(self):
+        loaded = load_tune_recipe("tulu3-8b", {"tune.lr": 1e-6}, ["beta=3", "tune.batch_size=64"])
+        tune = loaded.recipe.tune
+        assert (tune.lr, tune.beta, tune.batch_size, tune.max_length) == (1e-6, 3, 64, 2048)
+        assert loaded.origins["tune.lr"] == "command line"
+        assert loaded.origins["tune.max_length"] == "tulu3-8b.yaml"
+
+    def test_another_method_does_not_inherit_beta_nor_steps_epochs(self):
+        tune = load_tune_recipe("tulu3-8b", {"tune.method": "dpo", "tune.steps": 5}).recipe.tune
+        assert (tune.effective_beta, tune.steps, tune.epochs) == (0.1, 5, None)
+
+    def test_an_option_below_a_null_of_the_file(self, tmp_path):
+        text = load_tune_recipe("tulu3-8b", {}).resolved_yaml()
+        (tmp_path / "mine.yaml").write_text(text)
+        assert yaml.safe_load(text)["tune"]["lora"] is None
+        loaded = load_tune_recipe(tmp_path / "mine.yaml", {"tune.lora.r": 8})
+        assert loaded.recipe.tune.lora.r == 8
+
+    def test_the_two_kinds_of_recipe_are_told_apart(self):
+        with pytest.raises(UserError, match=r"deltalearn tune --recipe tulu3-8b --out DIR"):
+            load_recipe("tulu3-8b")
+        with pytest.raises(UserError, match="use `deltalearn run lab`"):
+            load_tune_recipe("lab", {})
+
+
+def test_help_imports_nothing_heavy():
+    code = (
+        "import sys; from deltalearn.cli import app; from typer.testing import CliRunner;"
+        "result = CliRunner().invoke(app, ['tune', '--help']); assert result.exit_code == 0;"
+        "heavy = {'torch', 'transformers', 'datasets', 'matplotlib', 'pyarrow', 'numpy'};"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.stdout.strip() == "[]", result.stdout + result.stderr
+
+
+@pytest.mark.slow
+def test_under_a_launcher_one_process_speaks_for_all(tiny_model, pairs, tmp_path):
+    """torchrun with two processes: trained once, told once, and a mistake is told once too."""
+
+    def launch(*arguments: str) -> subprocess.CompletedProcess:
+        command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+        command += ["-m", "deltalearn", "tune", "--model", str(tiny_model), "--pairs", str(pairs)]
+        return subprocess.run(
+            [*command, *SETTINGS, "--out", str(tmp_path / "out"), *arguments],
+            capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+
+    first = launch()
+    assert first.returncode == 0, first.stderr
+    assert first.stdout.count("pairs: 6 of 6 used") == first.stdout.count("3 steps in") == 1
+    assert launch().stdout.count("finished already") == 1
+    changed = launch("--seed", "4")
+    assert changed.returncode != 0
+    assert changed.stderr.count("error: ") == 1
+    assert "other settings (seed)" in changed.stderr

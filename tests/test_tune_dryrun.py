@@ -1,0 +1,209 @@
+"""Protects the dry run: steps, warm-up, tokens by layout, useful work and the report's lines.
+
+Small cases are worked out by hand; matrix products are counted on a real model by torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from deltalearn.errors import UserError
+from deltalearn.lm.layout import Tree
+from deltalearn.lm.scoring import choose_rows, layout_logprobs, make_layout
+from deltalearn.recipe.schema import LoraSpec, TuneSpec
+from deltalearn.recipe.tune_file import load_tune_recipe
+from deltalearn.tune.dryrun import (
+    GPUS,
+    PairLengths,
+    draw_lengths,
+    dry_run,
+    format_dry_run,
+    known_shape,
+    useful_flops,
+)
+from deltalearn.tune.memory import measure_model
+from deltalearn.tuning import report_dry_run
+
+CONFIG = LlamaConfig(
+    vocab_size=512,
+    hidden_size=64,
+    intermediate_size=160,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+)
+P, C, R = 100, 60, 40  # tokens of prompt, chosen and rejected in the cases worked out by hand
+
+
+@pytest.fixture(scope="module")
+def size():
+    return measure_model(CONFIG, "float32")
+
+
+def equal_pairs(count: int) -> PairLengths:
+    return PairLengths(*(np.full(count, n) for n in (P, C, R)))
+
+
+class TestSteps:
+    @pytest.mark.parametrize(
+        ("pairs", "steps", "warmup"),
+        [(150_000, 4_687, 141), (100_000, 3_125, 94), (50_000, 1_562, 47), (16_384, 512, 16)],
+    )
+    def test_as_in_the_paper(self, size, pairs, steps, warmup):
+        """ceil(epochs x floor(N / 32)) steps, ceil(0.03 x steps) of warm-up."""
+        settings = load_tune_recipe("tulu3-8b", {}).recipe.tune
+        plan = dry_run(equal_pairs(pairs), size, settings, seed=42)
+        assert (plan.steps, plan.warmup) == (steps, warmup)
+
+    def test_held_out_pairs_are_not_trained_on(self, size):
+        settings = TuneSpec(batch_size=4, eval_pairs=10)
+        assert dry_run(equal_pairs(50), size, settings, 0).steps == 10
+
+    def test_less_than_one_batch(self, size):
+        with pytest.raises(UserError, match="3 pairs to train on do not fill one batch of 4"):
+            dry_run(equal_pairs(3), size, TuneSpec(batch_size=4), 0)
+
+
+class TestPlan:
+    def test_tokens_of_each_layout(self, size):
+        """4 pairs: shared 4 (P+C+R) = 800, packed 4 (2P+C+R) = 1,200, padded 8 (P+C) = 1,280."""
+        plan = dry_run(equal_pairs(40), size, TuneSpec(batch_size=4, token_budget=10_000), 0)
+        found = {k: (p.tokens, p.padding, p.again) for k, p in plan.layouts.items()}
+        assert found["shared"] == (800, 0, 0)
+        assert found["packed"] == pytest.approx((1200, 0, 1 / 3))
+        assert found["padded"] == pytest.approx((1280, 80 / 1280, 400 / 1280))
+        assert plan.layouts["shared"].micro_batches == (1,) * len(GPUS)
+
+    def test_micro_batches_follow_the_budget_and_the_gpus(self, size):
+        """800 tokens a step in forwards of 400: two on one GPU, one on two or more."""
+        plan = dry_run(equal_pairs(40), size, TuneSpec(batch_size=4, token_budget=400), 0)
+        assert plan.layouts["shared"].micro_batches == (2, 1, 1, 1)
+
+    @pytest.mark.parametrize(
+        ("layout", "tokens"), [("auto", P + C + R), ("packed", 2 * P + C + R), ("padded", 320)]
+    )
+    def test_a_pair_larger_than_the_budget_is_a_forward(self, size, layout, tokens):
+        settings = TuneSpec(batch_size=4, token_budget=50, layout=layout)
+        assert dry_run(equal_pairs(8), size, settings, 0).largest_forward == tokens
+
+    def test_sft_has_one_answer(self, size):
+        plan = dry_run(equal_pairs(40), size, TuneSpec(method="sft", batch_size=4), 0)
+        assert plan.layouts["shared"].tokens == 4 * (P + C)
+        assert plan.reference_flops == 0
+
+
+class TestLengths:
+    def test_medians_limits_and_likeness(self):
+        lengths = draw_lengths(20_000, (120, 400, 350), 0.8, 2048, seed=0)
+        medians = [np.median(a) for a in (lengths.prompts, lengths.chosen, lengths.rejected)]
+        assert medians == pytest.approx([120, 400, 350], rel=0.03)
+        longest = lengths.prompts + np.maximum(lengths.chosen, lengths.rejected)
+        assert longest.max() == 2048
+        assert min(a.min() for a in (lengths.prompts, lengths.chosen, lengths.rejected)) >= 1
+        logs = [np.log(a) for a in (lengths.prompts, lengths.chosen, lengths.rejected)]
+        correlation = np.corrcoef(logs)
+        assert correlation[1, 2] == pytest.approx(0.49, abs=0.05)  # 0.7 squared
+        assert abs(correlation[0, 1]) < 0.05
+
+    def test_the_same_seed_gives_the_same_lengths(self):
+        one, same, other = (draw_lengths(50, (9, 9, 9), 0.5, 99, seed=s) for s in (1, 1, 2))
+        assert np.array_equal(one.chosen, same.chosen)
+        assert not np.array_equal(one.chosen, other.chosen)
+
+    def test_unknown_shape_lists_the_known(self):
+        with pytest.raises(UserError, match=r"no shape 'x'; there are .*llama-3\.1-8b"):
+            known_shape("x")
+
+
+class TestUsefulWork:
+    def counted(self) -> tuple[int, int]:
+        """(forward, forward and backward) of matrix products of one shared pair, by torch."""
+        model = AutoModelForCausalLM.from_config(CONFIG, dtype=torch.float32).train()
+        trees = [Tree(range(P), (range(C), range(R)))]
+        rows = choose_rows(model, trees, "shared", "sdpa")
+        layout = make_layout(trees, rows, "cpu")
+        totals = []
+        for backward in (False, True):
+            with FlopCounterMode(display=False) as counter:
+                output = layout_logprobs(model, layout, rows)
+                if backward:
+                    output.sum().backward()
+            counts = counter.get_flop_counts()["Global"]
+            totals.append(sum(n for op, n in counts.items() if "mm" in str(op)))
+        return totals[0], totals[1]
+
+    def test_matrix_products_are_those_that_torch_counts(self, size):
+        bare = replace(size, attention=0)
+        training, forward = useful_flops(equal_pairs(1), bare, TuneSpec())
+        counted, with_backward = self.counted()
+        in_place = 2 * size.head * (C + R)  # the head's weight gradient, which torch leaves out
+        assert (forward[0], training[0]) == (counted, with_backward + in_place)
+
+    def test_attention_to_what_is_visible(self, size):
+        """4 x width x layers x (P^2 / 2 + C P + C^2 / 2 + R P + R^2 / 2), three times to train."""
+        bare = replace(size, active=0, head=0)
+        seen = 5000 + 6000 + 1800 + 4000 + 800
+        training, forward = useful_flops(equal_pairs(1), bare, TuneSpec())
+        assert forward[0] == 4 * 64 * 3 * seen
+        assert training[0] == 3 * forward[0]
+
+    def test_a_frozen_base_has_no_weight_gradients(self, size):
+        """Two passes over the base instead of three, three over the adapters."""
+        lora = LoraSpec(r=4)
+        adapted = measure_model(CONFIG, "float32", lora)
+        training, _ = useful_flops(equal_pairs(1), adapted, TuneSpec(lora=lora))
+        _, forward = useful_flops(equal_pairs(1), size, TuneSpec())
+        attention = 4 * 64 * 3 * 17_600
+        expected = 2 * (forward[0] - attention) + 3 * attention + 6 * adapted.trained * (P + C + R)
+        assert training[0] == expected
+
+
+class TestReport:
+    def lines(self, size, **changes) -> str:
+        settings = TuneSpec(batch_size=4, **changes)
+        plan = dry_run(equal_pairs(4_000), size, settings, 0)
+        return format_dry_run(plan, (size, size), settings, "bfloat16", tflops=1e-6)
+
+    def test_hours(self, size):
+        """FLOPs of all steps and of the reference, over the rate and the seconds of an hour."""
+        training, forward = useful_flops(equal_pairs(1), size, TuneSpec())
+        hours = 4_000 * (training[0] + forward[0]) / 1e6 / 3600
+        assert f"useful TFLOP/s a GPU: {hours:,.1f} h on 1, {hours / 2:,.1f} h on 2" in self.lines(
+            size
+        )
+
+    def test_memory_of_every_number_of_gpus(self, size):
+        text = self.lines(size)
+        for row in ("1    whole", "2    DDP", "2    FSDP2", "4    DDP", "8    DDP", "8    FSDP2"):
+            assert f"\n{row}" in text
+
+    def test_the_layout_that_runs_is_marked(self, size):
+        (marked,) = [x for x in self.lines(size, layout="packed").splitlines() if "<-" in x]
+        assert marked.startswith("packed")
+
+
+@pytest.fixture(scope="module")
+def headline() -> str:
+    """The report of the shipped 8B recipe, with neither its pairs nor its model at hand."""
+    return report_dry_run(load_tune_recipe("tulu3-8b", {}), tflops=400)
+
+
+def test_headline_recipe_without_weights_and_network(headline):
+    assert "4,687 steps of 32 pairs" in headline
+    assert "after 141 steps of warm-up" in headline
+    assert "8,030,261,248 parameters (8,030,261,248 trained)" in headline
+    assert "model     allenai/Llama-3.1-Tulu-3-8B-SFT: not on this disk; ASSUMED" in headline
+    assert "not on this disk; ASSUMED: 150,000 usable pairs" in headline
+
+
+def test_adapters_change_the_headline_memory():
+    loaded = load_tune_recipe("tulu3-8b", {"tune.lora.r": 16, "tune.max_pairs": 3_200})
+    text = report_dry_run(loaded)
+    assert "(41,943,040 trained)" in text
+    assert "100 steps of 32 pairs" in text

@@ -1,0 +1,391 @@
+"""Protects the reading of pairs: every shape that TRL takes becomes the same small record.
+
+B13 and B14 of the peers' bug list are here: an implicit prompt ends at a turn, never inside one,
+and a string prompt may stand beside conversations. What is no pair is counted, never a crash.
+"""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from deltalearn.errors import UserError
+from deltalearn.pairs import write_pairs
+from deltalearn.records import Pair
+from deltalearn.tune.prepare import prepare_examples
+from deltalearn.tune.sources import MEANINGS, PairReader, PairRow, read_pairs_from
+
+SYSTEM = {"role": "system", "content": "be brief"}
+ASK = {"role": "user", "content": "What is 2+2?"}
+MORE = {"role": "user", "content": "And 3+3?"}
+
+
+def says(text: str) -> dict[str, str]:
+    return {"role": "assistant", "content": text}
+
+
+GOOD, BAD = says(" Four. "), says("Five.")
+EXPECTED = ((ASK,), " Four. ", "Five.")
+
+
+@pytest.fixture
+def read(write_lines):
+    def run(*cells: dict, **options) -> PairReader:
+        return read_pairs_from(str(write_lines(cells)), **options)
+
+    return run
+
+
+def parts(row: PairRow) -> tuple:
+    return row.prompt, row.chosen, row.rejected
+
+
+SHAPES = {  # name: (cells, options, expected parts)
+    "standard": (
+        {"prompt": "2+2 =", "chosen": " 4", "rejected": " 5"},
+        {},
+        ("2+2 =", " 4", " 5"),
+    ),
+    "conversational": ({"prompt": [ASK], "chosen": [GOOD], "rejected": [BAD]}, {}, EXPECTED),
+    "implicit prompt": ({"chosen": [ASK, GOOD], "rejected": [ASK, BAD]}, {}, EXPECTED),
+    "implicit prompt of several turns": (
+        {
+            "chosen": [SYSTEM, ASK, GOOD, MORE, says("6")],
+            "rejected": [SYSTEM, ASK, GOOD, MORE, BAD],
+        },
+        {},
+        ((SYSTEM, ASK, GOOD, MORE), "6", "Five."),
+    ),
+    "UltraFeedback (B14)": (
+        {"prompt": ASK["content"], "chosen": [ASK, GOOD], "rejected": [ASK, BAD]},
+        {},
+        EXPECTED,
+    ),
+    "UltraFeedback with a system turn (B14)": (
+        {"prompt": ASK["content"], "chosen": [SYSTEM, ASK, GOOD], "rejected": [SYSTEM, ASK, BAD]},
+        {},
+        ((SYSTEM, ASK), " Four. ", "Five."),
+    ),
+    "string prompt of a longer conversation (B14)": (
+        {
+            "prompt": MORE["content"] + "\n",
+            "chosen": [ASK, GOOD, MORE, says("6")],
+            "rejected": [ASK, GOOD, MORE, BAD],
+        },
+        {},
+        ((ASK, GOOD, MORE), "6", "Five."),
+    ),
+    "string prompt, assistant's turn alone (B14)": (
+        {"prompt": ASK["content"], "chosen": [GOOD], "rejected": [BAD]},
+        {},
+        EXPECTED,
+    ),
+    "string prompt, one side plain": (
+        {"prompt": ASK["content"], "chosen": [ASK, GOOD], "rejected": "Five."},
+        {},
+        EXPECTED,
+    ),
+    "prompt repeated in the conversations": (
+        {"prompt": [ASK], "chosen": [ASK, GOOD], "rejected": [ASK, BAD]},
+        {},
+        EXPECTED,
+    ),
+    "conversation, plain answers": (
+        {"prompt": [ASK], "chosen": " Four. ", "rejected": "Five."},
+        {},
+        EXPECTED,
+    ),
+    "messages column": (
+        {"messages": [ASK, says("old")], "chosen": [GOOD], "rejected": [BAD]},
+        {},
+        EXPECTED,
+    ),
+    "HH-RLHF": (
+        {
+            "chosen": "\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: What? Human: no turn"
+            "\n\nAssistant:  Four. ",
+            "rejected": "\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: What? Human: no turn"
+            "\n\nAssistant: Five.",
+        },
+        {},
+        (
+            (
+                {"role": "user", "content": "Hi"},
+                says("Hello"),
+                {"role": "user", "content": "What? Human: no turn"},
+            ),
+            " Four. ",
+            "Five.",
+        ),
+    ),
+    "ladder of plain answers": (
+        {"prompt": ASK["content"], "qwen_3b": " Four. ", "qwen_1.5b": "Five.", "qwen_7b": None},
+        {"chosen_column": "qwen_3b", "rejected_column": "qwen_1.5b"},
+        EXPECTED,
+    ),
+    "ladder of conversations": (
+        {"messages": [ASK, says("old")], "3b": [ASK, GOOD], "1b": [BAD]},
+        {"chosen_column": "3b", "rejected_column": "1b"},
+        EXPECTED,
+    ),
+    "ladder without a prompt column": (
+        {"3b": [ASK, GOOD], "1b": [ASK, BAD]},
+        {"chosen_column": "3b", "rejected_column": "1b"},
+        EXPECTED,
+    ),
+    "named prompt column": (
+        {"prompt": "wrong", "question": [ASK], "chosen": [GOOD], "rejected": [BAD]},
+        {"prompt_column": "question"},
+        EXPECTED,
+    ),
+    "content as text parts": (
+        {
+            "prompt": [{"role": "user", "content": [{"type": "text", "text": ASK["content"]}]}],
+            "chosen": [GOOD],
+            "rejected": [BAD],
+        },
+        {},
+        EXPECTED,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_shapes(read, name):
+    cells, options, expected = SHAPES[name]
+    reader = read({**cells, "source": "x", "score_chosen": 1.5}, **options)
+    (row,) = reader
+    assert parts(row) == expected
+    assert row.where.endswith("rows.jsonl:1")
+    assert (reader.counts.read, reader.counts.pairs) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "rejected"), [("same text", "same text"), ("ok", "ok then"), ("a b", "a c")]
+)
+class TestB13:
+    """TRL makes "same tex" and "t" of an identical pair, and the prompt "o" of "ok", "ok then"."""
+
+    def test_no_prompt_is_made_of_shared_characters(self, read, chosen, rejected):
+        with pytest.raises(UserError, match="--prompt-column"):
+            list(read({"chosen": chosen, "rejected": rejected}))
+
+    def test_turns_are_compared_whole(self, read, chosen, rejected):
+        (row,) = read({"chosen": [ASK, says(chosen)], "rejected": [ASK, says(rejected)]})
+        assert parts(row) == ((ASK,), chosen, rejected)
+
+
+def test_an_identical_pair_keeps_its_prompt_and_is_dropped_later(read, tiny_tokenizer):
+    """B8: found as what it is, not as an empty answer to everything."""
+    same = [ASK, says("same text")]
+    other = [ASK, BAD]
+    _, counts = prepare_examples(
+        tiny_tokenizer,
+        read({"chosen": same, "rejected": same}, {"chosen": same, "rejected": other}),
+        99,
+    )
+    assert counts.dropped["identical_ids"] == 1
+
+
+UNUSABLE = {
+    "no_column": {"prompt": [ASK], "chosen": [GOOD]},
+    "wrong_type": {"prompt": [ASK], "chosen": 7, "rejected": [BAD]},
+    "blank_prompt": {"prompt": " ", "chosen": "a", "rejected": "b"},
+    "no_prompt": {"chosen": "a", "rejected": "b"},
+    "no_answer": {"prompt": [ASK], "chosen": [GOOD], "rejected": [MORE]},
+    "prompts_differ": {"chosen": [ASK, GOOD], "rejected": [MORE, BAD]},
+    "several_turns": {"chosen": [ASK, GOOD, MORE, says("6")], "rejected": [ASK, BAD, MORE, BAD]},
+    "finish_reason": {
+        "prompt": [ASK], "chosen": [GOOD], "rejected": [BAD], "chosen_finish_reason": "error",
+    },
+    "unreadable": b"{torn",
+}  # fmt: skip
+MORE_UNUSABLE = [
+    ("wrong_type", {"prompt": [ASK], "chosen": ["text"], "rejected": [BAD]}),
+    ("wrong_type", {"prompt": [{"role": "user"}], "chosen": [GOOD], "rejected": [BAD]}),
+    ("wrong_type", {"prompt": [ASK], "chosen": [GOOD], "rejected": [BAD], "tools": "{torn"}),
+    ("wrong_type", {"prompt": [ASK], "chosen": [GOOD], "rejected": [BAD], "tools": 7}),
+    ("blank_prompt", {"prompt": [], "chosen": [GOOD], "rejected": [BAD]}),
+    ("blank_prompt", {"chosen": [GOOD], "rejected": [BAD]}),
+    ("no_answer", {"prompt": [ASK, GOOD], "chosen": [GOOD], "rejected": [BAD]}),
+    ("no_answer", {"prompt": [ASK], "chosen": [says("a") | {"thinking": "b"}], "rejected": [BAD]}),
+    ("prompts_differ", {"prompt": "else", "chosen": [ASK, GOOD], "rejected": [ASK, BAD]}),
+    ("prompts_differ", {"prompt": [MORE], "chosen": [ASK, GOOD], "rejected": [ASK, BAD]}),
+    ("prompts_differ", {"prompt": "What is 2+2?", "chosen": [ASK, GOOD], "rejected": [MORE, BAD]}),
+    ("several_turns", {"chosen": [ASK, GOOD], "rejected": [ASK, GOOD, MORE, BAD]}),
+    ("several_turns", {"prompt": [ASK], "chosen": [ASK, GOOD, MORE, GOOD], "rejected": [BAD]}),
+    (
+        "several_turns",
+        {
+            "prompt": MORE["content"],
+            "chosen": [ASK, GOOD, MORE, BAD],
+            "rejected": [ASK, BAD, MORE, BAD],
+        },
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("reason", "cells"), [*UNUSABLE.items(), *MORE_UNUSABLE], ids=lambda x: str(x)[:20]
+)
+def test_what_is_no_pair_is_counted_with_its_place(read, reason, cells):
+    good = {"prompt": [ASK], "chosen": [GOOD], "rejected": [BAD]}
+    reader = read(good, cells, cells, good)
+    assert [parts(row) for row in reader] == [EXPECTED, EXPECTED]
+    assert reader.counts.unusable == {reason: 2}
+    assert reader.counts.first[reason].split("rows.jsonl:")[1].startswith("2: ")
+    assert (reader.counts.read, reader.counts.pairs) == (4, 2)
+
+
+def test_every_reason_has_a_case():
+    assert set(UNUSABLE) == set(MEANINGS)
+
+
+def test_no_usable_row_is_an_error_with_reasons_columns_and_remedy(read):
+    with pytest.raises(UserError) as error:
+        list(read({"question": "a", "best": "b"}, {"question": "a", "worst": "c"}, b"{torn"))
+    text = str(error.value)
+    assert "rows.jsonl: no usable pair among 3 rows" in text
+    assert "a column is missing or empty: 2; first" in text
+    assert "rows.jsonl:1: no 'chosen'; there are question, best" in text
+    assert "not JSON or not text: 1; first" in text
+    assert "columns seen: question, best, worst" in text
+    assert "--chosen-column" in text
+
+
+def test_no_rows_and_no_source(read):
+    with pytest.raises(UserError, match="no rows here"):
+        list(read())
+    with pytest.raises(UserError, match="no such file"):
+        list(read_pairs_from("./none.jsonl"))
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["role", "content", "text", "x"]), inner, max_size=3)
+    ),
+    max_leaves=8,
+)
+columns = ["prompt", "messages", "chosen", "rejected", "tools", "chosen_finish_reason"]
+
+
+@given(cells=st.dictionaries(st.sampled_from(columns), json_values))
+@settings(max_examples=150, deadline=None)
+def test_no_row_crashes(tmp_path_factory, cells):
+    file = tmp_path_factory.mktemp("any") / "rows.jsonl"
+    good = {"prompt": "p", "chosen": "a", "rejected": "b"}
+    file.write_text(json.dumps(cells) + "\n" + json.dumps(good) + "\n")
+    reader = read_pairs_from(str(file))
+    rows = list(reader)
+    assert len(rows) == 2 - sum(reader.counts.unusable.values())
+    for row in rows:
+        assert isinstance(row.chosen, str) and isinstance(row.rejected, str) and row.prompt
+
+
+def test_finish_reasons_are_those_of_the_named_columns(read):
+    cells = {"prompt": [ASK], "a": "x", "b": "y", "a_finish_reason": "length"}
+    (row,) = read({**cells, "b_finish_reason": "stop"}, chosen_column="a", rejected_column="b")
+    assert (row.chosen_finish_reason, row.rejected_finish_reason) == ("length", "stop")
+    (row,) = read(cells, chosen_column="b", rejected_column="a")
+    assert (row.chosen_finish_reason, row.rejected_finish_reason) == (None, "length")
+
+
+@pytest.mark.parametrize("as_text", [True, False])
+def test_tools_and_template_arguments_are_kept(read, as_text):
+    tools = [{"name": "search"}]
+    cells = {
+        "prompt": [ASK, {"role": "assistant", "tool_calls": [{"name": "search"}]},
+                   {"role": "tool", "content": "3", "name": None}],
+        "chosen": [GOOD],
+        "rejected": [BAD],
+        "tools": json.dumps(tools) if as_text else tools,
+        "chat_template_kwargs": {"enable_thinking": False, "date": None},
+    }  # fmt: skip
+    (row,) = read(cells)
+    assert row.template == {"tools": tools, "enable_thinking": False}
+    assert row.prompt[1:] == (
+        {"role": "assistant", "tool_calls": [{"name": "search"}]},
+        {"role": "tool", "content": "3"},
+    )
+
+
+def test_our_own_pairs_file(tmp_path, answered):
+    pairs = [
+        Pair("p", 0, (SYSTEM, ASK), answered(" lead\n"), answered("cut", finish_reason="length"))
+    ]
+    write_pairs(tmp_path / "pairs.parquet", pairs, "big", "small")
+    (row,) = read_pairs_from(str(tmp_path / "pairs.parquet"))
+    assert parts(row) == ((SYSTEM, ASK), " lead\n", "cut")
+    assert (row.chosen_finish_reason, row.rejected_finish_reason) == ("stop", "length")
+    assert row.where.endswith("pairs.parquet: row 1")
+
+
+def test_folder_and_limit(write_lines, tmp_path):
+    for part in "ab":
+        rows = [{"prompt": f"{part}{i}", "chosen": "x", "rejected": "y"} for i in range(3)]
+        write_lines([b"torn", *rows], f"data/{part}.jsonl")
+    reader = read_pairs_from(str(tmp_path / "data"), limit=4)
+    assert [row.prompt for row in reader] == ["a0", "a1", "a2", "b0"]
+    assert reader.counts.read == 6, "two torn rows on the way"
+    assert [row.prompt for row in reader] == ["a0", "a1", "a2", "b0"], "it can be read again"
+    assert reader.counts.read == 6
+
+
+def test_rows_are_read_one_by_one(read, monkeypatch):
+    """Constant memory: nothing is read ahead of what is asked for."""
+    from deltalearn.tune import sources
+
+    taken = []
+    original = sources.rows
+    monkeypatch.setattr(
+        sources, "rows", lambda *a: (taken.append(row.where) or row for row in original(*a))
+    )
+    rows = iter(read(*[{"prompt": "p", "chosen": "a", "rejected": "b"}] * 5))
+    next(rows)
+    assert len(taken) == 1
+
+
+class TestSavedDataSets:
+    cells = ({"prompt": [ASK], "chosen": [GOOD], "rejected": [BAD]},)
+
+    @pytest.fixture
+    def data(self):
+        datasets = pytest.importorskip("datasets")
+        return datasets.Dataset.from_list(list(self.cells))
+
+    def test_one(self, data, tmp_path):
+        data.save_to_disk(str(tmp_path / "saved"))
+        (row,) = read_pairs_from(str(tmp_path / "saved"))
+        assert parts(row) == EXPECTED
+        with pytest.raises(UserError, match="split 'train' has no effect"):
+            list(read_pairs_from(str(tmp_path / "saved"), split="train"))
+
+    def test_splits(self, data, tmp_path):
+        import datasets
+
+        both = {"train": data, "test": datasets.concatenate_datasets([data, data])}
+        datasets.DatasetDict(both).save_to_disk(str(tmp_path / "saved"))
+        assert len(list(read_pairs_from(str(tmp_path / "saved")))) == 1
+        assert len(list(read_pairs_from(str(tmp_path / "saved"), split="test"))) == 2
+        with pytest.raises(UserError, match="no split 'dev'; there are train, test"):
+            list(read_pairs_from(str(tmp_path / "saved"), split="dev"))
+
+    def test_damaged(self, data, tmp_path):
+        data.save_to_disk(str(tmp_path / "saved"))
+        next((tmp_path / "saved").glob("*.arrow")).write_bytes(b"torn")
+        with pytest.raises(UserError, match="this saved data set does not load"):
+            list(read_pairs_from(str(tmp_path / "saved")))
+
+
+def test_counts_of_the_source_reach_those_of_the_examples(read, tiny_tokenizer):
+    good = {"prompt": [ASK], "chosen": [GOOD], "rejected": [BAD]}
+    rows = read(good, UNUSABLE["no_prompt"], {**good, "chosen": ""})
+    _, counts = prepare_examples(tiny_tokenizer, rows, 99)
+    assert counts.unusable == {"no_prompt": 1}
+    assert set(counts.first) == {"no_prompt", "empty"}
+    assert (counts.pairs, counts.examples) == (2, 1)
