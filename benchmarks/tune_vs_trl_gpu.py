@@ -72,8 +72,7 @@ REPEATED = (
 def main() -> None:
     options = parse()
     if options.job:
-        sides = {"ours": run_ours, "trl": run_trl, "build": build, "gemm": measure_gemm}
-        answer_job(options.job, sides)
+        answer_job(options.job, {"ours": run_ours, "trl": run_trl, "build": build})
         return
     settings = {name: getattr(options, name) for name in REPEATED}
     about = {
@@ -86,16 +85,24 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=options.work) as temporary:
         directory = Path(temporary)
         settings["model"] = str(directory / "model")
-        about |= ask("build", {**settings, "shape": options.shape}, directory)
-        print(f"model: {about['parameters'] / 1e9:.2f}B parameters on {about['gpu']}")
-        modes = {mode: compare(options, settings, mode, directory) for mode in options.mode}
+        job = {**settings, "shape": options.shape, "side": "build"}
+        built = in_child(__file__, job, directory / "build", options.threads)
+        print(f"model: {built['parameters'] / 1e9:.2f}B parameters on {built['gpu'] or 'a CPU'}")
+        modes = {
+            mode: compare(options, settings, mode, built["gemm"], directory)
+            for mode in options.mode
+        }
     first = modes[options.mode[0]][options.mix[0]]
-    print(json.dumps({**first, **about, "modes": modes}))
+    print(json.dumps({**first, **about, **built, "modes": modes}))
     exit_unless_agreed({f"{a} {b}": m for a, mixes in modes.items() for b, m in mixes.items()})
 
 
 def compare(
-    options: argparse.Namespace, settings: dict[str, Any], mode: str, directory: Path
+    options: argparse.Namespace,
+    settings: dict[str, Any],
+    mode: str,
+    gemm: float,
+    directory: Path,
 ) -> dict[str, Any]:
     """All mixes with adapters or with all weights."""
     lora = mode == "lora"
@@ -110,19 +117,13 @@ def compare(
             "trl_batch": options.trl_batch,
         },
         config=config_of(options.shape, options.max_length),
-        gemm=lambda: ask("gemm", settings, directory)["flops"],
+        gemm=lambda: gemm,
         tolerance=TOLERANCE[options.dtype],
         only=options.only,
         scale=1 / 16 if options.tiny else 1.0,
     )
     print(f"\n{mode}: {contest.settings['optimizer']}", flush=True)
     return {mix: contest.run(mix, directory / mode / mix) for mix in options.mix}
-
-
-def ask(side: str, settings: dict[str, Any], directory: Path) -> dict[str, Any]:
-    """Do what needs the device in a process of its own, so that this one holds none of it."""
-    job = {**settings, "side": side}
-    return in_child(__file__, job, directory / side, settings["threads"])
 
 
 def config_of(shape: str, context: int) -> Any:
@@ -140,23 +141,26 @@ def config_of(shape: str, context: int) -> Any:
 
 
 def build(job: dict[str, Any]) -> dict[str, Any]:
-    """Draw the model on the device and save it; returns its size and the name of the device."""
+    """Measure the device, then draw the model on it and save it.
+
+    In a process of its own, so that the one that starts the sides holds nothing on the device.
+    """
     import torch
 
-    config = config_of(job["shape"], job["max_length"])
-    tokenizer = build_tokenizer(config.vocab_size)
-    place = job["device"], job["dtype"]
-    gpu = torch.cuda.get_device_name() if job["device"] == "cuda" else None
+    device, dtype, config = job["device"], job["dtype"], config_of(job["shape"], job["max_length"])
+    on_gpu = device == "cuda"
     return {
-        "parameters": save_model(Path(job["model"]), config, tokenizer, job["seed"], *place),
-        "gpu": gpu,
+        "gpu": torch.cuda.get_device_name() if on_gpu else None,
+        "gemm": gemm_peak(job["threads"], device, dtype, (4096, 8192) if on_gpu else (256,)),
+        "parameters": save_model(
+            Path(job["model"]),
+            config,
+            build_tokenizer(config.vocab_size),
+            job["seed"],
+            device,
+            dtype,
+        ),
     }
-
-
-def measure_gemm(job: dict[str, Any]) -> dict[str, float]:
-    """Peak of matrix products in the dtype of the run."""
-    sizes = (4096, 8192) if job["device"] == "cuda" else (256,)
-    return {"flops": gemm_peak(job["threads"], job["device"], job["dtype"], sizes)}
 
 
 def parse() -> argparse.Namespace:

@@ -86,6 +86,8 @@ def test_steps_that_differ_end_in_an_error(load):
     far = {"losses": [0.6931, 0.60009], "grad_norms": [2.0, 3.0]}
     assert contest.agreement(one, near, tolerance)["steps_agree"]
     assert not contest.agreement(one, far, tolerance)["steps_agree"]
+    nowhere = {"losses": [0.6931, float("nan")], "grad_norms": [2.0, 3.0]}
+    assert not contest.agreement(nowhere, one, tolerance)["steps_agree"]
     contest.exit_unless_agreed({"mix": {"steps_agree": True}})
     with pytest.raises(SystemExit, match="mix: losses"):
         contest.exit_unless_agreed({"mix": {"steps_agree": False}})

@@ -288,6 +288,26 @@ class TestModes:
         assert "3 steps of 2 pairs" in ended.out
         assert "At 1 useful TFLOP/s a GPU" in ended.out
 
+    def test_dry_run_assumes_only_what_is_missing(self, tune, base, tmp_path):
+        """A recipe's `expect` stands in for a model that is not here, and for nothing else."""
+        tune(*base, "--out", tmp_path / "out")
+        recipe = yaml.safe_load((tmp_path / "out" / "recipe.yaml").read_text())
+        recipe["expect"] = {
+            "pairs": 80,
+            "shape": "llama-3.2-3b",
+            "prompt_tokens": 9,
+            "chosen_tokens": 9,
+            "rejected_tokens": 9,
+            "spread": 0.5,
+        }
+        (tmp_path / "mine.yaml").write_text(yaml.safe_dump(recipe))
+        here = tune("--recipe", tmp_path / "mine.yaml", "--dry-run")
+        assert "ASSUMED" not in here.out and "3 steps of 2 pairs" in here.out
+        gone = tune("--recipe", tmp_path / "mine.yaml", "--model", "no/such", "--dry-run")
+        assert "no/such: not on this disk; ASSUMED: the shape of llama-3.2-3b" in gone.out
+        assert "its pairs are here, but not the tokenizer; ASSUMED: 80 usable" in gone.out
+        assert "40 steps of 2 pairs" in gone.out
+
     @pytest.mark.parametrize(
         ("arguments", "text"),
         [

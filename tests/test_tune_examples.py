@@ -109,7 +109,9 @@ class TestAnswers:
     def test_unknown_finish_reasons_count_as_ended_and_are_told(self, tiny_tokenizer):
         examples, counts = prepare(tiny_tokenizer, pair(ends=(None, "length")), pair(ends=(None,)))
         assert counts.assumed_ends == 3
-        assert examples[0].chosen[-1] == tiny_tokenizer.eos_token_id
+        ended = [examples[0].chosen, examples[1].chosen, examples[1].rejected]
+        assert {int(answer[-1]) for answer in ended} == {tiny_tokenizer.eos_token_id}
+        assert examples[0].rejected[-1] != tiny_tokenizer.eos_token_id
 
     @pytest.mark.parametrize("text", ["good", "good ", "good\n"])
     def test_b3_nothing_stands_between_answer_and_end(self, tiny_tokenizer, text):

@@ -101,8 +101,10 @@ def answer_ids(
     An answer cut at the token limit did not end, and must not teach the model to stop there.
     """
     end = end_of_turn(tokenizer)
-    encoder = Encoder(tokenizer, continuing=answers_continue(tokenizer))
-    found = [ids.tolist() for ids in encoder.encode(texts)]
+    if answers_continue(tokenizer):
+        found = [i.tolist() for i in Encoder(tokenizer, continuing=True).encode(texts)]
+    else:
+        found = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
     return [[*ids, end] if e else ids for ids, e in zip(found, ended, strict=True)]
 
 

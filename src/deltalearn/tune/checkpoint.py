@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
@@ -53,12 +54,16 @@ class Checkpoints:
         self.accelerator = accelerator
         self.model = accelerator.unwrap_model(model)
         self.optimizer = optimizer
+        # DeepSpeed would pickle the state it holds, so there is none of it on disk.
+        self.possible = accelerator.distributed_type != DistributedType.DEEPSPEED
 
     def save(self, step: int, progress: Mapping[str, Any]) -> None:
         """Save the state after `step` optimiser steps; earlier checkpoints are removed after.
 
         progress: JSON values that `restore` gives back, such as the best score so far.
         """
+        if not self.possible:
+            return
         weights = trainable_state(self.model)
         moments = _moments(self.model, self.optimizer)
         if self.accelerator.is_main_process:

@@ -31,7 +31,13 @@ from deltalearn.tune.reference import ReferenceCache, reference_logprobs
 from deltalearn.tune.schedule import total_steps
 from deltalearn.tune.settings import FREE_TO_CHANGE, Settings
 from deltalearn.tune.step import Objective
-from deltalearn.tune.student import load_student, reference_view, save_student, silence_dropout
+from deltalearn.tune.student import (
+    load_student,
+    reference_view,
+    save_student,
+    silence_dropout,
+    trainable_parameters,
+)
 from deltalearn.tune.trackers import start_trackers, tracker_arguments
 
 PRECISION = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
@@ -86,6 +92,8 @@ def tune(
         accelerator.device.type,
     )
     say(f"layout: {rows}")
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        say("DeepSpeed holds the moments: no checkpoints, an interrupted run starts over")
     policy, optimizer = prepare(accelerator, model, settings)
     checkpoints = Checkpoints(
         out / "checkpoints",
@@ -133,7 +141,7 @@ def tune(
     if settings.keep_best and run.progress.best is not None:
         checkpoints.load_best()
     finish()
-    weights = trainable_state(accelerator.unwrap_model(policy))
+    weights = whole_weights(accelerator, policy)
     if accelerator.is_main_process:
         save_student(weights, student, settings, placement, out / "final")
     accelerator.wait_for_everyone()
@@ -153,6 +161,14 @@ def small_beta(settings: Settings) -> str | None:
         f"beta {beta:g} is small for dpo_norm, whose margins are per token: the loss will hardly "
         "move from ln 2. The paper uses 5 to 10."
     )
+
+
+def whole_weights(accelerator: Accelerator, policy: nn.Module) -> dict[str, Tensor]:
+    """The trained weights by name, on the main process."""
+    if accelerator.distributed_type != DistributedType.DEEPSPEED:
+        return trainable_state(accelerator.unwrap_model(policy))
+    names = trainable_parameters(accelerator.unwrap_model(policy))
+    return {n: w for n, w in accelerator.get_state_dict(policy).items() if n in names}
 
 
 def _silent(line: str) -> None:
@@ -179,7 +195,9 @@ def make_accelerator(placement: Placement, settings: Settings, out: Path) -> Acc
             "the configuration of accelerate asks for FSDP, which deltalearn sets up itself: "
             "launch without it and give --shard (tune.shard)"
         )
-    if settings.shard and accelerator.num_processes == 1:
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        set_up_deepspeed(accelerator, settings)
+    elif settings.shard and accelerator.num_processes == 1:
         raise UserError(
             "shard splits the student over processes, and there is one; start several with "
             "`torchrun --nproc-per-node 8 -m deltalearn tune ...`, or leave shard out"
@@ -190,6 +208,18 @@ def make_accelerator(placement: Placement, settings: Settings, out: Path) -> Acc
             f"{accelerator.num_processes} processes"
         )
     return accelerator
+
+
+def set_up_deepspeed(accelerator: Accelerator, settings: Settings) -> None:
+    """Fill in what a ZeRO configuration from the launcher leaves open; refuse what it cannot do."""
+    for name, wanted in {"shard": settings.shard, "keep_best": settings.keep_best}.items():
+        if wanted:
+            raise UserError(f"{name} does not go with DeepSpeed, which holds the weights itself")
+    config = accelerator.state.deepspeed_plugin.deepspeed_config
+    # Micro-batches differ in size and number from step to step; the loop says where a step ends.
+    config["train_micro_batch_size_per_gpu"] = 1
+    config["gradient_accumulation_steps"] = 1
+    config["gradient_clipping"] = settings.max_grad_norm
 
 
 def prepare(accelerator: Accelerator, model: nn.Module, settings: Settings) -> tuple[Any, Any]:

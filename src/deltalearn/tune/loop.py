@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
@@ -144,6 +145,9 @@ class Run:
 
     def _gradients_meet(self, last: bool) -> AbstractContextManager:
         """Let ranks exchange gradients at the last micro-batch of a step only."""
+        if self.accelerator.distributed_type == DistributedType.DEEPSPEED:
+            self.accelerator.sync_gradients = last  # its backward also takes the step
+            return nullcontext()
         if isinstance(self.policy, FSDPModule):
             self.policy.set_requires_gradient_sync(last)
             return nullcontext()

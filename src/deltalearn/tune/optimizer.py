@@ -21,8 +21,14 @@ def make_optimizer(
     adamw: Loshchilov & Hutter 2019. adamw_8bit: the same with moments in 8 bits (Dettmers et al.
     2022); UserError without bitsandbytes. adafactor: Shazeer & Stern 2018 with factored second
     moments and no first; its steps are of size lr as in AdamW, so they are not scaled by the size
-    of each weight, as those of torch.optim.Adafactor always are.
+    of each weight, as those of torch.optim.Adafactor always are. The last two work on whole
+    weights only: UserError with `settings.shard`.
     """
+    if settings.shard and settings.optimizer != "adamw":
+        raise UserError(
+            f"tune.optimizer {settings.optimizer} cannot work on weights that shard splits; use "
+            "adamw, whose moments are split over the processes too, or leave shard out"
+        )
     groups = _decay_groups(model, settings.weight_decay)
     if settings.optimizer == "adafactor":
         return Adafactor(groups, lr=settings.lr, scale_parameter=False, relative_step=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -73,6 +74,8 @@ def _require_bitsandbytes(lora: Lora) -> None:
             f"tune.lora.bits {lora.bits} needs bitsandbytes, which is not installed; run "
             "`pip install 'deltalearn[qlora]'`, or leave lora.bits out"
         ) from error
+    # At 8 bits it warns of its cast to float16 in every layer of every forward.
+    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
 
 
 def _adapted(base: PreTrainedModel, lora: Lora, files: ModelFiles, seed: int) -> PeftModel:
