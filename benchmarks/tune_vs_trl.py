@@ -10,7 +10,8 @@ steps must agree, or the benchmark fails: then the two did not do the same work.
 The last line is JSON: for the first mix `tokens_per_s`, `pairs_per_s` and `peak_memory_mb` of both
 sides, `ratio` (our pairs/s over TRL's) and `gemm_share` (of the machine's measured matrix-product
 peak, counting only work that no implementation can leave out); and the same for every mix under
-`mixes`. Tokens are distinct ones, every prompt counted once, for both sides alike.
+`mixes`. Tokens are distinct ones, every prompt counted once, for both sides alike. Where the probe
+ran, `ratio_to_trl_defaults` compares with TRL as it comes: micro-batch 8, gradient checkpointing.
 
 The default model is small because a CPU is slow, and as deep as that allows: the head costs 1.0 of
 the body per answer token (0.3 to 0.4 in models of a billion parameters), and what a head costs is

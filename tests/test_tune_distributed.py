@@ -102,6 +102,22 @@ def test_killed_and_resumed(alone, tmp_path, shard, after):
     assert_same_run(tmp_path, alone)
 
 
+@pytest.mark.parametrize(
+    ("changes", "dtype"),
+    [({"lora": {"r": 4}}, "float32"), ({"lora": {"r": 4}}, "bfloat16"), ({}, "bfloat16")],
+    ids=["lora", "lora, bfloat16", "bfloat16"],
+)
+def test_sharded_with_adapters_and_in_low_precision(tmp_path, changes, dtype):
+    """The same losses as in one process; low precision rounds where it is gathered."""
+    for name, processes in (("one", 1), ("two", 2)):
+        done = launch(tmp_path / name, processes, dtype=dtype, shard=processes > 1, **changes)
+        assert done.returncode == 0, done.stderr
+    close = 2e-3 if dtype == "float32" else 0.1
+    one, two = (lines(tmp_path / name) for name in ("one", "two"))
+    assert [r["loss"] for r in two] == pytest.approx([r["loss"] for r in one], abs=close)
+    assert (tmp_path / "two" / "adapter").exists() == bool(changes)
+
+
 def test_resume_in_as_many_processes_is_exact(tmp_path):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     assert launch(whole, 2, shard=True).returncode == 0

@@ -180,6 +180,35 @@ class TestRun:
         assert (rates[-1] == 1e-3) == (scheduler == "constant")
         assert log(tmp_path)[-1]["loss"] < 0.69
 
+    @pytest.mark.parametrize("attention", ["sdpa", "segments"])
+    def test_bfloat16_is_mixed_precision(self, student, tokenizer, tmp_path, attention):
+        """Weights stay float32 while training; the saved model is bfloat16."""
+        spec = self.spec.model_copy(update={"attention": attention})
+        examples, _ = prepare_examples(tokenizer, rows(), 64)
+        with ReferenceCache(tmp_path / "r.sqlite") as reference:
+            bf16 = place("cpu", "bfloat16")
+            tune(student, examples, spec, 0, tmp_path, reference=reference, placement=bf16)
+        assert {t.dtype for t in weights(tmp_path).values()} == {torch.bfloat16}
+        run(student, tokenizer, tmp_path / "full", spec)
+        losses = [line["loss"] for line in log(tmp_path)]
+        exact = [line["loss"] for line in log(tmp_path / "full")]
+        assert losses == pytest.approx(exact, abs=0.05)
+        assert losses != exact
+
+    def test_a_small_beta_is_warned_of(self, student, tokenizer, tmp_path, capsys):
+        """B16: beta 0.1, meant for sums, makes the normalised loss nearly a no-op."""
+        spec = TuneSpec(lr=1e-4, batch_size=4, steps=1, beta=0.1)
+        run(student, tokenizer, tmp_path, spec)
+        assert "beta 0.1 is small for dpo_norm" in capsys.readouterr().err
+        run(student, tokenizer, tmp_path / "b", spec.model_copy(update={"method": "dpo"}))
+        assert "small" not in capsys.readouterr().err
+
+    def test_says_layout_and_memory_before_the_start(self, student, tokenizer, tmp_path):
+        said = []
+        run(student, tokenizer, tmp_path, self.spec, say=said.append)
+        assert any("shared rows, sdpa attention (short texts on a CPU)" in line for line in said)
+        assert any("memory estimated" in line and "moments" in line for line in said)
+
     def test_sft_needs_no_reference(self, student, tokenizer, tmp_path):
         spec = TuneSpec(method="sft", lr=1e-3, batch_size=4, steps=6)
         _, scored = run(student, tokenizer, tmp_path, spec)

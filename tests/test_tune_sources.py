@@ -141,6 +141,11 @@ SHAPES = {  # name: (cells, options, expected parts)
         {"prompt_column": "question"},
         EXPECTED,
     ),
+    "named prompt column of plain text": (
+        {"question": ASK["content"], "chosen": " Four. ", "rejected": "Five."},
+        {"prompt_column": "question"},
+        EXPECTED,
+    ),
     "content as text parts": (
         {
             "prompt": [{"role": "user", "content": [{"type": "text", "text": ASK["content"]}]}],

@@ -282,6 +282,12 @@ class TestLora:
 class TestQuantized:
     """bitsandbytes computes on the CPU too, so nothing here is pretended."""
 
+    @pytest.mark.parametrize("bits", [4, 8])
+    def test_sharding_is_refused(self, wide, cpu, bits):
+        settings = TuneSpec(lora={"bits": bits}, shard=True)
+        with pytest.raises(UserError, match=f"bits {bits}: quantised weights cannot be split"):
+            load_student(wide, settings, cpu, seed=0)
+
     @pytest.fixture
     def wide(self, tmp_path, tiny_tokenizer) -> ModelFiles:
         """Wide enough for a block of 64 weights; drawn narrow enough to survive rounding."""

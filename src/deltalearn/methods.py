@@ -1,5 +1,7 @@
 """The tuning methods by name: their own default beta and which options they take.
 
+Also which settings of tuning may change between the starts of one run.
+
 A table without torch, so that a recipe is checked before anything heavy is imported; the losses
 themselves are in `deltalearn.tune.losses`.
 """
@@ -41,3 +43,14 @@ METHODS: dict[str, Method] = {
 }
 DEFAULT_GAMMA = 1.0  # of simpo: half its beta, as its authors advise (gamma / beta 0.3 to 0.5)
 DEFAULT_SMOOTHING = {"robust": 0.1}  # without smoothing robust would be dpo; zero elsewhere
+
+# Settings of speed, memory and rounding: a run may go on with others and trains the same.
+FREE_TO_CHANGE = {
+    "checkpoint_every",
+    "tracker",
+    "layout",
+    "attention",
+    "token_budget",
+    "gradient_checkpointing",
+    "shard",
+}

@@ -11,13 +11,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from deltalearn.files import digest, file_digest, read_jsonl, write_json, write_jsonl
+from deltalearn.files import digest, read_jsonl, write_json, write_jsonl
 from deltalearn.lm.locate import ModelFiles, locate
 from deltalearn.recipe.load import LoadedRecipe
 from deltalearn.recipe.schema import STUDENT, TuneSpec
 from deltalearn.records import Prompt, Request
-from deltalearn.resources import local_path
 from deltalearn.rundir import RunDirectory
+from deltalearn.tables import source_digest
 
 STAGES = ("prompts", "generate", "pairs", "tune", "evaluate", "report")
 Say = Callable[[str], None]
@@ -127,7 +127,7 @@ class Pipeline:
                 self.say(f"  ... all {len(found.rejects)} in {self._path('prompts.rejects.jsonl')}")
             return found.counts
 
-        inputs = {"spec": spec.model_dump(), "source": _source_digest(spec.source)}
+        inputs = {"spec": spec.model_dump(), "source": source_digest(spec.source)}
         self._stage("prompts", inputs, ["prompts.jsonl", "prompts.rejects.jsonl"], work)
 
     @cached_property
@@ -240,7 +240,7 @@ class Pipeline:
             "pairs": self.keys[f"pairs/{Path(pairs).stem}"],
             "student": student.fingerprint,
             "spec": spec.model_dump(exclude={"checkpoint_every", "tracker"}),
-            "dev": _source_digest(spec.dev.source) if spec.dev else None,
+            "dev": source_digest(spec.dev.source) if spec.dev else None,
             "seed": seed,
             "dtype": self.recipe.dtype,
         }
@@ -299,7 +299,7 @@ class Pipeline:
 
     @cached_property
     def _items_digest(self) -> Any:
-        return _source_digest(self.recipe.evaluate.source)
+        return source_digest(self.recipe.evaluate.source)
 
     def _evaluate(self, name: str, model_key: str, directory: Path) -> None:
         spec = self.recipe.evaluate
@@ -349,15 +349,6 @@ class Pipeline:
 def pairs_file(chosen: str | None, rejected: str | None) -> str:
     """Where the pairs of one pairing are kept inside a run."""
     return f"pairs/{chosen}_over_{rejected}.parquet"
-
-
-def _source_digest(source: str) -> Any:
-    """Hash of local data files; a hub id stands for itself (what was read is kept in the run)."""
-    path = local_path(source)
-    if path.is_dir():
-        files = sorted(p for p in path.rglob("*") if p.is_file())
-        return {str(p.relative_to(path)): file_digest(p) for p in files}
-    return file_digest(path) if path.is_file() else source
 
 
 SHOWN_OF_LAST_STEP = ("loss", "margin", "accuracy")

@@ -169,7 +169,8 @@ def _check_same(path: Path, old: dict[str, Any], new: dict[str, Any], update: bo
     if changed and not update:
         raise UserError(
             f"{path}: holds a run with other settings ({', '.join(changed)}). Pass --update to "
-            "run again what depends on them (responses are kept), or choose another --out."
+            "run again what depends on them (answers and their scores are kept), or choose "
+            "another --out."
         )
 
 

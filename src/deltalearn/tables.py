@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from deltalearn.errors import UserError
+from deltalearn.files import file_digest
 from deltalearn.resources import PACKAGE_SCHEME, local_path
 
 SUFFIXES = (".jsonl", ".parquet")
@@ -100,3 +101,12 @@ def _hub_rows(source: str, split: str) -> Iterator[Row]:
         ) from error
     for number, value in enumerate(data, start=1):
         yield Row(f"{source}[{split}]: row {number}", value)
+
+
+def source_digest(source: str) -> Any:
+    """Hash of local data files; a hub id stands for itself (what was read is kept in the run)."""
+    path = local_path(source)
+    if path.is_dir():
+        files = sorted(p for p in path.rglob("*") if p.is_file())
+        return {str(p.relative_to(path)): file_digest(p) for p in files}
+    return file_digest(path) if path.is_file() else source

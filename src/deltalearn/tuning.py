@@ -14,14 +14,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deltalearn.errors import UserError
-from deltalearn.files import digest, file_digest
+from deltalearn.files import digest
 from deltalearn.launcher import Processes
 from deltalearn.lm.locate import WANTED, ModelFiles, locate
+from deltalearn.methods import FREE_TO_CHANGE
 from deltalearn.recipe.schema import STUDENT, ModelSpec
 from deltalearn.recipe.tune_file import LoadedTune, TuneRecipe
 from deltalearn.resources import local_path
 from deltalearn.rundir import RunDirectory
-from deltalearn.tune.settings import FREE_TO_CHANGE
+from deltalearn.tables import source_digest
 
 if TYPE_CHECKING:
     from deltalearn.tune.dryrun import PairLengths
@@ -104,7 +105,7 @@ class _Tuning:
         recipe, processes = self.recipe, self.processes
         revision = processes.by_first(lambda: recipe.model.revision or self.pinned())
         self.student = processes.first_then_others(lambda: locate(recipe.model.path, revision))
-        self.pairs = processes.by_first(lambda: _source_digest(recipe.pairs.source))
+        self.pairs = processes.by_first(lambda: source_digest(recipe.pairs.source))
         if processes.by_first(self.is_done):
             self.say(f"{self.out / 'final'}: finished already, nothing to do")
         elif self.directory is None:
@@ -123,7 +124,7 @@ class _Tuning:
                 "pairs": [self.pairs, recipe.pairs.model_dump()],
                 "student": self.student.fingerprint,
                 "spec": recipe.tune.model_dump(exclude=FREE_TO_CHANGE),
-                "dev": _source_digest(recipe.tune.dev.source) if recipe.tune.dev else None,
+                "dev": source_digest(recipe.tune.dev.source) if recipe.tune.dev else None,
                 "seed": recipe.seed,
                 "dtype": recipe.dtype,
             }
@@ -221,15 +222,6 @@ def _examples(
         directory=folder,
         key={"source": pairs, "columns": columns, "limit": limit},
     )
-
-
-def _source_digest(source: str) -> Any:
-    """Hash of local data files; a hub id stands for itself."""
-    path = local_path(source)
-    if path.is_dir():
-        files = sorted(p for p in path.rglob("*") if p.is_file())
-        return {str(p.relative_to(path)): file_digest(p) for p in files}
-    return file_digest(path) if path.is_file() else source
 
 
 def _counts_line(counts: ExampleCounts) -> str:

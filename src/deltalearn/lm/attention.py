@@ -89,6 +89,8 @@ def seam_attention(
             module, query, key, value, attention_mask, dropout, scaling, **kwargs
         )
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
+    # Under autocast rotary embeddings leave queries and keys in float32.
+    query, key = query.to(value.dtype), key.to(value.dtype)
     if rows.backend == "flex":
         output = _flex(query, key, value, rows.mask, scale, softcap)
     elif rows.backend == "sdpa" and softcap is not None:

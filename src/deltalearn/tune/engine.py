@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-from transformers import PreTrainedModel
+from transformers import AutoConfig
 
 from deltalearn.errors import UserError
 from deltalearn.files import digest
@@ -21,26 +20,31 @@ from deltalearn.lm.layout import Tree
 from deltalearn.lm.load import Placement
 from deltalearn.lm.locate import ModelFiles
 from deltalearn.lm.scoring import Rows, choose_rows
-from deltalearn.methods import METHODS
+from deltalearn.methods import FREE_TO_CHANGE, METHODS
 from deltalearn.progress import console
-from deltalearn.tune.checkpoint import Checkpoints, trainable_state
+from deltalearn.tune.checkpoint import Checkpoints
 from deltalearn.tune.examples import Examples
 from deltalearn.tune.loop import Dev, Progress, Run
-from deltalearn.tune.optimizer import make_optimizer
+from deltalearn.tune.memory import (
+    MemoryEstimate,
+    ModelSize,
+    estimate_memory,
+    format_estimate,
+    measure_model,
+)
+from deltalearn.tune.processes import base_model, make_accelerator, prepare, whole_weights
 from deltalearn.tune.reference import ReferenceCache, reference_logprobs
 from deltalearn.tune.schedule import total_steps
-from deltalearn.tune.settings import FREE_TO_CHANGE, Settings
+from deltalearn.tune.settings import Lora, Settings
 from deltalearn.tune.step import Objective
 from deltalearn.tune.student import (
     load_student,
     reference_view,
     save_student,
     silence_dropout,
-    trainable_parameters,
 )
-from deltalearn.tune.trackers import start_trackers, tracker_arguments
+from deltalearn.tune.trackers import start_trackers
 
-PRECISION = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
 SAMPLE = 256  # pairs looked at to choose the layout
 Say = Callable[[str], None]
 
@@ -79,13 +83,14 @@ def tune(
         say = _silent
     elif warning := small_beta(settings):
         console.print(f"warning: {warning}", markup=False)
+    say(format_estimate(estimate(student, examples, settings, placement, accelerator)))
     model = load_student(student, settings, placement, seed)
     silence_dropout(model)
     model.train()
     if settings.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     rows = choose_rows(
-        _base(model),
+        base_model(model),
         _sample(examples, settings),
         settings.layout,
         settings.attention,
@@ -152,6 +157,27 @@ def tune(
     return {**result, "last": last}
 
 
+def estimate(
+    student: ModelFiles,
+    examples: Examples,
+    settings: Settings,
+    placement: Placement,
+    accelerator: Accelerator,
+) -> MemoryEstimate:
+    """Memory that each process will need, from the shapes of the model and the longest pair."""
+    size = _size(student.directory, placement.dtype, settings.lora, settings.shard)
+    pair = examples.prompt_lengths + examples.chosen_lengths + examples.rejected_lengths
+    tokens = max(settings.token_budget, int(pair.max()))
+    gpus, device = accelerator.num_processes, accelerator.device.type
+    return estimate_memory(size, settings, placement.dtype, tokens=tokens, gpus=gpus, device=device)
+
+
+@cache  # the arms and seeds of a recipe have the same student
+def _size(directory: Path, dtype: str, lora: Lora | None, sharded: bool) -> ModelSize:
+    config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
+    return measure_model(config, dtype, lora, shard=sharded)
+
+
 def small_beta(settings: Settings) -> str | None:
     """Why a beta kept from a loss on sums is (nearly) without effect on a normalised one (B16)."""
     beta = settings.effective_beta
@@ -163,89 +189,8 @@ def small_beta(settings: Settings) -> str | None:
     )
 
 
-def whole_weights(accelerator: Accelerator, policy: nn.Module) -> dict[str, Tensor]:
-    """The trained weights by name, on the main process."""
-    if accelerator.distributed_type != DistributedType.DEEPSPEED:
-        return trainable_state(accelerator.unwrap_model(policy))
-    names = trainable_parameters(accelerator.unwrap_model(policy))
-    return {n: w for n, w in accelerator.get_state_dict(policy).items() if n in names}
-
-
 def _silent(line: str) -> None:
     pass
-
-
-def _base(model: nn.Module) -> PreTrainedModel:
-    """The transformers model inside peft's wrapper, if there is one."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
-
-
-def make_accelerator(placement: Placement, settings: Settings, out: Path) -> Accelerator:
-    """Processes, device and precision, from the launcher's environment and the settings."""
-    on_cpu = placement.device == "cpu"
-    if on_cpu and placement.dtype == "float16":
-        raise UserError("float16 needs a GPU: its gradients underflow; use float32 or bfloat16")
-    accelerator = Accelerator(
-        mixed_precision=PRECISION[placement.dtype],
-        cpu=on_cpu,
-        **tracker_arguments(settings, out),
-    )
-    if accelerator.distributed_type == DistributedType.FSDP:
-        raise UserError(
-            "the configuration of accelerate asks for FSDP, which deltalearn sets up itself: "
-            "launch without it and give --shard (tune.shard)"
-        )
-    if accelerator.distributed_type == DistributedType.DEEPSPEED:
-        set_up_deepspeed(accelerator, settings)
-    elif settings.shard and accelerator.num_processes == 1:
-        raise UserError(
-            "shard splits the student over processes, and there is one; start several with "
-            "`torchrun --nproc-per-node 8 -m deltalearn tune ...`, or leave shard out"
-        )
-    if settings.batch_size < accelerator.num_processes:
-        raise UserError(
-            f"batch_size {settings.batch_size} is less than one pair for each of "
-            f"{accelerator.num_processes} processes"
-        )
-    return accelerator
-
-
-def set_up_deepspeed(accelerator: Accelerator, settings: Settings) -> None:
-    """Fill in what a ZeRO configuration from the launcher leaves open; refuse what it cannot do."""
-    for name, wanted in {"shard": settings.shard, "keep_best": settings.keep_best}.items():
-        if wanted:
-            raise UserError(f"{name} does not go with DeepSpeed, which holds the weights itself")
-    config = accelerator.state.deepspeed_plugin.deepspeed_config
-    # Micro-batches differ in size and number from step to step; the loop says where a step ends.
-    config["train_micro_batch_size_per_gpu"] = 1
-    config["gradient_accumulation_steps"] = 1
-    config["gradient_clipping"] = settings.max_grad_norm
-
-
-def prepare(accelerator: Accelerator, model: nn.Module, settings: Settings) -> tuple[Any, Any]:
-    """The model on its device, wrapped or sharded for several processes, with its optimiser."""
-    if settings.shard:
-        shard(model, accelerator)
-        # Only now, so that it holds the shards. Preparing the model as well would add DDP.
-        return model, accelerator.prepare(make_optimizer(model, settings, accelerator.device))
-    model.to(accelerator.device)
-    return accelerator.prepare(model, make_optimizer(model, settings, accelerator.device))
-
-
-def shard(model: nn.Module, accelerator: Accelerator) -> None:
-    """Split weights, gradients and moments over all processes, layer by layer (FSDP2), in place.
-
-    accelerate has FSDP on GPUs only, and its plugin sums gradients over ranks in the low precision;
-    here they are summed in float32.
-    """
-    mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
-    low = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision)
-    policy = MixedPrecisionPolicy(param_dtype=low, reduce_dtype=torch.float32)
-    base = _base(model)
-    for module in list(base.modules()):
-        if type(module).__name__ in (base._no_split_modules or ()):
-            fully_shard(module, mesh=mesh, mp_policy=policy)
-    fully_shard(model, mesh=mesh, mp_policy=policy)
 
 
 def reference_scope(student: ModelFiles, settings: Settings, placement: Placement) -> str:

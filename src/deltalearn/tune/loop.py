@@ -148,10 +148,9 @@ class Run:
         if self.accelerator.distributed_type == DistributedType.DEEPSPEED:
             self.accelerator.sync_gradients = last  # its backward also takes the step
             return nullcontext()
-        if isinstance(self.policy, FSDPModule):
-            self.policy.set_requires_gradient_sync(last)
-            return nullcontext()
-        return nullcontext() if last else self.accelerator.no_sync(self.policy)
+        if last or isinstance(self.policy, FSDPModule):
+            return nullcontext()  # sharded gradients that wait would be whole on every rank
+        return self.accelerator.no_sync(self.policy)
 
     def _plan(self, indices: Sequence[int]) -> list[list[int]]:
         """This rank's micro-batches, as places in `indices`."""

@@ -241,7 +241,6 @@ def estimate_memory(
             "weights": _weights(size, settings.lora, low) // parts_of,
             "gradients": 4 * size.trained // parts_of,
             "moments": _moments(size.trainable, settings.optimizer) // parts_of,
-            "buckets": 4 * size.trained if gpus > parts_of else 0,  # DDP's copy of the gradients
             "copies": copies,
             "activations": activations,
             "logits": _logits(size, tokens, device),

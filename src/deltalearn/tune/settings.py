@@ -4,17 +4,6 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-# Settings of speed, memory and rounding: a run may go on with others and trains the same.
-FREE_TO_CHANGE = {
-    "checkpoint_every",
-    "tracker",
-    "layout",
-    "attention",
-    "token_budget",
-    "gradient_checkpointing",
-    "shard",
-}
-
 
 class Lora(Protocol):
     """Low-rank adapters."""

@@ -133,8 +133,8 @@ def read_pairs_from(
     finish reason is read from `<its column>_finish_reason`; `tools` and `chat_template_kwargs` are
     handed to the chat template; other columns are ignored. limit: the first so many pairs.
 
-    Columns of other names hold models' answers to a chat (a model ladder): a prompt of plain text
-    is then a user's turn, not raw text.
+    TRL takes plain text in these columns as raw text, and so does this. Columns of other names (a
+    model ladder, say) hold chats: a prompt of plain text is then a user's turn.
     """
     columns = _Columns(prompt_column, chosen_column or "chosen", rejected_column or "rejected")
     return PairReader(source, split, columns, limit)
@@ -156,9 +156,10 @@ class _Columns:
     rejected: str
 
     @property
-    def ladder(self) -> bool:
-        """Whether the columns hold models' answers, rather than being TRL's own."""
-        return (self.chosen, self.rejected) != ("chosen", "rejected")
+    def chat(self) -> bool:
+        """Whether plain text is a turn of a chat: in any columns but TRL's own."""
+        names = (self.prompt or "prompt", self.chosen, self.rejected)
+        return names != ("prompt", "chosen", "rejected")
 
     def pair(self, row: Row) -> PairRow:
         """The pair of one row, or _Unfit."""
@@ -190,10 +191,10 @@ class _Columns:
         return None
 
     def _without_answer(self, turns: str | list[Message], name: str) -> str | list[Message]:
-        """Instruction data carries an answer as last turn of `messages`; the ladder replaces it."""
+        """Instruction data carries an answer as last turn; the answers of the pair replace it."""
         if isinstance(turns, str) or len(turns) < 2 or turns[-1]["role"] != "assistant":
             return turns
-        return turns[:-1] if self.ladder or name == "messages" else turns
+        return turns[:-1] if self.chat or name == "messages" else turns
 
     def _split(
         self,
@@ -208,7 +209,7 @@ class _Columns:
             if not prompt.strip():
                 raise _Unfit("blank_prompt", "the prompt is empty")
             plain = isinstance(chosen, str) and isinstance(rejected, str)
-            if plain and not self.ladder:
+            if plain and not self.chat:
                 return prompt, chosen, rejected
             turns = _turns_around(prompt, chosen, rejected)
         else:
