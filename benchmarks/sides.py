@@ -226,8 +226,10 @@ def clocked_cache(path: Path) -> Any:
             return super().known(keys)
 
         def flush(self):
+            fresh = bool(self._fresh)
             super().flush()
-            self.ended = time.perf_counter()
+            if fresh or self.ended < self.began:  # closing flushes once more
+                self.ended = time.perf_counter()
 
     return Clocked(path)
 

@@ -1,4 +1,4 @@
-"""Protects the sets of ids that tuning reads: views, their identity, and the files that keep them."""
+"""Protects the sets of ids that tuning reads: views, identity, and the files that keep them."""
 
 from __future__ import annotations
 

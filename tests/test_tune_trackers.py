@@ -71,6 +71,16 @@ def test_steps_repeated_after_a_kill_replace_those_before(tmp_path):
     assert curve(events, "loss") == [(1, 0.7), (2, 0.5), (3, 0.3), (4, 0.2)]
 
 
+def test_finish_closes_the_file(tmp_path):
+    settings = TuneSpec(tracker="tensorboard")
+    accelerator = Accelerator(cpu=True, **tracker_arguments(settings, tmp_path))
+    _, finish = start_trackers(accelerator, settings, tmp_path, {"title": "run"})
+    writer = accelerator.get_tracker("tensorboard", unwrap=True)
+    assert writer.file_writer is not None
+    finish()
+    assert writer.file_writer is None
+
+
 def test_nothing_of_the_environment_is_sent(tmp_path, monkeypatch):
     monkeypatch.setenv("SOME_API_KEY", SECRET)
     send("tensorboard", tmp_path, {1: 0.7})

@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from deltalearn.lm.logprobs import gather_logprobs
 
-CHUNK_BYTES = 16 << 20  # of logits at a time on a CPU: large enough for the GEMM, small for caches
+CHUNK_BYTES = 64 << 20  # of logits at a time on a CPU; 16 MB made a step 16% slower
 CHUNK_BYTES_GPU = 256 << 20
 KEEP_BYTES = 512 << 20  # of log-probabilities kept for the backward; more is computed again
 

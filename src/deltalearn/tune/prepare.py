@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from deltalearn.errors import UserError
 from deltalearn.files import digest
 from deltalearn.lm.chat import Refusal, answers_continue, end_of_turn, prompt_texts
-from deltalearn.lm.encode import Encoded, Encoder, fingerprint, puts_space_first
+from deltalearn.lm.encode import Encoder, fingerprint, puts_space_first
 from deltalearn.tune.examples import Collector, Examples, read_about
 from deltalearn.tune.sources import PairReader, PairRow
 
@@ -160,7 +160,7 @@ class _Preparation:
         self.counts.pairs += len(rows)
         prompts = self._raw_prompts(rows) if raw else self._chat_prompts(rows)
         encoder = self._continued if raw else self._answers
-        chosen, rejected = (self._side(rows, side, encoder) for side in SIDES)
+        chosen, rejected = self._answer_ids(rows, encoder)
         kept = []
         for row, *ids in zip(rows, prompts, chosen, rejected, strict=True):
             ends = [row.chosen_finish_reason != "length", row.rejected_finish_reason != "length"]
@@ -194,18 +194,23 @@ class _Preparation:
         ids = dict(zip(accepted, encoded, strict=True))
         return [ids.get(k, texts[k]) for k in keys]
 
-    def _side(self, rows: Sequence[PairRow], side: str, encoder: Encoder) -> Encoded:
-        """Ids of the answers of one side, less any end of turn that stands in their text."""
-        texts = [self._without_end(getattr(row, side)) for row in rows]
+    def _answer_ids(
+        self, rows: Sequence[PairRow], encoder: Encoder
+    ) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """Ids of chosen and rejected answers, less any end of turn that stands in their text."""
+        texts = [self._without_end(getattr(row, side)) for side in SIDES for row in rows]
         encoded = encoder.encode(texts)
         counts = self.counts
         counts.altered_answers += int((~encoded.faithful).sum())
         special = np.flatnonzero(self._special[encoded.tokens])
-        counts.special_token_answers += len(
-            np.unique(np.searchsorted(encoded.ends, special, side="right"))
-        )
-        counts.assumed_ends += sum(getattr(row, f"{side}_finish_reason") is None for row in rows)
-        return encoded
+        holders = np.searchsorted(encoded.ends, special, side="right")
+        counts.special_token_answers += len(np.unique(holders))
+        reasons = [
+            r for row in rows for r in (row.chosen_finish_reason, row.rejected_finish_reason)
+        ]
+        counts.assumed_ends += reasons.count(None)
+        answers = list(encoded)
+        return answers[: len(rows)], answers[len(rows) :]
 
     def _without_end(self, text: str) -> str:
         """An answer whose text ends with an end of turn must not get a second one (PEERS B7)."""

@@ -37,18 +37,13 @@ def load_student(
     as LLM.int8; both are put on `placement.device` at once, since quantising happens there.
 
     Raises UserError if the files do not make a whole model, if peft or bitsandbytes is missing, if
-    an entry of lora.targets names no layer, or if quantised weights are to be sharded.
+    or if an entry of lora.targets names no layer.
     """
     lora = settings.lora
     if lora is None:
         return load_model(files, Placement("cpu", "float32"))
     if lora.bits is None:
         return _adapted(load_model(files, Placement("cpu", placement.dtype)), lora, files, seed)
-    if settings.shard:
-        raise UserError(
-            f"tune.lora.bits {lora.bits}: quantised weights cannot be split by shard; every process "
-            "needs room for all of them, so leave shard out, or lora.bits"
-        )
     _require_bitsandbytes(lora)
     quantized = Placement(_this_device(placement.device), placement.dtype)
     base = load_model(files, quantized, quantization=_quantization(lora, placement))
