@@ -123,3 +123,9 @@ def test_lengths_keep_their_medians_and_fit(load):
     for median, expected in zip(medians, (150, 350, 300), strict=True):
         assert abs(median - expected) < 0.1 * expected
     assert max(p + 2 + max(c, r) + 1 for p, c, r in lengths) == 2048
+
+
+def test_preparation_gives_the_ids_of_trl():
+    found = last_line("prepare.py", "--pairs", "300", "--peer-pairs", "50")
+    assert found["ids_agree"]
+    assert found["ratio"] > 0

@@ -223,6 +223,7 @@ SAMPLED = "generate.temperature=0.7"
         (["tune.layout=padded", "tune.attention=sdpa"], "attention has no effect on padded rows"),
         (["tune.keep_best=true"], "keep_best has no effect without eval_pairs or dev"),
         (["tune.patience=2"], "patience has no effect without eval_pairs or dev"),
+        (["tune.shard=true", "tune.optimizer=adafactor"], "shard cannot split the moments of ada"),
         (["tune.shard=true", "tune.lora={bits: 4}"], "shard cannot split the quantised weights"),
         (["tune.scheduler=constant", "tune.min_lr_ratio=0.2"], "min_lr_ratio has no effect on a"),
         (["tune.micro_batch_size=3"], "tune.micro_batch_size: unknown key; did you mean 'token_bu"),

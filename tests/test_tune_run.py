@@ -370,6 +370,7 @@ class TestResume:
             (3, {}),
             (11, {"optimizer": "adafactor"}),
             (7, {"lora": LoraSpec(r=4, dropout=0.2)}),
+            (7, {"lora": LoraSpec(r=4, bits=4)}),
             (7, {"weight_decay": 0.1, "gradient_checkpointing": True}),
         ],
     )

@@ -291,14 +291,14 @@ class TestQuantized:
         config = LlamaConfig(vocab_size=len(tiny_tokenizer), initializer_range=0.1, **shape)
         return locate(str(_write(config, tmp_path / "wide", tiny_tokenizer)))
 
-    @pytest.mark.parametrize(("bits", "kind"), [(4, "Linear4bit"), (8, "Linear8bitLt")])
+    @pytest.mark.parametrize(("bits", "kind"), [(4, "Linear4bit")])
     def test_base_is_quantised_and_close(self, wide, cpu, bits, kind):
         pytest.importorskip("bitsandbytes")
         model = load_student(wide, lora(bits=bits), cpu, seed=0)
         layer = model.get_base_model().model.layers[0].mlp.up_proj.base_layer
         assert type(layer).__name__ == kind
         away = (logits(model) - original(wide)).abs().max() / original(wide).abs().max()
-        assert 0 < away < (0.3 if bits == 4 else 0.05)
+        assert 0 < away < 0.3
 
     def test_four_bits_are_doubly_quantised_nf4(self, wide, cpu):
         pytest.importorskip("bitsandbytes")
@@ -308,7 +308,7 @@ class TestQuantized:
         assert layer.weight.quant_state.nested
         assert layer.compute_dtype == torch.float32
 
-    @pytest.mark.parametrize("bits", [4, 8])
+    @pytest.mark.parametrize("bits", [4])
     def test_only_adapters_are_trained_and_both_forms_are_written(self, wide, cpu, bits, tmp_path):
         pytest.importorskip("bitsandbytes")
         from peft import PeftModel

@@ -215,7 +215,7 @@ def _examples(
     limit = min(filter(None, (limit, recipe.tune.max_pairs)), default=None)
     folder, pairs = kept or (None, None)
     return prepare_examples(
-        load_tokenizer(student),
+        load_tokenizer(student, chat=False),
         read_pairs_from(recipe.pairs.source, **columns, limit=limit),
         recipe.tune.max_length,
         truncation=recipe.tune.truncation,
@@ -250,7 +250,9 @@ def preview_pairs(loaded: LoadedTune) -> str:
     files = _tokenizer_files(recipe.model)
     examples, counts = _examples(recipe, files, limit=PREVIEW_FROM)
     head = f"Of the first {PREVIEW_FROM} pairs of {recipe.pairs.source}: "
-    return head + preview(load_tokenizer(files), examples, PREVIEW_PAIRS, counts).rstrip()
+    return (
+        head + preview(load_tokenizer(files, chat=False), examples, PREVIEW_PAIRS, counts).rstrip()
+    )
 
 
 def _tokenizer_files(spec: ModelSpec, *, network: bool = True) -> ModelFiles:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -16,6 +17,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from deltalearn.errors import UserError
+from deltalearn.lm.chat import end_of_turn
 from deltalearn.lm.locate import ModelFiles
 
 transformers_logging.disable_progress_bar()
@@ -46,13 +48,13 @@ def device_name(placement: Placement) -> str:
     return torch.cuda.get_device_name() if placement.device == "cuda" else placement.device
 
 
-def load_tokenizer(files: ModelFiles) -> PreTrainedTokenizerBase:
-    """Load the tokenizer; UserError unless it has a chat template and an end-of-turn token."""
+def load_tokenizer(files: ModelFiles, *, chat: bool = True) -> PreTrainedTokenizerBase:
+    """Load the tokenizer; UserError if it has no end-of-turn token or, for chat, no template."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(files.directory, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{files.name}: the tokenizer does not load: {error}") from error
-    if not tokenizer.chat_template:
+    if chat and not tokenizer.chat_template:
         raise UserError(
             f"{files.name}: the tokenizer has no chat template, so prompts cannot be rendered. "
             "Use an instruction-tuned model, or set `tokenizer.chat_template` and save it."
@@ -62,13 +64,19 @@ def load_tokenizer(files: ModelFiles) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_model(files: ModelFiles, placement: Placement) -> PreTrainedModel:
+def load_model(
+    files: ModelFiles, placement: Placement, *, quantization: Any = None
+) -> PreTrainedModel:
     """Load a causal language model in evaluation mode.
 
     The sampling defaults a model ships with (top_k, repetition_penalty, ...) are dropped: what is
-    sampled is what the recipe says. Its end-of-turn ids are kept. UserError if the files do not
-    make a whole model.
+    sampled is what the recipe says. Its end-of-turn ids are kept. quantization: a config of
+    transformers for weights in fewer bits, made on the device while loading. UserError if the
+    files do not make a whole model.
     """
+    quantized = {}
+    if quantization is not None:
+        quantized = {"quantization_config": quantization, "device_map": {"": placement.device}}
     try:
         model, loading = AutoModelForCausalLM.from_pretrained(
             files.directory,
@@ -76,6 +84,7 @@ def load_model(files: ModelFiles, placement: Placement) -> PreTrainedModel:
             trust_remote_code=False,
             use_safetensors=True,
             output_loading_info=True,
+            **quantized,
         )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{files.name}: the model does not load: {error}") from error
@@ -88,7 +97,8 @@ def load_model(files: ModelFiles, placement: Placement) -> PreTrainedModel:
     model.generation_config = GenerationConfig(
         eos_token_id=shipped.eos_token_id, bos_token_id=shipped.bos_token_id
     )
-    return model.to(placement.device).eval()
+    # Quantised weights are where they belong, and bitsandbytes refuses to move them.
+    return (model if quantized else model.to(placement.device)).eval()
 
 
 def context_length(model: PreTrainedModel) -> int | None:
@@ -103,4 +113,5 @@ def end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> froze
         configured = []
     elif isinstance(configured, int):
         configured = [configured]
-    return frozenset([tokenizer.eos_token_id, *configured])
+    # What the template ends a turn with is what tuning teaches to stop at.
+    return frozenset([tokenizer.eos_token_id, end_of_turn(tokenizer), *configured])

@@ -106,7 +106,7 @@ class LoraSpec(Spec):
     alpha: int | None = Field(default=None, ge=1)  # default: 2 r
     dropout: float = Field(default=0.0, ge=0, lt=1)
     targets: Listed[tuple[str, ...]] = ("all-linear",)
-    bits: Literal[4, 8] | None = None
+    bits: Literal[4] | None = None
 
 
 class DevSpec(Spec):
@@ -170,6 +170,8 @@ class TuneSpec(Spec):
             raise ValueError("min_lr_ratio has no effect on a constant schedule; remove it")
         if self.optimizer == "adafactor" and self.changed("adam_betas"):
             raise ValueError("adam_betas has no effect on adafactor; remove it")
+        if self.shard and self.optimizer != "adamw":
+            raise ValueError(f"shard cannot split the moments of {self.optimizer}; use adamw")
         if self.shard and self.lora is not None and self.lora.bits is not None:
             raise ValueError(
                 "shard cannot split the quantised weights of lora.bits; leave one of them out"

@@ -13,8 +13,9 @@ from deltalearn.report.wording import count, duration, share
 REJECTS = 3  # rejected prompts shown
 KEPT = {"read", "prompts", "requests", "generated", "cached", "tokens", "candidates", "pairs"}
 KEPT |= {"examples", "final_answers_removed", "altered_answers"}  # counts that are no loss
+KEPT |= {"special_token_answers", "assumed_ends", "cut_pairs"}
 # Counts of the tune stage that tell how it ran, not what it dropped.
-NOT_DROPS = {"steps", "resumed_at", "reference_scored", "last"}
+NOT_DROPS = {"steps", "resumed_at", "reference_scored", "last", "rows", "held_out", "best_step"}
 MEANINGS = {
     "duplicates": "the same conversation a second time",
     "not selected": "beyond prompts.limit",
@@ -28,6 +29,12 @@ MEANINGS = {
     "length difference": "chosen longer than rejected by more than pairs.max_length_difference",
     "too long": "prompt and answer exceed tune.max_length",
     "identical ids": "both answers the same tokens to the student",
+    "refused": "the student's chat template does not take the prompt",
+    "prompt too long": "the prompt leaves no room for an answer in tune.max_length",
+    "identical after cut": "both answers the same tokens once cut to tune.max_length",
+    "special token answers": "answers with text that is a control token to the student; kept",
+    "assumed ends": "answers without a finish reason, taken to have ended; kept",
+    "cut pairs": "both answers cut to tune.max_length, without their ends; kept",
     "altered answers": "answers that change on a round trip through the student's tokenizer; kept",
 }
 

@@ -195,8 +195,12 @@ def _silent(line: str) -> None:
 
 def reference_scope(student: ModelFiles, settings: Settings, placement: Placement) -> str:
     """What besides the ids decides a reference log-probability: weights and their precision."""
-    bits = f":{settings.lora.bits}bit" if settings.lora and settings.lora.bits else ""
-    return f"{student.fingerprint}:{placement.dtype}{bits}"
+    ways = [student.fingerprint, placement.dtype]
+    if settings.lora and settings.lora.bits:
+        ways.append(f"{settings.lora.bits}bit")
+    if placement.dtype != "float32":  # frozen, gathered or autocast weights round differently
+        ways += ["lora"] * bool(settings.lora) + ["shard"] * settings.shard
+    return ":".join(ways)
 
 
 def split_held_out(examples: Examples, count: int) -> tuple[np.ndarray, np.ndarray]:

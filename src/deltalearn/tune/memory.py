@@ -259,7 +259,6 @@ def _weights(size: ModelSize, lora: Lora | None, low: int) -> int:
         return low * base + 4 * size.trained
     quantised = size.matrices * lora.bits // 8
     scales = size.matrices // BITS_BLOCK + 4 * size.matrices // BITS_BLOCK // SCALES_BLOCK
-    scales = scales if lora.bits == 4 else 0
     return quantised + scales + low * (base - size.matrices) + 4 * size.trained
 
 

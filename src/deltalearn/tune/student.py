@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -33,10 +32,10 @@ def load_student(
     Without `settings.lora` all weights train and are float32 on the CPU, whatever
     `placement.dtype`: that is what mixed precision computes in. With it the weights are frozen in
     `placement.dtype`, and float32 adapters (Hu et al. 2021), drawn by `seed`, train beside them.
-    lora.bits 4 keeps the frozen weights as double-quantised nf4 (QLoRA, Dettmers et al. 2023), 8
-    as LLM.int8; both are put on `placement.device` at once, since quantising happens there.
+    lora.bits 4 keeps the frozen weights as double-quantised nf4 (QLoRA, Dettmers et al. 2023), put
+    on `placement.device` at once, since quantising happens there.
 
-    Raises UserError if the files do not make a whole model, if peft or bitsandbytes is missing, if
+    Raises UserError if the files do not make a whole model, if peft or bitsandbytes is missing,
     or if an entry of lora.targets names no layer.
     """
     lora = settings.lora
@@ -56,8 +55,6 @@ def _this_device(device: str) -> str:
 
 
 def _quantization(lora: Lora, placement: Placement) -> BitsAndBytesConfig:
-    if lora.bits == 8:
-        return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
@@ -74,8 +71,6 @@ def _require_bitsandbytes(lora: Lora) -> None:
             f"tune.lora.bits {lora.bits} needs bitsandbytes, which is not installed; run "
             "`pip install 'deltalearn[qlora]'`, or leave lora.bits out"
         ) from error
-    # At 8 bits it warns of its cast to float16 in every layer of every forward.
-    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
 
 
 def _adapted(base: PreTrainedModel, lora: Lora, files: ModelFiles, seed: int) -> PeftModel:
@@ -201,7 +196,7 @@ def save_student(
         model = model.merge_and_unload()
     with _replacing_directory(out) as directory:
         model.save_pretrained(directory)
-        load_tokenizer(files).save_pretrained(directory)
+        load_tokenizer(files, chat=False).save_pretrained(directory)
         shipped = files.directory / "generation_config.json"
         if shipped.is_file():  # load_model drops the sampling defaults it holds
             shutil.copyfile(shipped, directory / shipped.name)
