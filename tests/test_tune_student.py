@@ -158,7 +158,7 @@ class TestFull:
         before = stored(tmp_path / "final")
         changed = {name: p.detach() + 1 for name, p in weights.items()}
 
-        def fail(_files):
+        def fail(_files, **_options):
             raise OSError("disk full")
 
         monkeypatch.setattr("deltalearn.tune.student.load_tokenizer", fail)
