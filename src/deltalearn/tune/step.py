@@ -21,7 +21,7 @@ class Batch:
     """What the losses of one step share: which pairs, and what each of them weighs.
 
     indices: all pairs of the step, over all ranks. answer_tokens: tokens of their chosen answers,
-    the denominator of sft. filler: stands in where a rank has no pair left, weighing nothing.
+    the denominator of sft.
     """
 
     indices: Sequence[int]
@@ -87,6 +87,7 @@ class Objective:
         return loss, metrics, layout.input_ids.numel()
 
     def _filler(self, batch: Batch) -> int:
+        """The cheapest pair: it stands in where a rank has none left, and weighs nothing."""
         lengths = self.lengths(batch.indices)
         return min(zip(lengths, batch.indices, strict=True), key=lambda x: (sum(x[0][1]), x[1]))[1]
 
