@@ -320,6 +320,7 @@ def in_child(script: str, job: dict[str, Any], directory: Path, threads: int) ->
         "TQDM_DISABLE": "1",
         "HF_HUB_OFFLINE": "1",
         "HF_DATASETS_CACHE": str(directory / "datasets"),
+        **job.get("environment", {}),
     }
     with log.open("w") as out:
         command = [sys.executable, script, "--job", str(task)]

@@ -251,7 +251,7 @@ def test_a_model_that_changes_its_logits_is_scored_whole():
     torch.testing.assert_close(ours, expected, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("bytes_kept", [0, 1 << 30])
+@pytest.mark.parametrize("bytes_kept", [0, 8 * VOCABULARY * 12, 1 << 30])  # none, two chunks, all
 @pytest.mark.parametrize("name", ["llama", "gemma2, soft caps"])
 def test_logits_kept_or_computed_again_are_the_same(models, name, bytes_kept, monkeypatch):
     model = copy.deepcopy(models[name])
@@ -260,6 +260,34 @@ def test_logits_kept_or_computed_again_are_the_same(models, name, bytes_kept, mo
     monkeypatch.setattr(head, "_chunk_rows", lambda *_: 5)
     for parameter, gradient in with_gradients(model, fast(model, TREES, "shared", "sdpa")).items():
         torch.testing.assert_close(gradient, expected[parameter], rtol=1e-4, atol=1e-4)
+
+
+def test_buffers_of_the_head_belong_to_one_graph_at_a_time(models):
+    """Two forwards before their backwards, and two backwards through one, are all exact."""
+    model = copy.deepcopy(models["llama"])
+    expected = with_gradients(model, slow(model, TREES))
+    rows = choose_rows(model, TREES, "shared", "sdpa")
+    layout = make_layout(TREES, rows, "cpu")
+    weights = torch.linspace(-1, 2, len(layout.lengths), dtype=torch.float64)
+    for _ in range(2):  # the second time buffers of the first are used again
+        model.zero_grad()
+        first, second = (answer_logprobs(model, layout, rows) for _ in range(2))
+        (second @ weights).backward(retain_graph=True)
+        (second @ weights).backward()
+        (first @ weights).backward()
+        for name, parameter in model.named_parameters():
+            torch.testing.assert_close(parameter.grad, 3 * expected[name], rtol=1e-4, atol=1e-4)
+
+
+def test_improbable_targets_keep_their_precision():
+    """The logarithm of a probability that float32 cannot hold: exp(-200) is 0 in float32."""
+    weight = torch.tensor([[0.0], [200.0], [199.0]])
+    linear = torch.nn.Linear(1, 3, bias=False)
+    linear.weight.data = weight
+    hidden = torch.ones(2, 1, requires_grad=True)
+    found = head.token_logprobs(linear, hidden, torch.tensor([0, 1]))
+    normaliser = np.log1p(np.exp(-1))  # of logits 200 and 199, over the largest
+    assert found.tolist() == pytest.approx([-200 - normaliser, -normaliser], rel=1e-6)
 
 
 def test_the_head_sees_answer_positions_only(models):

@@ -390,13 +390,19 @@ def test_help_imports_nothing_heavy():
     assert result.stdout.strip() == "[]", result.stdout + result.stderr
 
 
+TORCHRUN = ["torch.distributed.run", "--nproc-per-node", "2"]
+ACCELERATE = ["accelerate.commands.launch", "--num_processes", "2", "--num_machines", "1", "--cpu",
+              "--mixed_precision", "no", "--dynamo_backend", "no"]  # fmt: skip
+
+
 @pytest.mark.slow
-def test_under_a_launcher_one_process_speaks_for_all(tiny_model, pairs, tmp_path):
-    """torchrun with two processes: trained once, told once, and a mistake is told once too."""
+@pytest.mark.parametrize("launcher", [TORCHRUN, ACCELERATE], ids=["torchrun", "accelerate"])
+def test_under_a_launcher_one_process_speaks_for_all(tiny_model, pairs, tmp_path, launcher):
+    """Two processes: trained once, told once, and a mistake is told once too."""
 
     def launch(*arguments: str) -> subprocess.CompletedProcess:
-        command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-        command += ["-m", "deltalearn", "tune", "--model", str(tiny_model), "--pairs", str(pairs)]
+        command = [sys.executable, "-m", *launcher, "-m", "deltalearn", "tune"]
+        command += ["--model", str(tiny_model), "--pairs", str(pairs)]
         return subprocess.run(
             [*command, *SETTINGS, "--out", str(tmp_path / "out"), *arguments],
             capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},

@@ -286,6 +286,9 @@ def main() -> None:
     # machine, seven times faster where something else keeps a core busy. Read by torch's import.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from deltalearn.errors import UserError, is_disk_full
+    from deltalearn.heap import keep_freed_memory
+
+    keep_freed_memory()
 
     try:
         app()

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from deltalearn.errors import UserError
 from deltalearn.lm.attention import SEAM, row_mask
-from deltalearn.lm.head import logit_adjustment, token_logprobs
+from deltalearn.lm.head import Buffers, logit_adjustment, token_logprobs
 from deltalearn.lm.layout import BLOCK, Ids, Layout, Tree, lay_out, longest, tree_batches, tree_cost
 from deltalearn.lm.logprobs import gather_logprobs, head_only_at
 
@@ -62,6 +62,7 @@ def attach(model: PreTrainedModel) -> None:
     own = {"forward": forward, "_takes_layouts": True, "__module__": kind.__module__}
     model.__class__ = type(kind.__name__, (kind,), own)  # the name goes into saved configs
     model._needs_whole_forward = False
+    model._head_buffers = Buffers()
 
 
 def _layout_logprobs(model: PreTrainedModel, layout: Layout, attention: str | None) -> Tensor:
@@ -76,7 +77,8 @@ def _layout_logprobs(model: PreTrainedModel, layout: Layout, attention: str | No
     output = model.base_model(input_ids=layout.input_ids, use_cache=False, **extra)
     hidden = output.last_hidden_state.flatten(0, 1)[layout.predicts]
     adjust = logit_adjustment(model.config)
-    return token_logprobs(model.get_output_embeddings(), hidden, layout.targets, adjust)
+    head, buffers = model.get_output_embeddings(), model._head_buffers
+    return token_logprobs(head, hidden, layout.targets, adjust, buffers)
 
 
 def _whole_logprobs(model: PreTrainedModel, layout: Layout) -> Tensor:

@@ -243,7 +243,7 @@ def estimate_memory(
             "moments": _moments(size.trainable, settings.optimizer) // parts_of,
             "copies": copies,
             "activations": activations,
-            "logits": _logits(size, tokens, device),
+            "logits": _logits(size, tokens, low, device),
             "working": _working(size, settings, low, parts_of, tokens * one_layer, device),
         },
         complete=size.saved is not None,
@@ -276,12 +276,12 @@ def _moments(shapes: Sequence[tuple[int, ...]], optimizer: str) -> int:
     return 4 * (sum(factored) + sum(whole))
 
 
-def _logits(size: ModelSize, tokens: int, device: str) -> int:
-    """Of the chunked head: kept log-probabilities, a chunk in two precisions, the head's input."""
-    everything = 4 * tokens * (size.head // size.hidden)
+def _logits(size: ModelSize, tokens: int, low: int, device: str) -> int:
+    """Of the chunked head: kept probabilities, a chunk in two precisions, the head's input."""
+    logits = tokens * (size.head // size.hidden)
     chunk = CHUNK_BYTES if device == "cpu" else CHUNK_BYTES_GPU
-    kept = everything if everything <= KEEP_BYTES else 0
-    return kept + 2 * min(chunk, everything) + 2 * 4 * tokens * size.hidden
+    kept = min(low * logits, KEEP_BYTES)
+    return kept + 2 * min(chunk, 4 * logits) + 2 * 4 * tokens * size.hidden
 
 
 def _working(
