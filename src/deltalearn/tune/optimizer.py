@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import nn
-from transformers import Adafactor
 
 from deltalearn.errors import UserError
 from deltalearn.tune.settings import Settings
@@ -31,6 +30,8 @@ def make_optimizer(
         )
     groups = _decay_groups(model, settings.weight_decay)
     if settings.optimizer == "adafactor":
+        from transformers import Adafactor  # late: it brings in peft and bitsandbytes if it can
+
         return Adafactor(groups, lr=settings.lr, scale_parameter=False, relative_step=False)
     if settings.optimizer == "adamw_8bit":
         return _adamw_8bit()(groups, lr=settings.lr, betas=settings.adam_betas)
