@@ -46,6 +46,11 @@ def load_student(
     _require_bitsandbytes(lora)
     quantized = Placement(_this_device(placement.device), placement.dtype)
     base = load_model(files, quantized, quantization=_quantization(lora, placement))
+    for module in base.modules():
+        # On processors with AVX-512 BF16 bitsandbytes would repack weights at the first forward
+        # without gradients, for a kernel through which none flow afterwards.
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
     return _adapted(base, lora, files, seed)
 
 
