@@ -283,7 +283,7 @@ class TestFullDisk:
         (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(p) + "\n" for p in prompts))
         out, settings = tmp_path / "run", ["--set", "generate.token_budget=1200"]
         until = ["--until", "pairs"]
-        full = deltalearn("run", recipe, "--out", out, *settings, *until, limit="-f 100")
+        full = deltalearn("run", recipe, "--out", out, *settings, *until, limit="-f 150")
         fails(full, "disk is full", "run the same command again")
         kept = sqlite3.connect(out / "responses.sqlite").execute("SELECT key FROM responses")
         kept = {key for (key,) in kept}

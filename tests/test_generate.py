@@ -7,7 +7,9 @@ flight, and the batches that remain are those an uninterrupted run would have fo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import signal
+import sqlite3
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,17 +19,25 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from deltalearn.errors import UserError
-from deltalearn.generate.stage import generate, plan_requests, request_key
+from deltalearn.generate.requests import RequestPlan, Settings, request_key
+from deltalearn.generate.stage import Prices, Window, generate
 from deltalearn.generate.store import ResponseStore
 from deltalearn.generate.transformers_engine import TransformersEngine
 from deltalearn.lm.chat import answer_ids, answer_texts, prompt_ids
-from deltalearn.lm.decode import Sampling
 from deltalearn.lm.locate import ModelFiles, locate
-from deltalearn.records import Prompt, Request, Response
+from deltalearn.records import Prompt, Request, Response, Sampling
+from deltalearn.stopping import Stopped
 
 GREEDY = Sampling(temperature=0.0, top_p=1.0, max_tokens=16)
 SAMPLED = Sampling(temperature=1.0, top_p=0.9, max_tokens=16)
 MODEL = ModelFiles("fake", Path("nowhere"), "fingerprint")
+
+
+def plan_requests(
+    model: ModelFiles, prompts: Sequence[Prompt], sampling: Sampling, seed: int, samples: int
+) -> list[Request]:
+    return list(RequestPlan(model.fingerprint, prompts, Settings(sampling, seed, samples)))
+
 
 # -- the key of a request ------------------------------------------------------------------------
 
@@ -42,7 +52,7 @@ def key(
     role: str = "user",
 ) -> str:
     prompt = Prompt(id, ({"role": role, "content": text},))
-    return request_key(model, prompt, sampling, seed, sample)
+    return list(RequestPlan(model, [prompt], Settings(sampling, seed, sample + 1)))[sample].key
 
 
 @pytest.mark.parametrize(
@@ -88,20 +98,51 @@ def test_seed_and_top_p_are_not_in_the_key_of_a_greedy_request():
 
 
 def test_order_of_keys_in_a_message_does_not_matter():
-    one = Prompt("p", ({"role": "user", "content": "a"},))
-    two = Prompt("p", ({"content": "a", "role": "user"},))
-    assert request_key("m", one, GREEDY, 0, 0) == request_key("m", two, GREEDY, 0, 0)
+    how = Settings(GREEDY).how()
+    one, two = ({"role": "user", "content": "a"},), ({"content": "a", "role": "user"},)
+    assert request_key("m", one, how, 0) == request_key("m", two, how, 0)
 
 
 def test_turns_cannot_be_confused_with_one_another():
-    joined = Prompt("p", ({"role": "user", "content": "ab"},))
-    apart = Prompt("p", ({"role": "user", "content": "a"}, {"role": "user", "content": "b"}))
-    assert request_key("m", joined, GREEDY, 0, 0) != request_key("m", apart, GREEDY, 0, 0)
+    how = Settings(GREEDY).how()
+    joined = ({"role": "user", "content": "ab"},)
+    apart = ({"role": "user", "content": "a"}, {"role": "user", "content": "b"})
+    assert request_key("m", joined, how, 0) != request_key("m", apart, how, 0)
 
 
 def test_key_is_stable_across_versions():
     """A change of this value makes every response ever stored worthless: it must be meant."""
     assert key() == "a402b0a369b2e648b492add0a35f802328e0254b71cbc1b487723c29255a6d92"
+
+
+def keyed(**changes) -> str:
+    settings = Settings(**{"sampling": GREEDY, **changes})
+    prompt = Prompt("p", ({"role": "user", "content": "a"},))
+    return next(iter(RequestPlan("m", [prompt], settings))).key
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"system": "be brief"},
+        {"template": {"enable_thinking": False}},
+        {"body": {"reasoning_effort": "low"}},
+    ],
+)
+def test_what_else_the_model_is_told_is_in_the_key(change):
+    assert keyed(**change) != keyed()
+
+
+def test_a_system_turn_is_the_same_whether_prompt_or_settings_give_it(user_prompt):
+    """The model sees the same messages, so the answer is the same and is not paid twice."""
+    own = Prompt("p", ({"role": "system", "content": "be brief"}, *user_prompt("a").messages))
+    given = Settings(GREEDY, system="be brief")
+    assert next(iter(RequestPlan("m", [own], Settings(GREEDY)))).key == keyed(system="be brief")
+    (request,) = RequestPlan("m", [own], given)
+    assert request.messages == own.messages, "a prompt's own system turn is not doubled"
+    (added,) = RequestPlan("m", [user_prompt("a")], given)
+    assert added.prompt == user_prompt("a"), "the prompt that pairs are made of stays as it is"
+    assert added.messages == own.messages
 
 
 def test_plan_goes_prompt_by_prompt(user_prompt):
@@ -137,11 +178,23 @@ class FakeEngine:
         self.fails = fails
         self.planned: list[list[str]] = []
         self.asked: list[list[str]] = []
+        self.closed = 0
 
-    def batches(self, requests: Sequence[Request]) -> list[list[Request]]:
-        batches = [list(requests[i : i + 2]) for i in range(0, len(requests), 2)]
-        self.planned = [[r.prompt.id for r in batch] for batch in batches]
-        return batches
+    def __call__(self) -> FakeEngine:
+        return self
+
+    def close(self) -> None:
+        self.closed += 1
+
+    def answers(self, windows: Iterator[Window], stop) -> Iterator[list[Response]]:
+        for window in windows:
+            batches = [window.requests[i : i + 2] for i in range(0, len(window.requests), 2)]
+            self.planned += [[r.prompt.id for r in batch] for batch in batches]
+            for batch in batches:
+                if stop():
+                    return
+                if missing := [r for r in batch if r.key in window.missing]:
+                    yield self.answer(missing)
 
     def answer(self, batch: Sequence[Request]) -> list[Response]:
         if len(self.asked) == self.die_at:
@@ -151,7 +204,7 @@ class FakeEngine:
 
     def _answer(self, request: Request) -> Response:
         if self.fails(request):
-            return Response(request.key, "", (), "error", 1, error="no room")
+            return Response(request.key, "", (), "error", 1, error="no room", fault="too_long")
         text = request.prompt.messages[0]["content"].upper()
         return Response(request.key, text, tuple(range(len(text))), "stop", 1)
 
@@ -173,7 +226,7 @@ ALL = [["a", "b"], ["c", "d"], ["e", "f"], ["g"]]
 
 def test_everything_is_asked_once_and_counted(store, requests):
     engine = FakeEngine()
-    counts = generate(store, MODEL, requests, engine, title="x")
+    counts = generate(store, requests, engine, title="x")
     assert engine.asked == ALL
     assert counts == {
         "requests": 7, "cached": 0, "generated": 7, "errors": 0, "truncated": 0, "tokens": 7
@@ -183,17 +236,17 @@ def test_everything_is_asked_once_and_counted(store, requests):
 
 
 def test_what_is_stored_is_never_asked_again(store, requests):
-    generate(store, MODEL, requests, FakeEngine(), title="x")
+    generate(store, requests, FakeEngine(), title="x")
     engine = FakeEngine()
-    counts = generate(store, MODEL, requests, engine, title="x")
+    counts = generate(store, requests, engine, title="x")
     assert engine.asked == [] and engine.planned == []  # an engine may load its model to plan
     assert (counts["cached"], counts["generated"], counts["tokens"]) == (7, 0, 7)
 
 
 def test_added_prompts_cost_only_themselves(store, requests):
-    generate(store, MODEL, requests[2:5], FakeEngine(), title="x")
+    generate(store, requests[2:5], FakeEngine(), title="x")
     engine = FakeEngine()
-    counts = generate(store, MODEL, requests, engine, title="x")
+    counts = generate(store, requests, engine, title="x")
     assert [id for batch in engine.asked for id in batch] == ["a", "b", "f", "g"]
     assert (counts["cached"], counts["generated"]) == (3, 4)
 
@@ -202,10 +255,11 @@ def test_added_prompts_cost_only_themselves(store, requests):
 def test_interruption_keeps_finished_batches_and_the_plan_of_the_rest(store, requests, die_at):
     first = FakeEngine(die_at=die_at)
     with pytest.raises(KeyboardInterrupt):
-        generate(store, MODEL, requests, first, title="x")
+        generate(store, requests, first, title="x")
     assert store.count() == 2 * die_at
+    assert first.closed == 1
     second = FakeEngine()
-    counts = generate(store, MODEL, requests, second, title="x")
+    counts = generate(store, requests, second, title="x")
     assert first.asked + second.asked == ALL
     assert second.planned == ALL
     assert (counts["cached"], counts["generated"]) == (2 * die_at, 7 - 2 * die_at)
@@ -213,7 +267,7 @@ def test_interruption_keeps_finished_batches_and_the_plan_of_the_rest(store, req
 
 def test_error_rows_are_stored_and_counted_and_siblings_survive(store, requests):
     engine = FakeEngine(fails=lambda r: r.prompt.id in "cf")
-    counts = generate(store, MODEL, requests, engine, title="x")
+    counts = generate(store, requests, engine, title="x")
     assert counts["errors"] == 2 and counts["generated"] == 7
     found = {r.prompt.id: store.get([r.key])[r.key] for r in requests}
     assert {id for id, response in found.items() if response.error} == {"c", "f"}
@@ -221,36 +275,140 @@ def test_error_rows_are_stored_and_counted_and_siblings_survive(store, requests)
 
 
 def test_errors_are_kept_until_they_are_dropped_then_asked_alone(store, requests):
-    generate(store, MODEL, requests, FakeEngine(fails=lambda r: r.prompt.id in "cf"), title="x")
+    generate(store, requests, FakeEngine(fails=lambda r: r.prompt.id in "cf"), title="x")
     engine = FakeEngine()
-    assert generate(store, MODEL, requests, engine, title="x")["errors"] == 2
+    assert generate(store, requests, engine, title="x")["errors"] == 2
     assert engine.asked == []
     assert store.drop_errors(r.key for r in requests) == 2
-    counts = generate(store, MODEL, requests, engine, title="x")
+    counts = generate(store, requests, engine, title="x")
     assert engine.asked == [["c"], ["f"]]
     assert (counts["cached"], counts["generated"], counts["errors"]) == (5, 2, 0)
 
 
-def test_engine_that_returns_too_few_answers_stores_nothing_of_the_batch(store, requests):
+def test_retrying_errors_asks_for_them_and_nothing_else(store, requests):
+    generate(store, requests, FakeEngine(fails=lambda r: r.prompt.id in "cf"), title="x")
+    engine = FakeEngine()
+    counts = generate(store, requests, engine, title="x", retry_errors=True)
+    assert engine.asked == [["c"], ["f"]]
+    assert (counts["cached"], counts["generated"], counts["errors"]) == (5, 2, 0)
+
+
+def test_engine_that_fails_in_a_group_stores_nothing_of_it_and_is_closed(store, requests):
     engine = FakeEngine()
     engine._answer, answer = None, engine._answer
-    engine.answer = lambda batch: [answer(batch[0])]
-    with pytest.raises(ValueError):
-        generate(store, MODEL, requests, engine, title="x")
+    engine.answer = lambda batch: [answer(batch[0]), answer(batch[0])]
+    with pytest.raises(sqlite3.IntegrityError):
+        generate(store, requests, engine, title="x")
     assert store.count() == 0
+    assert engine.closed == 1
+
+
+def test_an_answer_that_nobody_asked_for_is_an_error(store, requests):
+    engine = FakeEngine()
+    engine.answer = lambda batch: [Response("unknown", "text", (), "stop", 1)]
+    with pytest.raises(KeyError):
+        generate(store, requests, engine, title="x")
+    assert store.count() == 0
+
+
+def test_engine_is_made_only_if_something_is_missing(store, requests):
+    made = []
+
+    def make():
+        made.append(FakeEngine())
+        return made[-1]
+
+    generate(store, requests, make, title="x")
+    generate(store, requests, make, title="x")
+    assert len(made) == 1 and made[0].closed == 1
+
+
+def test_windows_are_bounded_and_requests_read_lazily(store, user_prompt, monkeypatch):
+    """A million requests are never in memory together: at most two windows are."""
+    monkeypatch.setattr("deltalearn.generate.stage.WINDOW", 4)
+    prompts = [user_prompt(text) for text in "abcdefghijk"]
+    plan = RequestPlan("m", prompts, Settings(GREEDY))
+    sizes = []
+
+    class Noting(FakeEngine):
+        def answers(self, windows, stop):
+            def noting():
+                for window in windows:
+                    sizes.append(len(window.requests))
+                    yield window
+
+            return super().answers(noting(), stop)
+
+    counts = generate(store, plan, Noting(), title="x")
+    assert sizes == [4, 4, 3]
+    assert counts["generated"] == 11 == store.count()
+
+
+def test_a_conversation_that_comes_again_in_a_later_window_is_asked_once(
+    store, user_prompt, monkeypatch
+):
+    """Even while the first one is still in flight."""
+    monkeypatch.setattr("deltalearn.generate.stage.WINDOW", 2)
+    plan = list(RequestPlan("m", [user_prompt(t) for t in "abcdab"], Settings(GREEDY)))
+
+    class Hoarding(FakeEngine):
+        def answers(self, windows, stop):
+            wanted = [r for window in windows for r in window.wanted()]
+            yield self.answer(wanted)
+
+    counts = generate(store, plan, Hoarding(), title="x")
+    assert counts["generated"] == 4 == store.count()
+
+
+def test_asked_to_stop_it_finishes_what_is_in_flight_and_says_where_it_stands(store, requests):
+    class Stopping(FakeEngine):
+        def answer(self, batch):
+            if len(self.asked) == 1:
+                signal.raise_signal(signal.SIGINT)
+            return super().answer(batch)
+
+    engine = Stopping()
+    with pytest.raises(Stopped, match="generate x: stopped, 4 of 7 requests done"):
+        generate(store, requests, engine, title="x")
+    assert engine.asked == ALL[:2] and store.count() == 4
+    rest = FakeEngine()
+    generate(store, requests, rest, title="x")
+    assert rest.asked == ALL[2:]
+
+
+def test_cost_is_that_of_what_was_generated_now(store, requests):
+    prices = Prices(prompt=2_000_000, completion=1_000_000)  # a prompt token 2, an answer's 1
+    assert generate(store, requests[:3], FakeEngine(), title="x", prices=prices)["cost"] == 9
+    assert generate(store, requests, FakeEngine(), title="x", prices=prices)["cost"] == 12
+    assert generate(store, requests, FakeEngine(), title="x", prices=prices)["cost"] == 0
+
+
+def test_without_a_terminal_a_long_job_says_a_line_now_and_then(
+    store, requests, capsys, monkeypatch
+):
+    monkeypatch.setattr("deltalearn.progress.EVERY", 0.0)
+    generate(store, requests, FakeEngine(fails=lambda r: r.prompt.id == "c"), title="x")
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 4
+    assert lines[1].startswith("generate x: 4 of 7") and "1 failed" in lines[1]
+
+
+def test_without_a_terminal_a_short_job_says_nothing(store, requests, capsys):
+    generate(store, requests, FakeEngine(), title="x")
+    assert capsys.readouterr() == ("", "")
 
 
 def test_two_models_share_a_store_without_sharing_answers(store, user_prompt):
     other = replace(MODEL, fingerprint="another")
     for model in (MODEL, other):
         plan = plan_requests(model, [user_prompt("a")], GREEDY, 0, 1)
-        assert generate(store, model, plan, FakeEngine(), title="x")["generated"] == 1
+        assert generate(store, plan, FakeEngine(), title="x")["generated"] == 1
     assert store.count() == 2
 
 
 def test_a_conversation_given_twice_is_asked_once(store, user_prompt):
     plan = plan_requests(MODEL, [user_prompt("a", "1"), user_prompt("a", "2")], GREEDY, 0, 1)
-    assert generate(store, MODEL, plan, FakeEngine(), title="x")["generated"] == 1
+    assert generate(store, plan, FakeEngine(), title="x")["generated"] == 1
 
 
 # -- the transformers engine ---------------------------------------------------------------------
@@ -269,7 +427,7 @@ def lab(lab_ladder) -> ModelFiles:
 def ask(engine: TransformersEngine, requests: Sequence[Request]) -> dict[str, Response]:
     """All answers by prompt id, through the engine's own batches."""
     answers = {}
-    for batch in engine.batches(requests):
+    for batch in engine.batches(list(requests)):
         responses = engine.answer(batch)
         assert [r.key for r in responses] == [r.key for r in batch]  # in order
         answers |= {q.prompt.id: r for q, r in zip(batch, responses, strict=True)}
@@ -394,7 +552,7 @@ def test_whole_stage_with_the_real_engine_and_a_crash(lab, cpu, tmp_path, user_p
 
         engine.answer = answer
         with ResponseStore(path) as store:
-            generate(store, lab, plan, engine, title="x")
+            generate(store, plan, lambda: engine, title="x")
             found = store.get(r.key for r in plan)
             return [found[r.key] for r in plan]
 

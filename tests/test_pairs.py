@@ -6,13 +6,15 @@ counted exactly once, and the Parquet file opens in `datasets` with the columns 
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from deltalearn.errors import UserError
-from deltalearn.pairs.build import REASONS, build_pairs
+from deltalearn.pairs.build import REASONS, PairCounts, build_pairs
 from deltalearn.pairs.parquet import read_pairs, write_pairs
 from deltalearn.records import Pair, Prompt, Response
 
@@ -34,8 +36,13 @@ FAULTY = {
 }
 
 
+def built(candidates, **settings) -> tuple[list[Pair], PairCounts]:
+    counts = PairCounts()
+    return list(build_pairs(candidates, counts, **settings)), counts
+
+
 def build(chosen, rejected, **settings) -> tuple[list[Pair], dict]:
-    pairs, counts = build_pairs([(PROMPT, 0, chosen, rejected)], **settings)
+    pairs, counts = built([(PROMPT, 0, chosen, rejected)], **settings)
     return pairs, counts.as_dict()
 
 
@@ -139,7 +146,7 @@ def test_counts_add_up_over_many_candidates_and_order_is_kept():
         (other, 2, GOOD, FAULTY["truncated"]),
         (other, 3, ALSO_GOOD, GOOD),
     ]
-    pairs, counts = build_pairs(candidates)
+    pairs, counts = built(candidates)
     assert [(p.prompt_id, p.sample) for p in pairs] == [("p", 0), ("p2", 3)]
     assert counts.as_dict() == {
         "candidates": 6,
@@ -151,14 +158,14 @@ def test_counts_add_up_over_many_candidates_and_order_is_kept():
             "truncated:rejected": 1,
         },
     }
-    assert build_pairs([])[1].as_dict()["candidates"] == 0
+    assert built([])[1].as_dict()["candidates"] == 0
 
 
 ANY_RESPONSE = st.none() | st.builds(
     response,
     text=st.sampled_from(["", " ", "a", "b", "ab"]),
     finish_reason=st.sampled_from(["stop", "length", "error"]),
-    tokens=st.integers(0, 5),
+    tokens=st.integers(1, 5),
 )
 
 
@@ -168,7 +175,7 @@ ANY_RESPONSE = st.none() | st.builds(
     st.none() | st.integers(0, 4),
 )
 def test_no_useless_pair_and_no_candidate_uncounted(candidates, truncated, cap):
-    pairs, counts = build_pairs(candidates, truncated=truncated, max_length_difference=cap)
+    pairs, counts = built(candidates, truncated=truncated, max_length_difference=cap)
     numbers = counts.as_dict()
     assert len(candidates) == numbers["pairs"] + sum(numbers["dropped"].values())
     for pair in pairs:
@@ -178,6 +185,35 @@ def test_no_useless_pair_and_no_candidate_uncounted(candidates, truncated, cap):
             assert truncated == "keep" or side.finish_reason == "stop"
         if cap is not None:
             assert len(pair.chosen.token_ids) - len(pair.rejected.token_ids) <= cap
+
+
+def test_thoughts_are_part_of_what_is_taught_or_left_out():
+    thinking = replace(GOOD, thought="<think>hm</think>\n")
+    (kept,), _ = built([(PROMPT, 0, thinking, ALSO_GOOD)], thoughts="keep")
+    assert (kept.chosen.text, kept.chosen.thought) == ("<think>hm</think>\ngood", "")
+    (stripped,), _ = built([(PROMPT, 0, thinking, ALSO_GOOD)], thoughts="strip")
+    assert stripped.chosen.text == "good"
+
+
+def test_answers_that_differ_in_their_thoughts_only_are_a_pair_if_these_are_taught():
+    one, other = (replace(GOOD, thought=f"<think>{t}</think>") for t in "ab")
+    assert the_reason(one, other, thoughts="keep") is None
+    assert the_reason(one, other, thoughts="strip") == "identical"
+
+
+def test_a_thought_without_an_answer_is_empty_once_it_is_stripped():
+    endless = replace(response("", "length"), thought="<think>and so on")
+    assert the_reason(endless, GOOD, thoughts="strip", truncated="keep") == "empty"
+    assert the_reason(endless, GOOD, thoughts="keep", truncated="keep") is None
+
+
+def test_a_cap_on_lengths_that_nobody_counted_is_an_error():
+    """Imported answers have no token counts: a cap would pass them all without a word."""
+    unknown = Response("k", "some text", (), "stop", 0)
+    counted = replace(unknown, completion_tokens=3, text="other")
+    with pytest.raises(UserError, match="no token counts"):
+        built([(PROMPT, 0, unknown, GOOD)], max_length_difference=5)
+    assert the_reason(counted, GOOD, max_length_difference=0) is None
 
 
 # -- the file ------------------------------------------------------------------------------------
@@ -249,7 +285,7 @@ def test_schema(file):
 
 
 def test_no_pairs_at_all_still_write_a_table_with_the_schema(tmp_path):
-    pairs, _ = build_pairs([(PROMPT, 0, GOOD, GOOD)])  # a lone candidate, dropped
+    pairs, _ = built([(PROMPT, 0, GOOD, GOOD)])  # a lone candidate, dropped
     path = tmp_path / "empty.parquet"
     write_pairs(path, pairs, "big", "small")
     assert types_of(path) == EXPECTED_TYPES
@@ -277,7 +313,8 @@ def test_writing_again_gives_the_same_bytes_and_leaves_no_other_file(file):
 
 def test_a_failed_write_keeps_the_old_file(file, monkeypatch):
     before = file.read_bytes()
-    monkeypatch.setattr(pq, "write_table", lambda *a, **k: (_ for _ in ()).throw(OSError("full")))
+    fails = lambda *a, **k: (_ for _ in ()).throw(OSError("full"))  # noqa: E731
+    monkeypatch.setattr(pq.ParquetWriter, "write_table", fails)
     with pytest.raises(OSError, match="full"):
         write_pairs(file, PAIRS[:1], "big", "small")
     assert file.read_bytes() == before

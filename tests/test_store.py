@@ -7,6 +7,7 @@ version is refused rather than overwritten.
 from __future__ import annotations
 
 import errno
+import json
 import signal
 import sqlite3
 import subprocess
@@ -19,7 +20,7 @@ from hypothesis import strategies as st
 
 from deltalearn.errors import UserError, is_disk_full
 from deltalearn.generate.store import ResponseStore
-from deltalearn.records import Response
+from deltalearn.records import Prompt, Request, Response
 
 
 @pytest.fixture
@@ -27,13 +28,13 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "sub" / "responses.sqlite"
 
 
+def request(key: str, sample: int = 0, model: str = "model") -> Request:
+    prompt = Prompt(f"prompt of {key}", ({"role": "user", "content": f"question of {key}"},))
+    return Request(key, prompt, sample, prompt.messages, model, '{"max_tokens":5}')
+
+
 def put(store: ResponseStore, *responses: Response) -> None:
-    store.add(
-        responses,
-        model="model",
-        engine="engine",
-        prompts=[(f"prompt of {r.key}", i) for i, r in enumerate(responses)],
-    )
+    store.add([(request(r.key, i), r) for i, r in enumerate(responses)], engine="engine")
 
 
 def stop(key: str, text: str = "text", ids: tuple[int, ...] = (1, 2)) -> Response:
@@ -54,6 +55,11 @@ RESPONSES = st.lists(
         finish_reason=st.sampled_from(["stop", "length", "error"]),
         prompt_tokens=st.integers(0, 2**40),
         error=st.none() | TEXTS,
+        thought=TEXTS,
+        completion_tokens=st.none() | st.integers(0, 2**40),
+        seed=st.none() | st.integers(0, 2**128 - 1),
+        fault=st.none() | TEXTS,
+        tries=st.integers(1, 100),
     ),
     unique_by=lambda r: r.key,
     max_size=5,
@@ -108,11 +114,26 @@ def test_any_number_of_keys_can_be_asked_for(path):
 
 def test_provenance_is_stored_with_the_response(path):
     with ResponseStore(path) as store:
-        store.add([stop("k")], model="hub:x@1", engine="transformers", prompts=[("p7", 3)])
-    query = "SELECT key, model, prompt_id, sample, engine, finish_reason, token_ids FROM responses"
+        store.add([(request("k", 3, "hub:x@1"), stop("k"))], engine="transformers 5")
+    query = """
+        SELECT r.key, m.identity, r.prompt_id, r.sample, r.engine, s.how, p.messages, r.token_ids
+        FROM responses r JOIN models m ON m.id = r.model JOIN settings s ON s.id = r.settings
+        JOIN prompts p ON p.id = r.prompt
+    """
     row = sqlite3.connect(path).execute(query).fetchone()
-    assert row[:-1] == ("k", "hub:x@1", "p7", 3, "transformers", "stop")
+    assert row[:-2] == ("k", "hub:x@1", "prompt of k", 3, "transformers 5", '{"max_tokens":5}')
+    assert json.loads(row[-2]) == [{"role": "user", "content": "question of k"}]
     assert row[-1] == b"\x01\0\0\0\x02\0\0\0"  # little-endian uint32, as the schema says
+
+
+def test_a_model_is_called_what_it_was_called_last(path):
+    with ResponseStore(path) as store:
+        put(store, stop("a"))
+        store.name_model("model", "large")
+        store.name_model("model", "larger")
+        assert store.db.execute("SELECT identity, name FROM models").fetchall() == [
+            ("model", "larger")
+        ]
 
 
 def test_dropping_errors_forgets_errors_only_and_only_those_asked_for(path):
@@ -139,10 +160,10 @@ def test_a_batch_is_stored_whole_or_not_at_all(path, batch):
         assert store.count() == 2
 
 
-def test_a_response_without_its_prompt_is_an_error_before_anything_is_stored(path):
+def test_an_answer_to_another_request_is_an_error_before_anything_is_stored(path):
     with ResponseStore(path) as store:
-        with pytest.raises(ValueError):
-            store.add([stop("a"), stop("b")], model="m", engine="e", prompts=[("p", 0)])
+        with pytest.raises(ValueError, match="another request"):
+            store.add([(request("a"), stop("a")), (request("b"), stop("c"))], engine="e")
         assert store.count() == 0
 
 
@@ -166,12 +187,12 @@ def test_store_of_another_version_is_refused_and_untouched(path):
     with ResponseStore(path) as store:
         put(store, stop("a"))
     db = sqlite3.connect(path)
-    db.execute("PRAGMA user_version=2")
+    db.execute("PRAGMA user_version=3")
     db.close()
-    with pytest.raises(UserError, match=r"responses\.sqlite: made by another version .*schema 2"):
+    with pytest.raises(UserError, match=r"responses\.sqlite: made by another version .*schema 3"):
         ResponseStore(path)
     db = sqlite3.connect(path)
-    assert db.execute("PRAGMA user_version").fetchone() == (2,)
+    assert db.execute("PRAGMA user_version").fetchone() == (3,)
     assert db.execute("SELECT count(*) FROM responses").fetchone() == (1,)
 
 
@@ -196,11 +217,12 @@ package = sys.modules["deltalearn.generate"] = types.ModuleType("deltalearn.gene
 package.__path__ = [os.path.join(deltalearn.__path__[0], "generate")]
 from deltalearn.errors import is_disk_full
 from deltalearn.generate.store import ResponseStore
-from deltalearn.records import Response
+from deltalearn.records import Prompt, Request, Response
 
 def put(store, batch):
     responses = [Response(f"{batch}.{i}", "x" * 500, (batch, i), "stop", 1) for i in range(8)]
-    store.add(responses, model="m", engine="e", prompts=[("p", 0)] * 8)
+    prompt = Prompt("p", ({"role": "user", "content": "q"},))
+    store.add([(Request(r.key, prompt, 0, model="m"), r) for r in responses], engine="e")
     print(batch, flush=True)
 """
 
@@ -209,9 +231,12 @@ store = ResponseStore(Path(sys.argv[1]))
 for batch in range(3):
     put(store, batch)
 # Die in the middle of the fourth batch, its rows written but not committed.
-store._db.execute("BEGIN")
-rows = [(f"3.{i}", "m", "p", 0, "x", b"", "stop", 1, None, "e") for i in range(4)]
-store._db.executemany("INSERT INTO responses VALUES (?,?,?,?,?,?,?,?,?,?)", rows)
+store.db.execute("BEGIN")
+rows = [(f"3.{i}", "p", "x", "", b"", "stop", "e") for i in range(4)]
+store.db.executemany(
+    "INSERT INTO responses (key, model, settings, prompt, sample, prompt_id, text, thought, "
+    "token_ids, finish_reason, prompt_tokens, engine, tries, created) "
+    "VALUES (?, 1, 1, 1, 0, ?, ?, ?, ?, ?, 1, ?, 1, 0)", rows)
 os.kill(os.getpid(), signal.SIGKILL)
 """
 
@@ -274,5 +299,5 @@ def test_other_errors_are_no_full_disk(path):
     assert not is_disk_full(OSError(errno.EACCES, "permission"))
     assert not is_disk_full(ValueError("a disk"))
     with ResponseStore(path) as store, pytest.raises(sqlite3.OperationalError) as caught:
-        store._db.execute("SELECT * FROM nowhere")
+        store.db.execute("SELECT * FROM nowhere")
     assert not is_disk_full(caught.value)

@@ -43,14 +43,24 @@ def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
 
 def read_jsonl(path: Path) -> list[Any]:
     """Read one JSON value a line."""
+    return list(read_jsonl_lazily(path))
+
+
+def read_jsonl_lazily(path: Path) -> Iterator[Any]:
+    """Yield one JSON value a line."""
     with path.open(encoding="utf-8") as lines:
-        return [json.loads(line) for line in lines]
+        for line in lines:
+            yield json.loads(line)
+
+
+def canonical_json(value: Any) -> str:
+    """The one JSON text of `value`: keys in order, no spaces."""
+    return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
 
 
 def digest(value: Any) -> str:
     """SHA-256 of the canonical JSON of `value`, as 64 hexadecimal digits."""
-    text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
 
 
 def file_digest(path: Path) -> str:

@@ -11,12 +11,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from deltalearn.files import digest, read_jsonl, write_json, write_jsonl
+from deltalearn.answering import STORE, AnswerStage, Respondent, read_and_keep_prompts
+from deltalearn.files import digest, write_json
 from deltalearn.lm.locate import ModelFiles, locate
 from deltalearn.recipe.load import LoadedRecipe
 from deltalearn.recipe.schema import STUDENT, TuneSpec
-from deltalearn.records import Prompt, Request
-from deltalearn.rundir import RunDirectory
+from deltalearn.rundir import RunDirectory, stage_line
 from deltalearn.tables import source_digest
 
 STAGES = ("prompts", "generate", "pairs", "tune", "evaluate", "report")
@@ -29,15 +29,17 @@ def run_recipe(
     *,
     update: bool = False,
     until: str = STAGES[-1],
+    retry_errors: bool = False,
     say: Say = print,
 ) -> RunDirectory:
     """Run `loaded` in `out` (default runs/<name>) up to and including the stage `until`.
 
-    Run it again to resume; a finished run does nothing. `say` gets one line per stage that worked.
+    Run it again to resume; a finished run does nothing. retry_errors: ask again for answers that
+    ended in errors, and do again what depends on them. `say` gets one line per stage that worked.
     """
     directory = RunDirectory(out or Path("runs") / loaded.recipe.name, loaded, update=update)
     try:
-        pipeline = Pipeline(loaded, directory, say)
+        pipeline = Pipeline(loaded, directory, say, retry_errors=retry_errors)
         for stage in STAGES[: STAGES.index(until) + 1]:
             getattr(pipeline, stage)()
         if until == STAGES[-1]:
@@ -50,10 +52,18 @@ def run_recipe(
 class Pipeline:
     """The stages of one run. Each method does one stage and leaves its artefacts on disk."""
 
-    def __init__(self, loaded: LoadedRecipe, directory: RunDirectory, say: Say) -> None:
+    def __init__(
+        self,
+        loaded: LoadedRecipe,
+        directory: RunDirectory,
+        say: Say,
+        *,
+        retry_errors: bool = False,
+    ) -> None:
         self.recipe = loaded.recipe
         self.directory = directory
         self.say = say
+        self.retry_errors = retry_errors
         self.seen: list[str] = []
         self.keys: dict[str, str] = {}
         self._last_examples: tuple = (None, [], {})
@@ -76,25 +86,27 @@ class Pipeline:
         self.keys[name] = key
         self.seen.append(name)
         if self.directory.stage(name, key, outputs, work, scratch):
-            record = self.directory.manifest["stages"][name]
-            self.say(f"{name:<28} {record['seconds']:>7.1f} s  {_brief(record['counts'])}")
+            self.say(stage_line(name, self.directory.manifest["stages"][name]))
+
+    @cached_property
+    def respondents(self) -> dict[str, Respondent]:
+        """All models as those who answer, identified; a hub model keeps its first commit."""
+        known = self.directory.manifest["models"]
+        found = {}
+        for name in [STUDENT, *self.recipe.models]:
+            model, before = self.recipe.model(name), known.get(name, {})
+            pinned = before.get("commit") if before.get("path") == model.path else None
+            found[name] = Respondent(
+                name, model, self.recipe.generate, lambda: self.placement, pinned
+            )
+            known[name] = found[name].record
+        return found
 
     @cached_property
     def models(self) -> dict[str, ModelFiles]:
-        """All models, located and fingerprinted; a hub model keeps its first commit."""
-        known = self.directory.manifest["models"]
-        located = {}
-        for name in dict.fromkeys([STUDENT, *self.recipe.models]):
-            spec = self.recipe.model(name)
-            before = known.get(name, {})
-            pinned = before.get("commit") if before.get("path") == spec.path else None
-            files = locate(spec.path, spec.revision or pinned)
-            located[name] = files
-            commit = files.fingerprint.rpartition("@")[2]
-            known[name] = {"path": spec.path, "fingerprint": files.fingerprint}
-            if files.fingerprint.startswith("hub:"):
-                known[name]["commit"] = commit
-        return located
+        """The models that are here, not behind a server."""
+        files = {name: r.files for name, r in self.respondents.items()}
+        return {name: f for name, f in files.items() if f is not None}
 
     @cached_property
     def placement(self):
@@ -113,67 +125,27 @@ class Pipeline:
         spec = self.recipe.prompts
 
         def work() -> dict[str, Any]:
-            from deltalearn.prompts import read_prompts
-
-            found = read_prompts(**spec.model_dump())
-            write_jsonl(
-                self._path("prompts.jsonl"),
-                ({"id": p.id, "messages": list(p.messages)} for p in found.prompts),
-            )
-            write_jsonl(self._path("prompts.rejects.jsonl"), found.rejects)
-            for reject in found.rejects[:3]:
-                self.say(f"  rejected {reject['where']}: {reject['reason']}")
-            if len(found.rejects) > 3:
-                self.say(f"  ... all {len(found.rejects)} in {self._path('prompts.rejects.jsonl')}")
-            return found.counts
+            return read_and_keep_prompts(spec, self.directory.path, self.say)
 
         inputs = {"spec": spec.model_dump(), "source": source_digest(spec.source)}
         self._stage("prompts", inputs, ["prompts.jsonl", "prompts.rejects.jsonl"], work)
 
-    @cached_property
-    def _prompts(self) -> list[Prompt]:
-        rows = read_jsonl(self._path("prompts.jsonl"))
-        return [Prompt(row["id"], tuple(row["messages"])) for row in rows]
-
-    @cached_property
-    def _sampling(self):
-        from deltalearn.lm.decode import Sampling
-
-        spec = self.recipe.generate
-        return Sampling(spec.temperature, spec.top_p, spec.max_tokens)
-
-    def _requests(self, model: str) -> list[Request]:
-        from deltalearn.generate import plan_requests
-
-        spec = self.recipe.generate
-        files = self.models[model]
-        return plan_requests(files, self._prompts, self._sampling, spec.seed, spec.samples)
+    def _answers(self, name: str) -> AnswerStage:
+        prompts = self.directory.counts("prompts")["prompts"]
+        return AnswerStage(
+            self.respondents[name],
+            self.directory,
+            self.keys["prompts"],
+            prompts,
+            self.retry_errors,
+            self.say,
+        )
 
     def generate(self) -> None:
-        """Every generator's answer to every prompt, into responses.sqlite."""
+        """Every needed model's answers, in responses.sqlite."""
         for name in self.recipe.generators:
-            self._generate(name)
-
-    def _generate(self, name: str) -> None:
-        spec = self.recipe.generate
-        files = self.models[name]
-
-        def work() -> dict[str, Any]:
-            from deltalearn.generate import ResponseStore, generate
-            from deltalearn.generate.transformers_engine import TransformersEngine
-
-            engine = TransformersEngine(files, self.placement, self._sampling, spec.token_budget)
-            with ResponseStore(self._path("responses.sqlite")) as store:
-                requests = self._requests(name)
-                store.drop_errors(r.key for r in requests)
-                return generate(store, files, requests, engine, title=name)
-
-        inputs = {
-            "prompts": self.keys["prompts"],
-            "model": files.fingerprint,
-            "spec": spec.model_dump(exclude={"token_budget"}),
-        }
-        self._stage(f"generate/{name}", inputs, ["responses.sqlite"], work)
+            stage = self._answers(name)
+            self._stage(stage.name, stage.inputs(), [STORE], stage.work)
 
     def pairs(self) -> None:
         """One Parquet file per pairing, a pure function of the store."""
@@ -185,18 +157,15 @@ class Pipeline:
         output = pairs_file(chosen, rejected)
 
         def work() -> dict[str, Any]:
-            from deltalearn.generate import ResponseStore
-            from deltalearn.pairs import build_pairs, write_pairs
+            from deltalearn.generate import ResponseStore, pair_candidates
+            from deltalearn.pairs import PairCounts, build_pairs, write_pairs
 
-            sides = [self._requests(chosen), self._requests(rejected)]
-            with ResponseStore(self._path("responses.sqlite")) as store:
-                found = store.get(r.key for requests in sides for r in requests)
-            candidates = (
-                (c.prompt, c.sample, found.get(c.key), found.get(r.key))
-                for c, r in zip(*sides, strict=True)
-            )
-            pairs, counts = build_pairs(candidates, **spec.model_dump())
-            write_pairs(self._path(output), pairs, chosen, rejected)
+            sides = self._answers(chosen).requests, self._answers(rejected).requests
+            with ResponseStore(self._path(STORE)) as store:
+                candidates = pair_candidates(store, *sides)
+                counts = PairCounts()
+                pairs = build_pairs(candidates, counts, **spec.model_dump())
+                write_pairs(self._path(output), pairs, chosen, rejected)
             return counts.as_dict()
 
         inputs = {
@@ -275,7 +244,7 @@ class Pipeline:
         return dev_scores(spec.dev, self.models[STUDENT]) if spec.dev else None
 
     def evaluate(self) -> None:
-        """Scores of the student, of every weak model and of every tuned student."""
+        """Scores of the student, of every weak model that is here and of every tuned student."""
         for name, files in self.models.items():
             self._evaluate(f"models/{name}", files.fingerprint, files.directory)
         for arm in self.recipe.tuned_arms:
@@ -349,25 +318,3 @@ class Pipeline:
 def pairs_file(chosen: str | None, rejected: str | None) -> str:
     """Where the pairs of one pairing are kept inside a run."""
     return f"pairs/{chosen}_over_{rejected}.parquet"
-
-
-SHOWN_OF_LAST_STEP = ("loss", "margin", "accuracy")
-
-
-def _brief(counts: dict[str, Any]) -> str:
-    """Counts on one line, zeros left out; of the last training step only what tells most."""
-    parts = []
-    for name, value in counts.items():
-        if name == "last":
-            shown = [f"{k} {value[k]:.3f}" for k in SHOWN_OF_LAST_STEP if k in value]
-            parts.append(f"last step: {', '.join(shown)}")
-        elif isinstance(value, dict):
-            inner = [f"{k} {v:,}" for k, v in value.items() if v]
-            parts += [f"{name}: {', '.join(inner)}"] if inner else []
-        elif isinstance(value, str):
-            continue  # said when it was decided
-        elif isinstance(value, int):
-            parts += [f"{name} {value:,}"] if value else []
-        else:
-            parts.append(f"{name} {value:.4f}")
-    return "  ".join(parts).replace("_", " ")

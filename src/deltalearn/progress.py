@@ -1,4 +1,4 @@
-"""Progress bars with ETA and throughput in a terminal; silence elsewhere."""
+"""Progress bars with ETA and throughput in a terminal; a line a minute elsewhere."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 console = Console(stderr=True, highlight=False)
+EVERY = 60.0  # seconds between lines where there is no terminal
 
 
 class Bar:
@@ -20,7 +21,8 @@ class Bar:
         self._task = task
         self._unit = unit
         self._amount = 0
-        self._start = time.monotonic()
+        self._start = self._said = time.monotonic()
+        self._first = progress.tasks[0].completed
 
     def advance(self, steps: int, amount: int = 0, note: str = "") -> None:
         """Move by `steps`; `amount` (tokens, pairs, ...) counts towards the rate shown."""
@@ -28,11 +30,25 @@ class Bar:
         rate = self._amount / max(time.monotonic() - self._start, 1e-9)
         shown = f"{rate:,.0f} {self._unit}/s  {note}" if self._amount else note
         self._progress.update(self._task, advance=steps, note=shown)
+        if self._progress.disable and time.monotonic() - self._said >= EVERY:
+            self._said = time.monotonic()
+            console.print(self._line(shown), soft_wrap=True)
+
+    def _line(self, note: str) -> str:
+        task = self._progress.tasks[0]
+        done, total = task.completed, task.total or 0
+        speed = (done - self._first) / max(time.monotonic() - self._start, 1e-9)
+        left = f"{(total - done) / speed / 60:,.0f} min left" if speed else ""
+        return f"{task.description}: {done:,.0f} of {total:,.0f}  {left}  {note}".rstrip()
 
 
 @contextmanager
-def progress(title: str, *, total: int, unit: str) -> Iterator[Bar]:
-    """Show a bar for `total` steps while the block runs, if standard error is a terminal."""
+def progress(title: str, *, total: int, unit: str, done: int = 0) -> Iterator[Bar]:
+    """Show a bar for `total` steps, `done` of them behind us, while the block runs.
+
+    In a terminal (standard error) it moves; elsewhere a job of over a minute prints a line a
+    minute.
+    """
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -43,4 +59,5 @@ def progress(title: str, *, total: int, unit: str) -> Iterator[Bar]:
     with Progress(
         *columns, console=console, transient=True, disable=not console.is_terminal
     ) as shown:
-        yield Bar(shown, shown.add_task(title, total=total, note=""), unit)
+        task = shown.add_task(title, total=total, completed=done, note="")
+        yield Bar(shown, task, unit)

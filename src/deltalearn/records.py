@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypedDict
 
 ROLES = ("system", "user", "assistant")
@@ -56,21 +56,43 @@ class Prompt:
     messages: tuple[Message, ...]
 
 
+@dataclass(frozen=True)
+class Sampling:
+    """How to choose tokens. temperature 0 is greedy; top_p in (0, 1] keeps the nucleus."""
+
+    temperature: float
+    top_p: float
+    max_tokens: int
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One answer wanted: what an engine is given. `key` identifies it by content."""
+    """One answer wanted: what an engine is given. `key` identifies it by content.
+
+    `messages` is what the model sees: the prompt's, with the system turn that `how` adds. `model`
+    is the identity of the model (a fingerprint of its files, or the name under which a server
+    knows it). `how` is canonical JSON of the settings that decide the answer, the sample's number
+    left out.
+    """
 
     key: str
     prompt: Prompt
     sample: int
+    messages: tuple[Message, ...] = ()
+    model: str = ""
+    how: str = "{}"
 
 
 @dataclass(frozen=True, slots=True)
 class Response:
     """One answer received, or the reason why there is none.
 
-    `finish_reason` is "stop" (the model ended its turn), "length" (cut at max_tokens) or "error";
-    `token_ids` exclude the end-of-turn id. `error` is None unless finish_reason is "error".
+    `finish_reason` is "stop" (the model ended its turn), "length" (cut at max_tokens) or "error".
+    `text` is the answer; a thinking trace before it is in `thought`, with its marks, so that
+    `thought + text` is all that was written. `token_ids` are of both, without the end-of-turn id;
+    empty where the engine does not give them, while `completion_tokens` counts them. `seconds`
+    from asking to having, `seed` what the engine was given, `tries` how often it was asked.
+    `error` and its kind, `fault`, are None unless finish_reason is "error".
     """
 
     key: str
@@ -79,6 +101,18 @@ class Response:
     finish_reason: str
     prompt_tokens: int
     error: str | None = None
+    thought: str = ""
+    completion_tokens: int | None = None  # default: as many as token_ids
+    seconds: float | None = field(default=None, compare=False)
+    seed: int | None = None
+    fault: str | None = None
+    tries: int = 1
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens the model wrote."""
+        given = self.completion_tokens
+        return len(self.token_ids) if given is None else given
 
 
 @dataclass(frozen=True, slots=True)

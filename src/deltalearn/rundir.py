@@ -56,6 +56,7 @@ class RunDirectory:
             "recipe": recipe,
             "models": (existing or {}).get("models", {}),
             "stages": (existing or {}).get("stages", {}),
+            "retries": (existing or {}).get("retries", {}),
         }
         if existing is None or existing["recipe"] != recipe:
             write_text(path / "recipe.yaml", loaded.resolved_yaml())
@@ -79,6 +80,23 @@ class RunDirectory:
     def counts(self, stage: str) -> dict[str, Any]:
         """The counts that a finished stage left."""
         return self.manifest["stages"][stage]["counts"]
+
+    def errors(self) -> int:
+        """Requests of all models that ended in errors."""
+        stages = self.manifest["stages"].items()
+        counts = (r.get("counts", {}) for name, r in stages if name.startswith("generate/"))
+        return sum(c.get("errors", 0) for c in counts)
+
+    def retries(self, stage: str, *, again: bool) -> int:
+        """How often errors of a stage of answers were asked again; once more, if there are any.
+
+        The number is part of the stage's key, so that what depends on the answers follows.
+        """
+        numbers = self.manifest["retries"]
+        record = self.manifest["stages"].get(stage, {})
+        if again and record.get("counts", {}).get("errors"):
+            numbers[stage] = numbers.get(stage, 0) + 1
+        return numbers.get(stage, 0)
 
     def stage(
         self,
@@ -182,3 +200,30 @@ def _differences(old: Any, new: Any, prefix: str = "") -> list[str]:
             found += _differences(old.get(key), new.get(key), dotted)
         return found
     return [] if old == new else [prefix]
+
+
+def stage_line(name: str, record: dict[str, Any]) -> str:
+    """What a person reads of a stage when it is done."""
+    return f"{name:<28} {record['seconds']:>7.1f} s  {counts_line(record['counts'])}"
+
+
+SHOWN_OF_LAST_STEP = ("loss", "margin", "accuracy")
+
+
+def counts_line(counts: dict[str, Any]) -> str:
+    """Counts on one line, zeros left out; of the last training step only what tells most."""
+    parts = []
+    for name, value in counts.items():
+        if name == "last":
+            shown = [f"{k} {value[k]:.3f}" for k in SHOWN_OF_LAST_STEP if k in value]
+            parts.append(f"last step: {', '.join(shown)}")
+        elif isinstance(value, dict):
+            inner = [f"{k} {v:,}" for k, v in value.items() if v]
+            parts += [f"{name}: {', '.join(inner)}"] if inner else []
+        elif isinstance(value, str):
+            continue  # said when it was decided
+        elif isinstance(value, int):
+            parts += [f"{name} {value:,}"] if value else []
+        else:
+            parts.append(f"{name} {value:.4f}")
+    return "  ".join(parts).replace("_", " ")

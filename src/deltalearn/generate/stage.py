@@ -1,89 +1,184 @@
-"""The generate stage: which requests there are, which are missing, and the loop that asks them."""
+"""The generate stage: the loop that has missing requests answered and stores what comes."""
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Protocol
 
-from deltalearn.files import digest
 from deltalearn.generate.store import ResponseStore
-from deltalearn.lm.decode import Sampling
-from deltalearn.lm.locate import ModelFiles
-from deltalearn.progress import progress
-from deltalearn.records import Prompt, Request, Response
+from deltalearn.progress import Bar, progress
+from deltalearn.records import Request, Response
+from deltalearn.stopping import SafeStop
+
+WINDOW = 8192  # requests looked up, and planned by an engine, at a time
+
+
+@dataclass(frozen=True)
+class Window:
+    """Some of a model's requests in their order, and the keys of those that are still to answer."""
+
+    requests: list[Request]
+    missing: frozenset[str]
+
+    def wanted(self) -> list[Request]:
+        """The requests still to answer."""
+        return [r for r in self.requests if r.key in self.missing]
+
+
+Stop = Callable[[], bool]
 
 
 class Engine(Protocol):
-    """Answers requests. Plans its own batches, so that it can use what the hardware offers."""
+    """Answers requests. Plans its own batches and its own concurrency."""
 
-    name: str
+    name: str  # with its version, as it is kept beside every answer
 
-    def batches(self, requests: Sequence[Request]) -> list[list[Request]]:
-        """Split requests into batches; a pure function of the requests."""
+    def answers(self, windows: Iterator[Window], stop: Stop) -> Iterator[list[Response]]:
+        """Yield answers to all that is missing, in any order; each list is stored whole.
 
-    def answer(self, batch: Sequence[Request]) -> list[Response]:
-        """Answer a batch, in order. A request that fails becomes an error response."""
+        A request that fails becomes an error response. Once `stop()` is true no further request is
+        begun, and those in flight are finished. UserError if no request at all can be answered.
+        """
 
-
-def request_key(model: str, prompt: Prompt, sampling: Sampling, seed: int, sample: int) -> str:
-    """Identity of a request: whatever changes the answer is in it, nothing else is."""
-    how: dict[str, float | int] = {"max_tokens": sampling.max_tokens}
-    if sampling.temperature > 0:
-        how |= {
-            "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
-            "seed": seed,
-            "sample": sample,
-        }
-    return digest({"model": model, "messages": list(prompt.messages), "sampling": how})
+    def close(self) -> None:
+        """Give back what the engine holds: memory, processes, connections."""
 
 
-def plan_requests(
-    model: ModelFiles, prompts: Sequence[Prompt], sampling: Sampling, seed: int, samples: int
-) -> list[Request]:
-    """Every request that one model has to answer, prompt by prompt."""
-    return [
-        Request(request_key(model.fingerprint, prompt, sampling, seed, sample), prompt, sample)
-        for prompt in prompts
-        for sample in range(samples)
-    ]
+@dataclass(frozen=True)
+class Prices:
+    """What a million tokens cost, in any one currency."""
+
+    prompt: float = 0.0
+    completion: float = 0.0
+
+    def of(self, prompt_tokens: int, completion_tokens: int) -> float:
+        """Cost of so many tokens."""
+        return (prompt_tokens * self.prompt + completion_tokens * self.completion) / 1e6
 
 
 def generate(
     store: ResponseStore,
-    model: ModelFiles,
-    requests: Sequence[Request],
-    engine: Engine,
+    requests: Iterable[Request],
+    engine: Callable[[], Engine],
     *,
     title: str,
-) -> dict[str, int]:
+    prices: Prices | None = None,
+    retry_errors: bool = False,
+) -> dict[str, int | float]:
     """Answer every request that the store does not hold yet; return counts.
 
-    Batches are planned over *all* requests and committed whole: after a crash the remaining
-    batches are the very ones an uninterrupted run would have formed, so their answers are too.
+    `requests` is read several times: to count, to answer, to count again. `engine` makes the
+    engine, and is called only if something is missing. Errors of earlier runs count as answered
+    unless `retry_errors`. Ctrl-C finishes what is in flight and raises `Stopped`. With `prices`
+    the counts have the `cost` of what was generated now.
     """
-    requests = list({r.key: r for r in requests}.values())  # the same one twice is asked once
-    have = store.have(r.key for r in requests)
-    counts: Counter[str] = Counter(requests=len(requests), cached=len(have), generated=0, errors=0)
-    if len(have) < len(requests):
-        with progress(f"generate {title}", total=len(requests), unit="tokens") as bar:
-            bar.advance(len(have))
-            for batch in engine.batches(requests):
-                missing = [r for r in batch if r.key not in have]
-                if not missing:
-                    continue
-                responses = engine.answer(missing)
-                store.add(
-                    responses,
-                    model=model.fingerprint,
-                    engine=engine.name,
-                    prompts=[(r.prompt.id, r.sample) for r in missing],
-                )
-                counts["generated"] += len(responses)
-                bar.advance(len(responses), amount=sum(len(r.token_ids) for r in responses))
-    for response in store.get(r.key for r in requests).values():
-        counts["errors"] += response.finish_reason == "error"
-        counts["truncated"] += response.finish_reason == "length"
-        counts["tokens"] += len(response.token_ids)
-    return dict(counts)
+    total, missing = survey(store, requests, retry_errors=retry_errors)
+    counts = _Counts(requests=total, cached=total - missing)
+    if missing:
+        made = engine()
+        try:
+            with (
+                SafeStop() as stop,
+                progress(f"generate {title}", total=total, done=counts["cached"], unit="tokens")
+                as bar,
+            ):  # fmt: skip
+                _answer(store, requests, made, counts, bar, lambda: stop.asked, prices)
+                if stop.asked and counts["generated"] < missing:
+                    done = counts["cached"] + counts["generated"]
+                    stop.leave(f"generate {title}: stopped, {done:,} of {total:,} requests done")
+        finally:
+            made.close()
+    return counts.of_all(store, requests, prices)
+
+
+def survey(
+    store: ResponseStore, requests: Iterable[Request], *, retry_errors: bool = False
+) -> tuple[int, int]:
+    """How many distinct requests there are (two of one window count once), how many to answer.
+
+    retry_errors: forget their errors first, so that those are to answer too.
+    """
+    total = missing = 0
+    for window in _windows(store, requests, retry_errors):
+        total += len(window.requests)
+        missing += len(window.missing)
+    return total, missing
+
+
+def _windows(
+    store: ResponseStore, requests: Iterable[Request], forget_errors: bool = False
+) -> Iterator[Window]:
+    """The requests, a bounded number at a time. The same one twice in a window is asked once."""
+    source = iter(requests)
+    while part := list(itertools.islice(source, WINDOW)):
+        distinct = {r.key: r for r in part}
+        if forget_errors:
+            store.drop_errors(distinct)
+        have = store.have(distinct)
+        yield Window(list(distinct.values()), frozenset(distinct.keys() - have))
+
+
+def _answer(
+    store: ResponseStore,
+    requests: Iterable[Request],
+    engine: Engine,
+    counts: _Counts,
+    bar: Bar,
+    stop: Stop,
+    prices: Prices | None,
+) -> None:
+    asked: dict[str, Request] = {}
+
+    def windows() -> Iterator[Window]:
+        for window in _windows(store, requests):
+            # A conversation that came in an earlier window too may be in flight still.
+            new = Window(window.requests, window.missing - asked.keys())
+            asked.update((r.key, r) for r in new.wanted())
+            yield new
+
+    for group in engine.answers(windows(), stop):
+        store.add([(asked[r.key], r) for r in group], engine=engine.name)
+        for response in group:
+            del asked[response.key]
+        counts.note(group)
+        shown = [f"{counts['failed']:,} failed"] if counts["failed"] else []
+        shown += [f"cost {counts.cost(prices):.2f}"] if prices else []
+        bar.advance(len(group), amount=sum(r.tokens for r in group), note="  ".join(shown))
+
+
+class _Counts(Counter[str]):
+    """Counts of a run of the stage."""
+
+    def note(self, group: list[Response]) -> None:
+        """Add what came just now."""
+        self["generated"] += len(group)
+        for response in group:
+            self["failed"] += response.finish_reason == "error"
+            self["new_prompt_tokens"] += response.prompt_tokens
+            self["new_tokens"] += response.tokens
+
+    def cost(self, prices: Prices | None) -> float:
+        """What was generated now cost."""
+        return prices.of(self["new_prompt_tokens"], self["new_tokens"]) if prices else 0.0
+
+    def of_all(
+        self, store: ResponseStore, requests: Iterable[Request], prices: Prices | None
+    ) -> dict[str, int | float]:
+        """The counts of all requests, those answered earlier too."""
+        found: Counter[str] = Counter()
+        source = iter(requests)
+        while keys := {r.key for r in itertools.islice(source, WINDOW)}:
+            for response in store.get(keys).values():
+                found["errors"] += response.finish_reason == "error"
+                found["truncated"] += response.finish_reason == "length"
+                found["thoughts"] += bool(response.thought)
+                found["tokens"] += response.tokens
+        names = ("requests", "cached", "generated")
+        result: dict[str, int | float] = {name: self[name] for name in names}
+        result |= {name: found[name] for name in ("errors", "truncated", "tokens")}
+        if found["thoughts"]:
+            result["thoughts"] = found["thoughts"]
+        return {**result, "cost": round(self.cost(prices), 4)} if prices else result

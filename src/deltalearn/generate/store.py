@@ -1,59 +1,113 @@
-"""The response store: one SQLite row per request, keyed by everything that determines it."""
+"""The response store: one SQLite row per request, keyed by everything that determines it.
+
+Beside the answers it holds what the keys are made of (model, messages, settings), so that a store
+can be checked, merged, paired and exported without the run that filled it. Memory does not grow
+with the number of rows.
+"""
 
 from __future__ import annotations
 
 import json
 import sqlite3
+import time
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from deltalearn.errors import UserError
-from deltalearn.records import Response
+from deltalearn.files import canonical_json, digest
+from deltalearn.records import Prompt, Request, Response
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 SCHEMA = """
+CREATE TABLE IF NOT EXISTS models (
+    id       INTEGER PRIMARY KEY,
+    identity TEXT NOT NULL UNIQUE,    -- fingerprint of its files, or its name at a server
+    name     TEXT NOT NULL            -- what a person called it last
+);
+CREATE TABLE IF NOT EXISTS prompts (
+    id       INTEGER PRIMARY KEY,
+    digest   TEXT NOT NULL UNIQUE,
+    messages TEXT NOT NULL            -- JSON list of {role, content}
+);
+CREATE TABLE IF NOT EXISTS settings (
+    id  INTEGER PRIMARY KEY,
+    how TEXT NOT NULL UNIQUE          -- canonical JSON of what decides an answer
+);
 CREATE TABLE IF NOT EXISTS responses (
-    key           TEXT PRIMARY KEY,   -- hash of model, messages, sampling and sample index
-    model         TEXT NOT NULL,      -- fingerprint of the model's files
-    prompt_id     TEXT NOT NULL,
-    sample        INTEGER NOT NULL,
-    text          TEXT NOT NULL,
-    token_ids     BLOB NOT NULL,      -- little-endian uint32
-    finish_reason TEXT NOT NULL,      -- stop | length | error
-    prompt_tokens INTEGER NOT NULL,
-    error         TEXT,               -- why there is no answer; NULL unless finish_reason is error
-    engine        TEXT NOT NULL
-) WITHOUT ROWID;
+    id                INTEGER PRIMARY KEY,
+    key               TEXT NOT NULL UNIQUE, -- hash of model, messages, settings and sample
+    model             INTEGER NOT NULL REFERENCES models,
+    settings          INTEGER NOT NULL REFERENCES settings,
+    prompt            INTEGER NOT NULL REFERENCES prompts,
+    sample            INTEGER NOT NULL,
+    prompt_id         TEXT NOT NULL,  -- what the prompt set called it
+    text              TEXT NOT NULL,
+    thought           TEXT NOT NULL,  -- a thinking trace before the text, with its marks
+    token_ids         BLOB NOT NULL,  -- little-endian uint32; empty where the engine gives none
+    finish_reason     TEXT NOT NULL,  -- stop | length | error
+    prompt_tokens     INTEGER NOT NULL,
+    completion_tokens INTEGER,        -- NULL: as many as token_ids
+    seconds           REAL,           -- from asking to having
+    seed              TEXT,           -- decimal: what the engine was given, of up to 128 bits
+    engine            TEXT NOT NULL,  -- name and version
+    fault             TEXT,           -- kind of error; NULL unless finish_reason is error
+    error             TEXT,           -- why there is no answer
+    tries             INTEGER NOT NULL,
+    created           INTEGER NOT NULL -- seconds since 1970
+);
+CREATE INDEX IF NOT EXISTS responses_by_model ON responses (model, settings, prompt, sample);
 """
-COLUMNS = "key, text, token_ids, finish_reason, prompt_tokens, error"
+RESPONSE = (
+    "key, text, token_ids, finish_reason, prompt_tokens, error, thought, completion_tokens, "
+    "seconds, seed, fault, tries"
+)
+INSERT = """
+INSERT INTO responses (
+    key, model, settings, prompt, sample, prompt_id, text, thought, token_ids, finish_reason,
+    prompt_tokens, completion_tokens, seconds, seed, engine, fault, error, tries, created
+) VALUES (
+    ?, (SELECT id FROM models WHERE identity = ?), (SELECT id FROM settings WHERE how = ?),
+    (SELECT id FROM prompts WHERE digest = ?), ?,?,?,?,?,?,?,?,?,?,?,?,?,?,?
+)
+"""
 
 
 class ResponseStore:
-    """Responses on disk (SQLite in WAL mode). A batch is stored whole or not at all."""
+    """Responses on disk (SQLite in WAL mode). A group is stored whole or not at all."""
 
-    def __init__(self, path: Path) -> None:
-        """Open or create the store. UserError if `path` is not a store of this version."""
+    def __init__(self, path: Path, *, existing: bool = False) -> None:
+        """Open the store, or create it unless `existing`.
+
+        UserError if `path` is not a store of this version, or not there although it must be.
+        """
+        if existing and not path.is_file():
+            raise UserError(f"{path}: no response store here")
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
         try:
-            self._db = sqlite3.connect(path, timeout=60)
-            self._db.execute("PRAGMA journal_mode=WAL")
-            self._db.execute("PRAGMA synchronous=FULL")
-            version = self._db.execute("PRAGMA user_version").fetchone()[0]
-            if version not in (0, SCHEMA_VERSION):
-                raise UserError(
-                    f"{path}: made by another version of deltalearn (schema {version}, here "
-                    f"{SCHEMA_VERSION}); use a new output directory"
-                )
-            with self._db:
-                self._db.executescript(SCHEMA)
-                self._db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+            self.db = sqlite3.connect(path, timeout=60)
+            self._set_up()
         except sqlite3.DatabaseError as error:
             if isinstance(error, sqlite3.OperationalError):
                 raise
             raise UserError(f"{path}: not a response store ({error}); move it away") from error
+
+    def _set_up(self) -> None:
+        version = self.db.execute("PRAGMA user_version").fetchone()[0]
+        if version not in (0, SCHEMA_VERSION):
+            raise UserError(
+                f"{self.path}: made by another version of deltalearn (schema {version}, here "
+                f"{SCHEMA_VERSION}); use a new output directory"
+            )
+        self.db.execute("PRAGMA journal_mode=WAL")
+        self.db.execute("PRAGMA synchronous=FULL")
+        if version == 0:
+            with self.db:
+                self.db.executescript(SCHEMA)
+                self.db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
 
     def __enter__(self) -> ResponseStore:
         return self
@@ -63,24 +117,59 @@ class ResponseStore:
 
     def close(self) -> None:
         """Close the store; the write-ahead log is folded in."""
-        self._db.close()
+        self.db.close()
 
-    def add(
-        self,
-        responses: Iterable[Response],
-        *,
-        model: str,
-        engine: str,
-        prompts: Sequence[tuple[str, int]],
-    ) -> None:
-        """Store responses in one transaction; `prompts` gives (prompt id, sample) for each."""
-        rows = [
-            (r.key, model, prompt_id, sample, r.text, _pack(r.token_ids), r.finish_reason,
-             r.prompt_tokens, r.error, engine)
-            for r, (prompt_id, sample) in zip(responses, prompts, strict=True)
-        ]  # fmt: skip
-        with self._db:
-            self._db.executemany("INSERT INTO responses VALUES (?,?,?,?,?,?,?,?,?,?)", rows)
+    # -- writing -----------------------------------------------------------------------------
+
+    def name_model(self, identity: str, name: str) -> None:
+        """Remember what a person calls the model of this identity."""
+        with self.db:
+            self.db.execute(
+                "INSERT INTO models (identity, name) VALUES (?, ?) "
+                "ON CONFLICT (identity) DO UPDATE SET name = excluded.name",
+                [identity, name],
+            )
+
+    def add(self, answered: Sequence[tuple[Request, Response]], *, engine: str) -> None:
+        """Store responses to their requests in one transaction; `engine` is its name and version.
+
+        ValueError if a response answers another request; sqlite3.IntegrityError, and nothing is
+        stored, if one is in the store already.
+        """
+        now = int(time.time())
+        models, settings, prompts, rows = set(), set(), {}, []
+        for request, r in answered:
+            if request.key != r.key:
+                raise ValueError(f"the response {r.key} answers another request, {request.key}")
+            prompt = prompt_digest(request.prompt)
+            models.add((request.model, request.model))
+            settings.add((request.how,))
+            prompts[prompt] = request.prompt.messages
+            seed = None if r.seed is None else str(r.seed)
+            rows.append(
+                (r.key, request.model, request.how, prompt, request.sample, request.prompt.id,
+                 r.text, r.thought, _pack(r.token_ids), r.finish_reason, r.prompt_tokens,
+                 r.completion_tokens, r.seconds, seed, engine, r.fault, r.error, r.tries, now)
+            )  # fmt: skip
+        texts = [(key, canonical_json(list(messages))) for key, messages in prompts.items()]
+        with self.db:
+            many = self.db.executemany
+            many("INSERT OR IGNORE INTO models (identity, name) VALUES (?, ?)", models)
+            many("INSERT OR IGNORE INTO settings (how) VALUES (?)", settings)
+            many("INSERT OR IGNORE INTO prompts (digest, messages) VALUES (?, ?)", texts)
+            many(INSERT, rows)
+
+    def drop_errors(self, keys: Iterable[str]) -> int:
+        """Forget the error rows among `keys`, so that they are asked again; return how many."""
+        with self.db:
+            cursor = self.db.execute(
+                "DELETE FROM responses WHERE finish_reason = 'error' "
+                "AND key IN (SELECT value FROM json_each(?))",
+                [json.dumps(list(keys))],
+            )
+        return cursor.rowcount
+
+    # -- reading -----------------------------------------------------------------------------
 
     def have(self, keys: Iterable[str]) -> set[str]:
         """Those of `keys` that are in the store."""
@@ -88,35 +177,34 @@ class ResponseStore:
 
     def get(self, keys: Iterable[str]) -> dict[str, Response]:
         """The stored responses among `keys`."""
-        return {row[0]: _response(row) for row in self._select(COLUMNS, keys)}
-
-    def drop_errors(self, keys: Iterable[str]) -> int:
-        """Forget the error rows among `keys`, so that they are asked again; return how many."""
-        keys = list(keys)
-        with self._db:
-            cursor = self._db.execute(
-                "DELETE FROM responses WHERE finish_reason = 'error' "
-                "AND key IN (SELECT value FROM json_each(?))",
-                [json.dumps(keys)],
-            )
-        return cursor.rowcount
+        return {row[0]: response_of(row) for row in self._select(RESPONSE, keys)}
 
     def count(self) -> int:
         """Number of rows, errors included."""
-        return self._db.execute("SELECT count(*) FROM responses").fetchone()[0]
+        return self.db.execute("SELECT count(*) FROM responses").fetchone()[0]
 
-    def _select(self, columns: str, keys: Iterable[str]) -> Iterable[tuple]:
+    def _select(self, columns: str, keys: Iterable[str]) -> Iterator[tuple]:
         # json_each takes any number of keys; `columns` is one of two constants of this module.
         query = f"SELECT {columns} FROM responses WHERE key IN (SELECT value FROM json_each(?))"  # noqa: S608
-        return self._db.execute(query, [json.dumps(list(keys))])
+        return self.db.execute(query, [json.dumps(list(keys))])
+
+
+def prompt_digest(prompt: Prompt) -> str:
+    """Identity of a prompt: its messages, whatever it is called."""
+    return digest(list(prompt.messages))
+
+
+def response_of(row: tuple[Any, ...]) -> Response:
+    """A Response of the columns RESPONSE."""
+    key, text, blob, finish_reason, prompt_tokens, error, thought, tokens, seconds, seed, *rest = (
+        row
+    )
+    ids = array("I")
+    ids.frombytes(blob)
+    seed = None if seed is None else int(seed)
+    told = finish_reason, prompt_tokens, error, thought, tokens, seconds, seed
+    return Response(key, text, tuple(ids), *told, *rest)
 
 
 def _pack(ids: Sequence[int]) -> bytes:
     return array("I", ids).tobytes()
-
-
-def _response(row: tuple) -> Response:
-    key, text, blob, finish_reason, prompt_tokens, error = row
-    ids = array("I")
-    ids.frombytes(blob)
-    return Response(key, text, tuple(ids), finish_reason, prompt_tokens, error)

@@ -2,75 +2,105 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import version
+from typing import Any
 
-from deltalearn.lm.chat import Refusal, answer_texts, prompt_ids_or_refusals
-from deltalearn.lm.decode import Decoded, Sampling, decode_within_context
+from deltalearn.generate.local import LocalPrompts, answer_of
+from deltalearn.generate.requests import long_seed
+from deltalearn.generate.stage import Stop, Window
+from deltalearn.lm.decode import decode_within_context
 from deltalearn.lm.load import Placement, context_length, load_model, load_tokenizer
 from deltalearn.lm.locate import ModelFiles
 from deltalearn.lm.logprobs import length_batches
-from deltalearn.records import Request, Response
-
-SEED_DIGITS = 32  # hexadecimal digits of a request key that seed its sampling: 128 bits
+from deltalearn.records import Request, Response, Sampling
 
 
 class TransformersEngine:
     """Answers in batches of similar prompt length; the model is loaded at the first batch."""
 
-    name = "transformers"
+    name = f"transformers {version('transformers')}"
 
     def __init__(
-        self, files: ModelFiles, placement: Placement, sampling: Sampling, token_budget: int
+        self,
+        files: ModelFiles,
+        placement: Placement,
+        sampling: Sampling,
+        token_budget: int,
+        template: Mapping[str, Any] | None = None,
     ) -> None:
-        """token_budget: most tokens, prompts and full-length answers, in one batch."""
+        """token_budget: most tokens, prompts and full-length answers, in one batch.
+
+        template: further arguments of the chat template.
+        """
         self._files = files
         self._placement = placement
         self._sampling = sampling
         self._token_budget = token_budget
         self._tokenizer = load_tokenizer(files)
+        self._prompts = LocalPrompts(self._tokenizer, template)
         self._model = None
-        self._prompts: dict[str, list[int] | Refusal] = {}
+
+    def close(self) -> None:
+        """Let go of the model."""
+        self._model = None
+
+    def answers(self, windows: Iterator[Window], stop: Stop) -> Iterator[list[Response]]:
+        """Batches are planned over *all* requests of a window and each is a list of its own.
+
+        After a crash the remaining batches are thus the very ones that an uninterrupted run would
+        have formed, and so are their answers.
+        """
+        for window in windows:
+            for batch in self.batches(window.requests) if window.missing else []:
+                missing = [r for r in batch if r.key in window.missing]
+                if stop():
+                    return
+                if missing:
+                    yield self.answer(missing)
 
     def batches(self, requests: Sequence[Request]) -> list[list[Request]]:
-        """Requests of similar prompt length together, longest first."""
-        prompts = prompt_ids_or_refusals(self._tokenizer, [r.prompt.messages for r in requests])
-        self._prompts = {r.key: prompt for r, prompt in zip(requests, prompts, strict=True)}
-        sizes = [0 if isinstance(prompt, Refusal) else len(prompt) for prompt in prompts]
+        """Requests of similar prompt length together, longest first; a pure function."""
+        sizes = self._prompts.sizes(requests)
         lengths = [size + self._sampling.max_tokens for size in sizes]
         return [[requests[i] for i in b] for b in length_batches(lengths, self._token_budget)]
 
     def answer(self, batch: Sequence[Request]) -> list[Response]:
         """Decode one batch. A prompt that is refused or leaves no room becomes an error."""
-        answers = {
-            r.key: self._error(r.key, 0, refusal.reason)
-            for r in batch
-            if isinstance(refusal := self._prompts[r.key], Refusal)
-        }
-        answers |= self._decode([r.key for r in batch if r.key not in answers])
+        prompts, answers = self._prompts.ids_or_errors(batch)
+        answers |= self._decode([r for r in batch if r.key in prompts], prompts)
         return [answers[r.key] for r in batch]
 
-    def _decode(self, keys: Sequence[str]) -> dict[str, Response]:
+    def _decode(
+        self, requests: Sequence[Request], prompts: Mapping[str, list[int]]
+    ) -> dict[str, Response]:
+        if not requests:
+            return {}
         if self._model is None:
             self._model = load_model(self._files, self._placement)
-        seeds = [int(key[:SEED_DIGITS], 16) for key in keys]
-        prompts = [self._prompts[key] for key in keys]
+        began = time.monotonic()
+        sampled = self._sampling.temperature > 0
+        seeds = [long_seed(r) for r in requests]
         decoded = decode_within_context(
-            self._model, self._tokenizer, prompts, self._sampling, seeds
+            self._model,
+            self._tokenizer,
+            [prompts[r.key] for r in requests],
+            self._sampling,
+            seeds,
         )
+        seconds = time.monotonic() - began  # of the batch: its answers come together
+        context = context_length(self._model)
         return {
-            key: self._response(key, len(prompt), answer)
-            for key, prompt, answer in zip(keys, prompts, decoded, strict=True)
+            r.key: answer_of(
+                r.key,
+                prompts[r.key],
+                answer and answer.ids,
+                answer is not None and answer.ended,
+                self._tokenizer,
+                context=context,
+                seconds=seconds,
+                seed=long_seed(r) if sampled else None,
+            )
+            for r, answer in zip(requests, decoded, strict=True)
         }
-
-    def _response(self, key: str, prompt_tokens: int, answer: Decoded | None) -> Response:
-        if answer is None:
-            context = context_length(self._model)
-            reason = f"the prompt has {prompt_tokens} tokens, the model's context is {context}"
-            return self._error(key, prompt_tokens, reason)
-        (text,) = answer_texts(self._tokenizer, [answer.ids])
-        finish_reason = "stop" if answer.ended else "length"
-        return Response(key, text, answer.ids, finish_reason, prompt_tokens)
-
-    @staticmethod
-    def _error(key: str, prompt_tokens: int, reason: str) -> Response:
-        return Response(key, "", (), "error", prompt_tokens, reason)

@@ -47,10 +47,15 @@ def prompt_ids(
 
 
 def prompt_ids_or_refusals(
-    tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Sequence[Message]]
+    tokenizer: PreTrainedTokenizerBase,
+    conversations: Sequence[Sequence[Message]],
+    arguments: Mapping[str, Any] | None = None,
 ) -> list[list[int] | Refusal]:
-    """Like `prompt_ids`, with a Refusal in the place of each conversation that is refused."""
-    found = prompt_texts(tokenizer, conversations)
+    """Like `prompt_ids`, with a Refusal in the place of each conversation that is refused.
+
+    arguments: what else the chat template is given.
+    """
+    found = prompt_texts(tokenizer, conversations, arguments)
     texts = [text for text in found if isinstance(text, str)]
     # The template writes every special token itself, the BOS included (PEERS B6).
     ids = iter(tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else [])

@@ -23,15 +23,7 @@ from transformers import (
 )
 
 from deltalearn.lm.load import context_length, end_ids
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How to choose tokens. temperature 0 is greedy; top_p in (0, 1] keeps the nucleus."""
-
-    temperature: float
-    top_p: float
-    max_tokens: int
+from deltalearn.records import Sampling
 
 
 @dataclass(frozen=True)

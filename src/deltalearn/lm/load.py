@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     GenerationConfig,
@@ -108,7 +109,19 @@ def context_length(model: PreTrainedModel) -> int | None:
 
 def end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     """Every id that ends an answer: the tokenizer's and those of the generation config."""
-    configured = model.generation_config.eos_token_id
+    return _ends(model.generation_config.eos_token_id, tokenizer)
+
+
+def end_ids_of_files(files: ModelFiles, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """`end_ids` of a model that is not loaded."""
+    try:
+        configured = GenerationConfig.from_pretrained(files.directory).eos_token_id
+    except OSError:  # without one, transformers takes the model's config
+        configured = AutoConfig.from_pretrained(files.directory).eos_token_id
+    return _ends(configured, tokenizer)
+
+
+def _ends(configured: int | list[int] | None, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     if configured is None:
         configured = []
     elif isinstance(configured, int):

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 
+from deltalearn.errors import UserError
 from deltalearn.records import Pair, Prompt, Response
 
 # Reasons for a drop, in the order in which they are tested.
@@ -42,23 +43,28 @@ class PairCounts:
         }
 
 
+Candidate = tuple[Prompt, int, Response | None, Response | None]
+
+
 def build_pairs(
-    candidates: Iterable[tuple[Prompt, int, Response | None, Response | None]],
+    candidates: Iterable[Candidate],
+    counts: PairCounts,
     *,
     truncated: str = "drop",
+    thoughts: str = "keep",
     max_length_difference: int | None = None,
-) -> tuple[list[Pair], PairCounts]:
-    """Make pairs from (prompt, sample, chosen response, rejected response) in the order given.
+) -> Iterator[Pair]:
+    """Yield pairs of (prompt, sample, chosen response, rejected response) in the order given.
 
-    truncated: "drop" or "keep" pairs with an answer cut at the token limit; a kept one is trained
-    without an end-of-turn token. max_length_difference: most tokens by which the chosen answer may
-    be longer (each counted by its own generator's tokenizer). A pair whose two texts are equal is
-    never made.
+    counts: is told of every candidate. truncated: "drop" or "keep" pairs with an answer cut at the
+    token limit; a kept one is trained without an end-of-turn token. thoughts: "keep" thinking
+    traces before answers, or "strip" them. max_length_difference: most tokens by which the chosen
+    answer may be longer (each counted by its own generator's tokenizer, with its thoughts). A pair
+    whose two texts are equal is never made.
     """
-    counts = PairCounts()
-    pairs = []
-    for prompt, sample, chosen, rejected in candidates:
+    for prompt, sample, *responses in candidates:
         counts.candidates += 1
+        chosen, rejected = (_as_trained(r, thoughts) for r in responses)
         reason, sides = _fault(chosen, rejected, truncated, max_length_difference)
         if reason:
             counts.dropped[reason] += 1
@@ -66,9 +72,15 @@ def build_pairs(
                 counts.by_side[f"{reason}:{'both' if len(sides) == 2 else sides[0]}"] += 1
             continue
         assert chosen is not None and rejected is not None
-        pairs.append(Pair(prompt.id, sample, prompt.messages, chosen, rejected))
-    counts.pairs = len(pairs)
-    return pairs, counts
+        counts.pairs += 1
+        yield Pair(prompt.id, sample, prompt.messages, chosen, rejected)
+
+
+def _as_trained(response: Response | None, thoughts: str) -> Response | None:
+    """The response with what is to be taught as its text."""
+    if response is None or not response.thought or thoughts == "strip":
+        return response
+    return replace(response, text=response.thought + response.text, thought="")
 
 
 def _fault(
@@ -91,7 +103,12 @@ def _fault(
     assert chosen is not None and rejected is not None
     if chosen.text == rejected.text:
         return "identical", ()
-    longer = len(chosen.token_ids) - len(rejected.token_ids)
-    if max_length_difference is not None and longer > max_length_difference:
-        return "length_difference", ()
+    if max_length_difference is not None:
+        if not (chosen.tokens and rejected.tokens):
+            raise UserError(
+                "max_length_difference: the answers have no token counts (imported ones often have "
+                "none); leave it out"
+            )
+        if chosen.tokens - rejected.tokens > max_length_difference:
+            return "length_difference", ()
     return None, ()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from deltalearn.files import replacing
 from deltalearn.records import Message, Pair, Response
 
 MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+ROW_GROUP = 10_000  # pairs
 SCHEMA = pa.schema(
     [
         ("prompt", MESSAGES),  # these three are all that TRL reads
@@ -33,30 +35,36 @@ SCHEMA = pa.schema(
 )
 
 
-def write_pairs(path: Path, pairs: Sequence[Pair], chosen_model: str, rejected_model: str) -> None:
-    """Write pairs to `path` atomically; a run of no pairs writes an empty table."""
-    columns: dict[str, list[Any]] = {name: [] for name in SCHEMA.names}
-    for pair in pairs:
-        row = {
-            "prompt": list(pair.prompt),
-            "prompt_id": pair.prompt_id,
-            "sample": pair.sample,
-            "chosen_model": chosen_model,
-            "rejected_model": rejected_model,
-            **_side("chosen", pair.chosen),
-            **_side("rejected", pair.rejected),
-        }
-        for name, values in columns.items():
-            values.append(row[name])
-    with replacing(path) as temporary:
-        pq.write_table(pa.table(columns, schema=SCHEMA), temporary, compression="zstd")
+def write_pairs(path: Path, pairs: Iterable[Pair], chosen_model: str, rejected_model: str) -> None:
+    """Write pairs to `path` atomically, some thousands at a time; none at all: an empty table."""
+    source = iter(pairs)
+    with replacing(path) as temporary, pq.ParquetWriter(
+        temporary, SCHEMA, compression="zstd"
+    ) as writer:  # fmt: skip
+        first = True
+        while (group := list(itertools.islice(source, ROW_GROUP))) or first:
+            first = False
+            rows = [_row(pair, chosen_model, rejected_model) for pair in group]
+            writer.write_table(pa.Table.from_pylist(rows, schema=SCHEMA))
+
+
+def _row(pair: Pair, chosen_model: str, rejected_model: str) -> dict[str, Any]:
+    return {
+        "prompt": list(pair.prompt),
+        "prompt_id": pair.prompt_id,
+        "sample": pair.sample,
+        "chosen_model": chosen_model,
+        "rejected_model": rejected_model,
+        **_side("chosen", pair.chosen),
+        **_side("rejected", pair.rejected),
+    }
 
 
 def _side(side: str, response: Response) -> dict[str, Any]:
     return {
         side: [Message(role="assistant", content=response.text)],
         f"{side}_finish_reason": response.finish_reason,
-        f"{side}_tokens": len(response.token_ids),
+        f"{side}_tokens": response.tokens,
         f"{side}_key": response.key,
     }
 

@@ -17,6 +17,8 @@ from deltalearn.recipe.schema import Recipe, TuneSpec
 SHIPPED = Path(__file__).parents[1] / "recipes"  # in a wheel
 CHECKOUT = Path(__file__).parents[3] / "recipes"  # in a clone
 
+OPTIONS = "command line"  # what errors and recipe.yaml call a value given as an option
+
 # What other libraries call our keys, so that a key brought along from one is recognised.
 ALIASES = {
     "learning_rate": "lr",
@@ -33,6 +35,18 @@ ALIASES = {
     "model": "path",
     "name_or_path": "path",
     "dataset": "source",
+    "api_base": "url",
+    "base_url": "url",
+    "api_key": "key_env",
+    "api_key_env": "key_env",
+    "max_concurrency": "concurrency",
+    "tensor_parallel_size": "tensor_parallel",
+    "gpu_memory_utilization": "memory",
+    "max_model_len": "context",
+    "system_prompt": "system",
+    "chat_template_kwargs": "template",
+    "n": "samples",
+    "extra_body": "body",
 }
 
 
@@ -131,6 +145,11 @@ def load_recipe(place: str | Path, overrides: list[str] | None = None) -> Loaded
         raise UserError(
             f"{path}: a recipe for `deltalearn tune`, which tunes one model on given pairs; use "
             f"`deltalearn tune --recipe {place} --out DIR`"
+        )
+    if "models" in values and not {"arms", "student", "evaluate"} & values.keys():
+        raise UserError(
+            f"{path}: a recipe for `deltalearn generate`, without a student and arms; use "
+            f"`deltalearn generate {place}`"
         )
     origins = dict.fromkeys(leaves(values), path.name)
     for text in overrides or []:

@@ -6,6 +6,7 @@ Errors raised here name the key; `deltalearn.recipe.load` adds the file and the 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal, TypeVar
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -41,11 +42,54 @@ class Spec(BaseModel):
         return key in self.model_fields_set and getattr(self, key) != default
 
 
+class PricesSpec(Spec):
+    """What a million tokens cost, in any one currency."""
+
+    prompt: float = Field(default=0.0, ge=0)
+    completion: float = Field(default=0.0, ge=0)
+
+
+class ServerSpec(Spec):
+    """An OpenAI-compatible server behind which a model runs (vLLM, SGLang, llama.cpp, a cloud)."""
+
+    url: str = Field(min_length=1)  # up to its version: http://localhost:8000/v1
+    model: str | None = None  # its name there; default: the model's path
+    key_env: str | None = None  # environment variable that holds the key
+    concurrency: int = Field(default=64, ge=1)  # requests in flight
+    rpm: float | None = Field(default=None, gt=0)  # requests a minute
+    tpm: float | None = Field(default=None, gt=0)  # tokens a minute
+    timeout: float = Field(default=600.0, gt=0)  # seconds for one try
+    tries: int = Field(default=6, ge=1)  # of one request; rate limits are waited for
+    wait: float = Field(default=1.0, ge=0)  # seconds before the second try, then doubled
+    patience: float = Field(default=120.0, gt=0)  # seconds without any answer: it is down
+    length_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
+    body: dict[str, Any] = Field(default_factory=dict)  # further fields of a request
+    prices: PricesSpec | None = None
+
+    @model_validator(mode="after")
+    def _no_secret(self) -> ServerSpec:
+        # Of the whole section, whose values an error does not repeat.
+        parts = urlsplit(self.url)
+        if parts.username or parts.password or parts.query:
+            raise ValueError(
+                "url must not hold a password, nor anything behind a question mark: put the key "
+                "into an environment variable and name that in key_env"
+            )
+        return self
+
+
 class ModelSpec(Spec):
     """A model: a Hugging Face directory, `package://module/path`, or a hub id."""
 
     path: str = Field(min_length=1)
     revision: str | None = None
+
+
+class GeneratorSpec(ModelSpec):
+    """A model that answers prompts. With `server` it is asked there, and nothing is loaded here."""
+
+    server: ServerSpec | None = None
+    system: str | None = Field(default=None, min_length=1)  # instead of generate.system
 
 
 class PromptsSpec(Spec):
@@ -68,17 +112,42 @@ class PromptsSpec(Spec):
         return self
 
 
-class GenerateSpec(Spec):
-    """How both weak models answer. temperature 0 is greedy, as in the paper."""
+class VllmSpec(Spec):
+    """vLLM offline, each model in a process of its own."""
 
+    python: str | None = None  # an interpreter that has vLLM, if it is another one than this
+    tensor_parallel: int = Field(default=1, ge=1)
+    memory: float | None = Field(default=None, gt=0, le=1)  # share of a GPU; default: vLLM's
+    context: int | None = Field(default=None, ge=1)  # tokens; default: the model's
+    options: dict[str, Any] = Field(default_factory=dict)  # any other argument of vllm.LLM
+
+
+class RaySpec(Spec):
+    """Workers on a Ray cluster, or on this machine."""
+
+    address: str | None = None  # "auto" or ray://...; default: a cluster of this machine alone
+    workers: int | None = Field(default=None, ge=1)  # default: as many as there is room for
+    engine: Literal["auto", "transformers", "vllm"] = "auto"  # auto: vllm where there are GPUs
+    cpus: float = Field(default=1.0, ge=0)  # of each worker
+    gpus: float | None = Field(default=None, ge=0)
+
+
+class GenerateSpec(Spec):
+    """How the models answer. temperature 0 is greedy, as in the paper."""
+
+    engine: Literal["transformers", "vllm", "ray"] = "transformers"  # of models without a server
     temperature: float = Field(default=0.0, ge=0)
     top_p: float = Field(default=1.0, gt=0, le=1)
     max_tokens: int = Field(default=2048, ge=1)
     samples: int = Field(default=1, ge=1)  # answers per prompt and model
     seed: int = Field(default=0, ge=0)
+    system: str | None = Field(default=None, min_length=1)  # for prompts without a system turn
+    template: dict[str, Any] = Field(default_factory=dict)  # arguments of the chat template
     token_budget: int = Field(
         default=16384, ge=1
     )  # rows x (longest prompt + max_tokens) in a batch
+    vllm: VllmSpec = VllmSpec()
+    ray: RaySpec = RaySpec()
 
     @model_validator(mode="after")
     def _effective(self) -> GenerateSpec:
@@ -86,13 +155,27 @@ class GenerateSpec(Spec):
             for key in ("top_p", "seed", "samples"):
                 if self.changed(key):
                     raise ValueError(f"{key} has no effect at temperature 0; remove it")
+        if self.engine != "ray" and self.changed("ray"):
+            raise ValueError(f"ray has no effect on the engine {self.engine}; remove it")
+        uses_vllm = self.engine == "vllm" or (
+            self.engine == "ray" and self.ray.engine in ("auto", "vllm")
+        )
+        if self.changed("vllm") and not uses_vllm:
+            raise ValueError("vllm has no effect unless the engine is vllm; remove it")
+        if self.engine == "vllm" and self.changed("token_budget"):
+            raise ValueError("token_budget has no effect on vllm, which batches by itself")
         return self
+
+    def content(self) -> dict[str, Any]:
+        """What decides the answers; how they are computed is left out."""
+        return self.model_dump(exclude={"engine", "token_budget", "vllm", "ray"})
 
 
 class PairsSpec(Spec):
     """Which pairs are dropped, and counted. Identical and empty answers never make a pair."""
 
     truncated: Literal["drop", "keep"] = "drop"  # answers cut at max_tokens
+    thoughts: Literal["keep", "strip"] = "keep"  # thinking traces before answers
     max_length_difference: int | None = Field(default=None, ge=0)  # tokens, chosen minus rejected
 
 
@@ -261,7 +344,7 @@ class Recipe(Spec):
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     student: ModelSpec
-    models: dict[Name, ModelSpec] = Field(min_length=1)
+    models: dict[Name, GeneratorSpec] = Field(min_length=1)
     prompts: PromptsSpec
     generate: GenerateSpec = GenerateSpec()
     pairs: PairsSpec = PairsSpec()
@@ -325,9 +408,16 @@ class Recipe(Spec):
             shared.pop("steps", None)
         return TuneSpec(**{**shared, **own})
 
-    def model(self, name: str) -> ModelSpec:
+    def model(self, name: str) -> GeneratorSpec:
         """The model spec behind a name used by an arm."""
-        return self.student if name == STUDENT else self.models[name]
+        if name == STUDENT:
+            return GeneratorSpec(**self.student.model_dump())
+        return self.models[name]
+
+    @property
+    def scored_models(self) -> list[str]:
+        """The student and the models that are here to be scored, not behind a server."""
+        return [STUDENT, *(name for name, model in self.models.items() if model.server is None)]
 
     @property
     def generators(self) -> list[str]:

@@ -11,6 +11,7 @@ from pydantic import Field, ValidationError
 
 from deltalearn.errors import UserError
 from deltalearn.recipe.load import (
+    OPTIONS,
     LoadedRecipe,
     explain,
     leaves,
@@ -19,8 +20,6 @@ from deltalearn.recipe.load import (
     read_values,
 )
 from deltalearn.recipe.schema import ModelSpec, Name, Spec, TuneSpec
-
-OPTIONS = "command line"  # what errors and recipe.yaml call a value given as an option
 
 
 class PairsSource(Spec):

@@ -74,6 +74,8 @@ def _how(view: RunView, arm: Arm, first: Measure) -> str:
     def own(name: str) -> str:
         if name == STUDENT:
             return "the student itself"
+        if not view.is_scored(name):
+            return f"{one_line(name)} (behind a server, not scored)"
         return f"{one_line(name)} ({first.score(view.scores(name)[first.key]['mean'])})"
 
     if arm.supervised:
@@ -84,8 +86,8 @@ def _how(view: RunView, arm: Arm, first: Measure) -> str:
 
 
 def _relation(view: RunView, models: list[str], first: Measure) -> str:
-    """Where the generators stand against the student; empty if the student is one of them."""
-    if STUDENT in models:
+    """Where the generators stand against the student; empty if he is one, or one has no scores."""
+    if STUDENT in models or not all(map(view.is_scored, models)):
         return ""
     student = view.base[first.key]
     scored = [view.scores(name)[first.key] for name in models]
@@ -100,8 +102,8 @@ def _relation(view: RunView, models: list[str], first: Measure) -> str:
 def _tiles(view: RunView, first: Measure) -> list[dict[str, str]]:
     arms, summary = view.summary["arms"], view.summary
     best = max(view.arms, key=lambda a: arms[a.name][first.key]["mean"])
-    weak = max(summary["teachers"], key=lambda n: summary["teachers"][n][first.key]["mean"])
-    teacher = summary["teachers"][weak][first.key]
+    means = {name: entry[first.key]["mean"] for name, entry in summary["teachers"].items()}
+    weak = max(means, key=means.__getitem__, default=None)
     prompts = view.stages["prompts"]["counts"]["prompts"]
     pairs = count(sum(pairing.counts["pairs"] for pairing in view.pairings))
     tables, tasks, seeds = len(view.pairings), len(summary["tasks"]), len(summary["seeds"])
@@ -109,7 +111,7 @@ def _tiles(view: RunView, first: Measure) -> list[dict[str, str]]:
     difference = first.difference(arms[best.name]["diff_vs_base"][first.key]["mean"])
     return [
         _tile("student, untouched", first.score(view.base[first.key]["mean"]), first.label),
-        _tile("best weak model", first.score(teacher["mean"]), weak),
+        *([_tile("best weak model", first.score(means[weak]), weak)] if weak else []),
         _tile(
             "best tuned student",
             first.score(arms[best.name][first.key]["mean"]),

@@ -6,7 +6,7 @@ escapes it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,16 +27,21 @@ FACTS += [f"{side}_{fact}" for side in TEXTS[1:] for fact in ("tokens", "finish_
 
 
 def delta_figures(view: RunView) -> list[dict[str, Any]]:
-    """Per metric: each pairing's two generators, and the student they are to teach."""
+    """Per metric: each pairing's two generators, and the student they are to teach.
+
+    Pairings of models without scores, those behind a server, are left out.
+    """
+    scored = [p for p in view.pairings if all(map(view.is_scored, (p.chosen, p.rejected)))]
     return [
-        {"title": measure.label, "svg": _delta_figure(view, measure, f"delta{i}")}
+        {"title": measure.label, "svg": _delta_figure(view, scored, measure, f"delta{i}")}
         for i, measure in enumerate(view.measures)
+        if scored
     ]
 
 
-def _delta_figure(view: RunView, measure: Measure, name: str) -> Any:
+def _delta_figure(view: RunView, pairings: Sequence[Pairing], measure: Measure, name: str) -> Any:
     rows, told = [], []
-    for pairing in view.pairings:
+    for pairing in pairings:
         chosen, rejected = (
             {k: v * measure.scale for k, v in view.scores(side)[measure.key].items()}
             for side in (pairing.chosen, pairing.rejected)

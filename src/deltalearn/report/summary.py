@@ -57,7 +57,7 @@ def summarize(run: Path) -> dict[str, Any]:
         "intervals": "95%, percentile bootstrap over items (within tasks) and training seeds, "
         f"{recipe['evaluate']['bootstrap']:,} draws; differences are paired by item",
         "arms": arms,
-        "teachers": {name: _entry(draws[name], bootstrap.tasks) for name in recipe["models"]},
+        "teachers": {n: _entry(draws[n], bootstrap.tasks) for n in scored_models(recipe)},
         "pairs": {
             stage.removeprefix("pairs/"): record["counts"]
             for stage, record in manifest["stages"].items()
@@ -65,6 +65,11 @@ def summarize(run: Path) -> dict[str, Any]:
         },
         "scores_digest": digest(_plain(scores, metrics)),
     }
+
+
+def scored_models(recipe: dict[str, Any]) -> list[str]:
+    """The weak models that could be scored: not those behind a server."""
+    return [name for name, model in recipe["models"].items() if not model.get("server")]
 
 
 def _entry(draws: dict[str, Draws], tasks: list[str]) -> dict[str, Any]:
@@ -92,7 +97,7 @@ def _per_seed(own: dict[str, Any], base: dict[str, Any], metrics: list[str]) -> 
 
 def _load_scores(run: Path, recipe: dict[str, Any], metrics: list[str]) -> dict[str, Any]:
     """Per model or arm: metric -> (seeds, items) array, and the items' tasks."""
-    sources = {name: [f"models/{name}"] for name in [STUDENT, *recipe["models"]]}
+    sources = {name: [f"models/{name}"] for name in [STUDENT, *scored_models(recipe)]}
     for arm, spec in recipe["arms"].items():
         if spec["chosen"]:
             sources[f"arms/{arm}"] = [f"arms/{arm}/seed-{seed}" for seed in recipe["seeds"]]

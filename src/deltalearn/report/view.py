@@ -114,6 +114,10 @@ class RunView:
         """Differences of an arm from base, by metric."""
         return self.summary["arms"][arm]["diff_vs_base"]
 
+    def is_scored(self, model: str) -> bool:
+        """Whether a generator has scores; one behind a server has none."""
+        return model == STUDENT or model in self.summary["teachers"]
+
     def scores(self, model: str) -> dict[str, Any]:
         """A generator's own scores, by metric; the student's are base's."""
         return self.base if model == STUDENT else self.summary["teachers"][model]

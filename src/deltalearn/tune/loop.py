@@ -26,13 +26,13 @@ from torch.distributed.fsdp import FSDPModule
 from deltalearn.errors import UserError
 from deltalearn.files import write_text
 from deltalearn.progress import progress
+from deltalearn.stopping import SafeStop
 from deltalearn.tune.checkpoint import Checkpoints
 from deltalearn.tune.losses import loss_at_start
 from deltalearn.tune.plan import plan_step
 from deltalearn.tune.schedule import batch_at, learning_rate
 from deltalearn.tune.settings import Settings
 from deltalearn.tune.step import Objective
-from deltalearn.tune.stopping import SafeStop
 
 START_TOLERANCE = 1e-3  # how far the first loss may be from its exact value
 START_TOLERANCE_LOW = 2e-2  # in 16 bits a product rounds by the shape of its batch

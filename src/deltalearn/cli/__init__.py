@@ -10,6 +10,8 @@ from typing import Annotated
 import typer
 from typer.core import TyperGroup
 
+from deltalearn.cli import answers
+
 
 class Interrupted(Exception):
     """Ctrl-C, under a name that the command-line library does not swallow without a word."""
@@ -33,6 +35,9 @@ app = typer.Typer(
 )
 lab_app = typer.Typer(no_args_is_help=True, help="The embedded family of tiny models.")
 app.add_typer(lab_app, name="lab")
+app.command()(answers.generate)
+app.command()(answers.pairs)
+app.add_typer(answers.responses, name="responses")
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
@@ -71,6 +76,9 @@ def run(
     until: Annotated[
         str, typer.Option(help="Last stage: prompts, generate, pairs, tune, evaluate or report.")
     ] = "report",
+    retry_errors: Annotated[
+        bool, typer.Option("--retry-errors", help="Ask again for answers that ended in errors.")
+    ] = False,
 ) -> None:
     """Run the whole pipeline of a recipe; run it again to resume."""
     from deltalearn.errors import UserError
@@ -79,9 +87,16 @@ def run(
 
     if until not in STAGES:
         raise UserError(f"--until {until}: no such stage; there are {', '.join(STAGES)}")
-    directory = run_recipe(load_recipe(recipe, set_), out, update=update, until=until)
+    directory = run_recipe(
+        load_recipe(recipe, set_), out, update=update, until=until, retry_errors=retry_errors
+    )
     if not directory.done_now:
         typer.echo(f"{directory.path}: everything is done already, nothing to do")
+    if failed := directory.errors():
+        typer.echo(
+            f"{failed:,} requests ended in errors and made no pair: see `deltalearn responses "
+            f"errors {directory.path}`; ask them again with --retry-errors"
+        )
     if until == STAGES[-1]:
         from deltalearn.report.terminal import print_summary
 

@@ -1,0 +1,300 @@
+"""Commands about answers: generate them, look after their store, make pairs of them."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+EXIT_WITH_ERRORS = 3  # everything was asked, and some requests ended in errors
+
+responses = typer.Typer(no_args_is_help=True, help="Look after a store of answers.")
+
+Store = Annotated[Path, typer.Argument(help="responses.sqlite, or the directory it is in.")]
+Models = Annotated[
+    list[str] | None, typer.Option("--model", metavar="NAME", help="Only this model's; repeatable.")
+]
+
+
+def generate(
+    recipe: Annotated[
+        str | None, typer.Argument(help="A recipe of `generate` or of `run`; options win over it.")
+    ] = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=PATH", help="A model that answers; repeat for a ladder."),
+    ] = None,
+    prompts: Annotated[
+        str | None, typer.Option(help="JSONL, Parquet, a folder of them, or a hub id.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Where it goes; default runs/<name of the recipe>.")
+    ] = None,
+    engine: Annotated[str | None, typer.Option(help="transformers, vllm or ray.")] = None,
+    url: Annotated[
+        str | None,
+        typer.Option(help="Ask an OpenAI-compatible server instead: http://localhost:8000/v1."),
+    ] = None,
+    key_env: Annotated[
+        str | None, typer.Option(help="Environment variable that holds the server's key.")
+    ] = None,
+    concurrency: Annotated[
+        int | None, typer.Option(help="Requests in flight at a server; default 64.")
+    ] = None,
+    temperature: Annotated[float | None, typer.Option(help="Default 0: greedy.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Default 1.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Of an answer; default 2048.")] = None,
+    samples: Annotated[int | None, typer.Option(help="Answers to a prompt; default 1.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of sampled answers; default 0.")] = None,
+    system: Annotated[str | None, typer.Option(help="System turn where a prompt has none.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Use so many prompts.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16.")] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Any setting, e.g. generate.vllm.memory=."),
+    ] = None,
+    retry_errors: Annotated[
+        bool, typer.Option("--retry-errors", help="Ask again what ended in an error.")
+    ] = False,
+    update: Annotated[
+        bool, typer.Option("--update", help="Let changed settings go on in the same directory.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Count requests, tokens and cost, and stop.")
+    ] = False,
+) -> None:
+    """Let models answer prompts; run it again to resume. Exit code 3 if some ended in errors."""
+    from deltalearn.generating import dry_run as report_dry_run
+    from deltalearn.generating import run_generate
+    from deltalearn.recipe.generate_file import is_whole_recipe, load_generate_recipe
+
+    options = {
+        "prompts.source": prompts,
+        "prompts.limit": limit,
+        "models.server.url": url,
+        "models.server.key_env": key_env,
+        "models.server.concurrency": concurrency,
+        "generate.engine": engine,
+        "generate.temperature": temperature,
+        "generate.top_p": top_p,
+        "generate.max_tokens": max_tokens,
+        "generate.samples": samples,
+        "generate.seed": seed,
+        "generate.system": system,
+        "device": device,
+        "dtype": dtype,
+    }
+    if recipe is not None and is_whole_recipe(recipe):
+        _of_whole_recipe(
+            recipe, model, options, set_, out, retry=retry_errors, update=update, dry=dry_run
+        )
+        return
+    loaded = load_generate_recipe(recipe, model or [], options, set_)
+    if dry_run:
+        typer.echo(report_dry_run(loaded, out))
+    elif run_generate(loaded, out, update=update, retry_errors=retry_errors):
+        raise typer.Exit(EXIT_WITH_ERRORS)
+
+
+def _of_whole_recipe(
+    recipe: str,
+    models: list[str] | None,
+    options: dict[str, object],
+    set_: list[str] | None,
+    out: Path | None,
+    *,
+    retry: bool,
+    update: bool,
+    dry: bool,
+) -> None:
+    """The generate stage of a recipe of `run`, in that run's directory."""
+    import json
+
+    from deltalearn.errors import UserError
+    from deltalearn.generating import dry_run_of_recipe
+    from deltalearn.pipeline import run_recipe
+    from deltalearn.recipe.load import load_recipe
+
+    if models:
+        raise UserError(f"{recipe}: it names its models already; change them with --set models.X=")
+    given = [f"{key}={json.dumps(value)}" for key, value in options.items() if value is not None]
+    if served := [text for text in given if text.startswith("models.")]:
+        raise UserError(
+            f"{recipe}: a server belongs to one model: --set models.NAME{served[0][6:]}"
+        )
+    loaded = load_recipe(recipe, given + (set_ or []))
+    if dry:
+        typer.echo(dry_run_of_recipe(loaded, out))
+        return
+    directory = run_recipe(loaded, out, update=update, until="generate", retry_errors=retry)
+    if directory.errors():
+        raise typer.Exit(EXIT_WITH_ERRORS)
+
+
+def pairs(
+    store: Store,
+    chosen: Annotated[str, typer.Option(help="The model whose answers are preferred.")],
+    rejected: Annotated[str, typer.Option(help="The model whose answers are not.")],
+    out: Annotated[Path, typer.Option(help="A Parquet file in TRL's format.")],
+    settings: Annotated[
+        str | None, typer.Option(help="JSON: which answers, where a model has several kinds.")
+    ] = None,
+    truncated: Annotated[str, typer.Option(help="Of answers cut at the limit: drop or keep.")] = (
+        "drop"
+    ),
+    thoughts: Annotated[
+        str, typer.Option(help="Thinking traces before answers: keep or strip.")
+    ] = "keep",
+    max_length_difference: Annotated[
+        int | None, typer.Option(help="Most tokens by which the chosen answer may be longer.")
+    ] = None,
+) -> None:
+    """Make preference pairs of two models' answers in a store."""
+    from deltalearn.generating import write_pairs_of_store
+
+    line = write_pairs_of_store(
+        _path(store),
+        chosen,
+        rejected,
+        out,
+        settings,
+        truncated=truncated,
+        thoughts=thoughts,
+        max_length_difference=max_length_difference,
+    )
+    typer.echo(line)
+
+
+@responses.command("list")
+def list_(store: Store) -> None:
+    """What is in a store: models, ways of asking them, numbers."""
+    from deltalearn.generate.upkeep import overview
+    from deltalearn.report.tables import print_rows
+
+    with _open(store) as opened:
+        rows = overview(opened)
+    shown = ("model", "responses", "prompts", "truncated", "errors", "tokens", "engines", "how")
+    print_rows(rows, shown)
+
+
+@responses.command()
+def count(store: Store) -> None:
+    """The number of answers, one a line: all, truncated, errors."""
+    from deltalearn.generate.upkeep import overview
+
+    with _open(store) as opened:
+        rows = overview(opened)
+    for name in ("responses", "truncated", "errors"):
+        typer.echo(f"{name} {sum(row[name] for row in rows)}")
+
+
+@responses.command()
+def errors(store: Store) -> None:
+    """What kinds of errors there are, with an example of each."""
+    from deltalearn.generate.upkeep import faults
+    from deltalearn.report.tables import print_rows
+
+    names = ("model", "kind", "count", "example")
+    with _open(store) as opened:
+        rows = [dict(zip(names, row, strict=True)) for row in faults(opened)]
+    print_rows(rows, names)
+
+
+@responses.command()
+def check(store: Store) -> None:
+    """Check a store: SQLite's pages, and every key against what it stands for."""
+    from deltalearn.generate.upkeep import check as check_store
+
+    with _open(store) as opened:
+        found = check_store(opened)
+    for problem in found.problems:
+        typer.echo(problem)
+    if found.counts:
+        kinds = ", ".join(f"{kind} {n:,}" for kind, n in found.counts.items())
+        typer.echo(f"{found.rows:,} rows, NOT whole: {kinds}")
+        sys.exit(1)
+    typer.echo(f"{found.rows:,} rows, all whole")
+
+
+@responses.command()
+def export(
+    store: Store,
+    to: Annotated[Path, typer.Argument(help="A .jsonl or .parquet file.")],
+    model: Models = None,
+) -> None:
+    """Write answers to a file, a row each."""
+    from deltalearn.generate.export import export as export_store
+
+    with _open(store) as opened:
+        typer.echo(f"{to}: {export_store(opened, to, model or []):,} rows")
+
+
+@responses.command("import")
+def import_(
+    store: Annotated[Path, typer.Argument(help="responses.sqlite, made if it is not there.")],
+    source: Annotated[str, typer.Argument(help="JSONL, JSON, Parquet, a folder, or a hub id.")],
+    column: Annotated[
+        list[str] | None,
+        typer.Option(help="A model's column of answers, for a ladder; repeatable."),
+    ] = None,
+    model_name: Annotated[
+        str | None, typer.Option(help="Of the model, where the file does not say.")
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="Of a hub data set; default train.")] = None,
+) -> None:
+    """Take answers that others wrote: ladder columns, AlpacaEval, TRL, Argilla, distilabel."""
+    from deltalearn.generate.importer import import_responses
+    from deltalearn.generate.store import ResponseStore
+
+    with ResponseStore(_path(store)) as opened:
+        found = import_responses(opened, source, split=split, models=column or [], name=model_name)
+    models = ", ".join(f"{name} {n:,}" for name, n in found.models.items())
+    typer.echo(f"{found.read:,} rows read, {found.added:,} answers added ({models})")
+    for number, meaning in (
+        (found.there, "were there already"),
+        (found.assumed_ends, "had no finish reason and are taken to have ended by themselves"),
+        (found.skipped_count, "rows had no answer to take"),
+    ):
+        if number:
+            typer.echo(f"  {number:,} {meaning}")
+    for line in found.skipped:
+        typer.echo(f"    {line}")
+
+
+@responses.command()
+def merge(
+    store: Store, other: Annotated[Path, typer.Argument(help="The store to take from.")]
+) -> None:
+    """Take over the answers of another store."""
+    from deltalearn.generate.upkeep import merge as merge_stores
+
+    with _open(store) as opened:
+        done = merge_stores(opened, _path(other))
+    typer.echo(
+        f"{done.added:,} added, {done.mended:,} errors mended, {done.same:,} the same, "
+        f"{done.different:,} answered otherwise here and kept so"
+    )
+
+
+@responses.command()
+def forget(
+    store: Store, model: Annotated[str, typer.Argument(help="Name or identity of a model.")]
+) -> None:
+    """Delete all answers of a model, and give back their room."""
+    from deltalearn.generate.upkeep import forget_model
+
+    with _open(store) as opened:
+        typer.echo(f"{forget_model(opened, model):,} answers of {model} deleted")
+
+
+def _open(store: Path):
+    from deltalearn.generate.store import ResponseStore
+
+    return ResponseStore(_path(store), existing=True)
+
+
+def _path(store: Path) -> Path:
+    return store / "responses.sqlite" if store.is_dir() else store

@@ -1,0 +1,146 @@
+"""What a server's reply means: an answer, a fault to retry, one to record, or the end of it all."""
+
+from __future__ import annotations
+
+import email.utils
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+SHOWN = 300  # characters of a server's message that are kept
+
+STOP_REASONS = {"stop", "eos", "eos_token", "stop_sequence", "end_turn"}
+LENGTH_REASONS = {"length", "max_tokens"}
+RETRIED = {408, 409, 425, 429, 500, 502, 503, 504, 507, 508, 520, 521, 522, 523, 524, 529}
+ABSENT = {502, 503, 504, 521, 522, 523}  # what gateways say of a server that is not there
+NEVER = {  # statuses that every other request would meet too, and what to do about them
+    401: "the server does not accept the key; check the variable that key_env names",
+    402: "the server wants to be paid; add credit to the account",
+    403: "the key may not use this model, or the server is closed to this address",
+    404: "the server has no such model or path; check its URL (it ends with its version, as in "
+    "/v1) and the model's name there",
+    405: "this is no chat endpoint; check the URL (it ends with its version, as in /v1)",
+}
+OUT_OF_QUOTA = {"insufficient_quota", "billing_hard_limit_reached"}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A whole answer. Token ids are given by few servers; usage may be missing (None)."""
+
+    text: str
+    thought: str
+    finish_reason: str
+    token_ids: tuple[int, ...]
+    prompt_tokens: int | None
+    completion_tokens: int | None
+
+
+@dataclass(eq=False)
+class Fault(Exception):
+    """A try that brought no answer.
+
+    kind: refused, rate_limit, server, timeout, connection, malformed, filtered or fatal. retry:
+    whether another try may help. wait: seconds that the server asks for, if it says so. absent:
+    whether it looks as if there were no server at all.
+    """
+
+    kind: str
+    reason: str
+    retry: bool = False
+    wait: float | None = None
+    absent: bool = False
+
+
+def read_reply(status: int, headers: Mapping[str, str], body: bytes) -> Answer:
+    """The answer in a reply; raises Fault if there is none."""
+    if status != 200:
+        raise _fault_of(status, headers, body)
+    try:
+        value = json.loads(body)
+        choice = value["choices"][0]
+        return _answer(choice, value.get("usage") or {})
+    except Fault:
+        raise
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        shown = body[:SHOWN].decode(errors="replace")
+        reason = f"not a chat completion ({type(error).__name__}: {error}): {shown}"
+        raise Fault("malformed", reason, retry=True) from None
+
+
+def _answer(choice: dict[str, Any], usage: dict[str, Any]) -> Answer:
+    message = choice["message"]
+    reason = choice.get("finish_reason")
+    text = message.get("content")
+    if text is None:
+        text = message.get("refusal")  # a model that declines has answered
+    thought = message.get("reasoning_content") or message.get("reasoning") or ""
+    if reason in LENGTH_REASONS and text is None:
+        text = ""  # cut while thinking
+    if reason == "content_filter":
+        raise Fault("filtered", "the server's content filter held the answer back")
+    if not isinstance(text, str) or not isinstance(thought, str):
+        raise Fault("malformed", f"no text in the answer (it ended with {reason!r})", retry=True)
+    if reason not in STOP_REASONS | LENGTH_REASONS:
+        raise Fault("malformed", f"the answer ended with {reason!r}", retry=True)
+    ids = choice.get("token_ids") or ()
+    if isinstance(choice.get("stop_reason"), str):
+        ids = ()  # ended by a stop string, which the text is without and the ids may be with
+    return Answer(
+        text,
+        thought,
+        "stop" if reason in STOP_REASONS else "length",
+        tuple(ids),
+        _count(usage.get("prompt_tokens")),
+        _count(usage.get("completion_tokens")),
+    )
+
+
+def _count(value: Any) -> int | None:
+    return value if isinstance(value, int) and value >= 0 else None
+
+
+def _fault_of(status: int, headers: Mapping[str, str], body: bytes) -> Fault:
+    message, code = _message(body)
+    shown = f"HTTP {status}: {message}" if message else f"HTTP {status}"
+    if status in NEVER:
+        return Fault("fatal", f"{shown}: {NEVER[status]}")
+    if code in OUT_OF_QUOTA:
+        return Fault("fatal", f"{shown}: the account is used up; add credit to it")
+    if status in RETRIED or status >= 500:
+        kind = "rate_limit" if status == 429 else "server"
+        wait = retry_after(headers)
+        return Fault(kind, shown, retry=True, wait=wait, absent=status in ABSENT)
+    return Fault("refused", shown)
+
+
+def _message(body: bytes) -> tuple[str, str | None]:
+    """(message, code) of an error reply, whatever its shape."""
+    text = body[: 20 * SHOWN].decode(errors="replace").strip()
+    code = None
+    try:
+        value = json.loads(text)
+        inner = value.get("error", value) if isinstance(value, dict) else value
+        if isinstance(inner, dict):
+            code = inner.get("code") or inner.get("type")
+            text = str(inner.get("message") or inner.get("detail") or text)
+        elif inner:
+            text = str(inner)
+    except ValueError:
+        pass
+    return " ".join(text.split())[:SHOWN], code if isinstance(code, str) else None
+
+
+def retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds that the server asks to be left alone, None if it does not say."""
+    milliseconds = headers.get("retry-after-ms", "")
+    value = headers.get("Retry-After", "").strip()
+    for text, unit in ((milliseconds, 1000.0), (value, 1.0)):
+        try:
+            return max(0.0, float(text) / unit)
+        except ValueError:
+            continue
+    date = email.utils.parsedate_tz(value) if value else None
+    return max(0.0, email.utils.mktime_tz(date) - time.time()) if date else None

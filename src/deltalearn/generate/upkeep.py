@@ -1,0 +1,232 @@
+"""Care for a store: what is in it, whether it is whole, joining two, and forgetting a model."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from deltalearn.errors import UserError
+from deltalearn.files import digest
+from deltalearn.generate.requests import request_key, seen_messages
+from deltalearn.generate.store import SCHEMA_VERSION, ResponseStore
+from deltalearn.records import Message
+
+AT_ONCE = 20_000  # rows of one transaction
+
+
+def overview(store: ResponseStore) -> list[dict[str, Any]]:
+    """A row for every model and way of asking it, with its numbers of answers and tokens."""
+    query = """
+        SELECT m.name, m.identity, s.how, count(*), count(DISTINCT r.prompt),
+               sum(r.finish_reason = 'length'), sum(r.finish_reason = 'error'),
+               sum(coalesce(r.completion_tokens, length(r.token_ids) / 4)), group_concat(DISTINCT
+               r.engine)
+        FROM responses r JOIN models m ON m.id = r.model JOIN settings s ON s.id = r.settings
+        GROUP BY r.model, r.settings ORDER BY m.name, s.how
+    """
+    names = (
+        "model", "identity", "how", "responses", "prompts", "truncated", "errors", "tokens",
+        "engines",
+    )  # fmt: skip
+    return [dict(zip(names, row, strict=True)) for row in store.db.execute(query)]
+
+
+def faults(store: ResponseStore) -> list[tuple[str, str, int, str]]:
+    """(model, kind of fault, how many, one example) of all errors."""
+    query = """
+        SELECT m.name, coalesce(r.fault, 'unknown'), count(*), max(r.error)
+        FROM responses r JOIN models m ON m.id = r.model
+        WHERE r.finish_reason = 'error' GROUP BY 1, 2 ORDER BY 3 DESC
+    """
+    return store.db.execute(query).fetchall()
+
+
+# -- integrity -----------------------------------------------------------------------------------
+
+
+@dataclass
+class Check:
+    """What was found wrong; nothing, if the store is whole."""
+
+    rows: int = 0
+    problems: list[str] = field(default_factory=list)
+    counts: Counter[str] = field(default_factory=Counter)
+
+    def note(self, kind: str, text: str) -> None:
+        """Count a problem, and keep the first few of its kind."""
+        self.counts[kind] += 1
+        if self.counts[kind] <= 3:
+            self.problems.append(text)
+
+
+def check(store: ResponseStore) -> Check:
+    """Let SQLite check its pages, and make every key again from what it stands for."""
+    found = Check()
+    try:
+        for (line,) in store.db.execute("PRAGMA integrity_check(10)"):
+            if line != "ok":
+                found.note("pages", f"SQLite: {line}")
+        for row in _rows_with_content(store):
+            found.rows += 1
+            _check_row(row, found)
+    except sqlite3.DatabaseError as error:
+        found.note("pages", f"SQLite: {error}")
+    return found
+
+
+def _rows_with_content(store: ResponseStore) -> Iterator[tuple[Any, ...]]:
+    return store.db.cursor().execute(
+        """
+        SELECT r.key, m.identity, p.digest, p.messages, s.how, r.sample, r.finish_reason, r.error,
+               length(r.token_ids)
+        FROM responses r LEFT JOIN models m ON m.id = r.model
+        LEFT JOIN prompts p ON p.id = r.prompt LEFT JOIN settings s ON s.id = r.settings
+        ORDER BY r.id
+        """
+    )
+
+
+def _check_row(row: tuple[Any, ...], found: Check) -> None:
+    key, identity, prompt_digest, messages, how, sample, reason, error, size = row
+    if None in (identity, messages, how):
+        found.note("orphan", f"{key}: its model, prompt or settings are gone")
+        return
+    turns = json.loads(messages)
+    if digest(turns) != prompt_digest:
+        found.note("prompt", f"{key}: its prompt was altered")
+    seen = seen_messages([Message(**turn) for turn in turns], json.loads(how).get("system"))
+    if request_key(identity, seen, how, sample) != key:
+        found.note("key", f"{key}: the key is not that of its model, prompt and settings")
+    if reason not in ("stop", "length", "error") or (reason == "error") != (error is not None):
+        found.note("reason", f"{key}: finish reason {reason!r} with error {error!r}")
+    if size % 4:
+        found.note("ids", f"{key}: its token ids are torn")
+
+
+# -- two stores into one -------------------------------------------------------------------------
+
+
+@dataclass
+class Merged:
+    """What a merge did with the rows of the other store."""
+
+    added: int = 0
+    same: int = 0  # there already
+    mended: int = 0  # an error here, an answer there
+    different: int = 0  # another answer to the same request; ours stays
+
+
+def merge(store: ResponseStore, other: Path) -> Merged:
+    """Take over what `other` has and `store` has not. UserError if it is no store of this kind.
+
+    An answer takes the place of an error. Where both have an answer, ours stays: with sampling, or
+    other hardware, the same request may well be answered in two ways.
+    """
+    with ResponseStore(other, existing=True):
+        pass  # complains if it is none
+    db = store.db
+    db.execute("ATTACH ? AS other", [str(other)])
+    result = Merged()
+    try:
+        if db.execute("PRAGMA other.user_version").fetchone()[0] != SCHEMA_VERSION:
+            raise UserError(f"{other}: made by another version of deltalearn")
+        with db:
+            for table, columns in (
+                ("models", "identity, name"),
+                ("prompts", "digest, messages"),
+                ("settings", "how"),
+            ):
+                db.execute(
+                    f"INSERT OR IGNORE INTO {table} ({columns}) SELECT {columns} FROM other.{table}"  # noqa: S608
+                )
+        last = 0
+        while True:
+            with db:
+                end = db.execute(
+                    "SELECT max(id) FROM (SELECT id FROM other.responses WHERE id > ? ORDER BY id "
+                    "LIMIT ?)",
+                    [last, AT_ONCE],
+                ).fetchone()[0]
+                if end is None:
+                    break
+                _merge_part(db, last, end, result)
+            last = end
+    finally:
+        db.execute("DETACH other")
+    return result
+
+
+def _merge_part(db: sqlite3.Connection, after: int, end: int, result: Merged) -> None:
+    part = [after, end]
+    same, mended, different = db.execute(
+        """
+        SELECT coalesce(sum(theirs.text = ours.text AND theirs.finish_reason = ours.finish_reason),
+                        0),
+               coalesce(sum(ours.finish_reason = 'error' AND theirs.finish_reason != 'error'), 0),
+               coalesce(sum(ours.finish_reason != 'error' AND (theirs.text != ours.text
+                            OR theirs.finish_reason != ours.finish_reason)), 0)
+        FROM other.responses theirs JOIN main.responses ours ON ours.key = theirs.key
+        WHERE theirs.id > ? AND theirs.id <= ?
+        """,
+        part,
+    ).fetchone()
+    db.execute(
+        """
+        DELETE FROM main.responses WHERE finish_reason = 'error' AND key IN (
+            SELECT key FROM other.responses WHERE id > ? AND id <= ? AND finish_reason != 'error')
+        """,
+        part,
+    )
+    columns = (
+        "sample, prompt_id, text, thought, token_ids, finish_reason, prompt_tokens, "
+        "completion_tokens, seconds, seed, engine, fault, error, tries, created"
+    )
+    added = db.execute(
+        f"""
+        INSERT OR IGNORE INTO main.responses (key, model, prompt, settings, {columns})
+        SELECT r.key,
+               (SELECT id FROM main.models WHERE identity = m.identity),
+               (SELECT id FROM main.prompts WHERE digest = p.digest),
+               (SELECT id FROM main.settings WHERE how = s.how), {columns}
+        FROM other.responses r JOIN other.models m ON m.id = r.model
+        JOIN other.prompts p ON p.id = r.prompt JOIN other.settings s ON s.id = r.settings
+        WHERE r.id > ? AND r.id <= ?
+        """,  # noqa: S608 (columns are a constant)
+        part,
+    ).rowcount
+    result.added += added - mended
+    result.mended += mended
+    result.same += same
+    result.different += different
+
+
+# -- forgetting ----------------------------------------------------------------------------------
+
+
+def forget_model(store: ResponseStore, name: str) -> int:
+    """Delete all answers of a model (by name or identity) and what only they needed; how many.
+
+    UserError if there is none of that name, or several.
+    """
+    found = store.db.execute(
+        "SELECT id, identity FROM models WHERE name = ?1 OR identity = ?1", [name]
+    ).fetchall()
+    if len(found) != 1:
+        shown = ", ".join(identity for _, identity in found)
+        hint = f"several models are called so; give one of {shown}" if found else "no such model"
+        raise UserError(f"{store.path}: {name}: {hint}")
+    with store.db:
+        deleted = store.db.execute("DELETE FROM responses WHERE model = ?", [found[0][0]]).rowcount
+        store.db.execute("DELETE FROM models WHERE id = ?", [found[0][0]])
+        for table in ("prompts", "settings"):
+            column = table.removesuffix("s") if table == "prompts" else table
+            store.db.execute(
+                f"DELETE FROM {table} WHERE id NOT IN (SELECT {column} FROM responses)"  # noqa: S608
+            )
+    store.db.execute("VACUUM")
+    return deleted

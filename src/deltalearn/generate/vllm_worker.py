@@ -1,0 +1,122 @@
+"""A process that holds one model in vLLM and answers requests that come in as lines of JSON.
+
+It runs as a script, by whatever Python has vLLM, and imports nothing of deltalearn: vLLM pins its
+own torch and transformers. When it ends, all memory of the model is really free.
+
+In, first line: {"model": directory, "engine": options of vllm.LLM, "end_ids": [...]}. Then a line
+for each request: {"id", "prompt": ids, "max_tokens", "temperature", "top_p", "seed"}.
+Out: {"ready": version, "context": tokens}, then a line for each request: {"id", "ids",
+"finish_reason"}, or {"id", "error"}; {"fatal": why} if the model does not load.
+"""
+
+import json
+import os
+import queue
+import sys
+import threading
+import time
+
+WAITING = 512  # requests that vLLM is given beyond those it runs, to choose from
+
+
+def main() -> None:
+    """Answer until the input ends."""
+    out = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # what vLLM prints goes to standard error
+    first = json.loads(sys.stdin.readline())
+    try:
+        engine, version = load(first)
+    except Exception as error:  # whatever vLLM raises, the one who waits must hear of it
+        tell(out, {"fatal": f"{type(error).__name__}: {error}"})
+        raise
+    tell(out, {"ready": version, "context": engine.model_config.max_model_len})
+    lines: queue.SimpleQueue = queue.SimpleQueue()
+    threading.Thread(target=read, args=(lines,), daemon=True).start()
+    serve(engine, first["end_ids"], lines, out)
+
+
+def load(first):
+    """(LLMEngine, version of vLLM)."""
+    import vllm
+
+    options = {"generation_config": "vllm", "trust_remote_code": False, **first["engine"]}
+    model = vllm.LLM(model=first["model"], **options)
+    return model.llm_engine, vllm.__version__
+
+
+def read(lines) -> None:
+    """Put requests into the queue, and None when there will be no more."""
+    for line in sys.stdin:
+        lines.put(json.loads(line))
+    lines.put(None)
+
+
+def serve(engine, end_ids, lines, out) -> None:
+    """Step the engine as long as anything is asked."""
+    began: dict[str, float] = {}
+    limit = engine.vllm_config.scheduler_config.max_num_seqs + WAITING
+    more = True
+    while more or began:
+        while more and len(began) < limit:
+            try:
+                request = lines.get(block=not began)
+            except queue.Empty:
+                break
+            if request is None:
+                more = False
+                break
+            try:
+                engine.add_request(request["id"], prompt(request), sampling(request, end_ids))
+                began[request["id"]] = time.monotonic()
+            except ValueError as error:  # too long, most likely
+                tell(out, {"id": request["id"], "error": str(error)})
+        if not began:
+            continue
+        done = [answer(found, end_ids, began) for found in engine.step() if found.finished]
+        if done:
+            tell(out, *done)
+
+
+def prompt(request):
+    """Ids, so that nothing is added to what the chat template wrote."""
+    return {"prompt_token_ids": request["prompt"]}
+
+
+def sampling(request, end_ids):
+    """SamplingParams of one request."""
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    return SamplingParams(
+        max_tokens=request["max_tokens"],
+        temperature=request["temperature"],
+        top_p=request["top_p"],
+        seed=request["seed"],
+        stop_token_ids=end_ids,
+        detokenize=False,  # text is made of the ids by the one who asks
+        output_kind=RequestOutputKind.FINAL_ONLY,
+    )
+
+
+def answer(found, end_ids, began):
+    """The line of a finished request."""
+    output = found.outputs[0]
+    ids = list(output.token_ids)
+    if output.finish_reason == "stop" and ids and ids[-1] in end_ids:
+        ids.pop()
+    seconds = time.monotonic() - began.pop(found.request_id)
+    line = {"id": found.request_id, "seconds": round(seconds, 4)}
+    if output.finish_reason not in ("stop", "length"):
+        return {**line, "error": f"vLLM ended the request with {output.finish_reason!r}"}
+    return {**line, "ids": ids, "finish_reason": output.finish_reason}
+
+
+def tell(out, *values) -> None:
+    """Write a line of JSON for each value."""
+    out.write("".join(json.dumps(value) + "\n" for value in values))
+    out.flush()
+
+
+if __name__ == "__main__":
+    sys.path.pop(0)  # this folder, whose modules are not those that vLLM means
+    main()
