@@ -1,0 +1,170 @@
+"""Protects generation on Ray: workers and nodes may die, every request is still answered once.
+
+Real Ray on this machine: two worker processes, or two nodes of a cluster, with the transformers
+engine. The answers are those of the same engine in this process.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from deltalearn.errors import UserError
+from deltalearn.generate.requests import RequestPlan, Settings
+from deltalearn.generate.stage import generate
+from deltalearn.generate.store import ResponseStore
+from deltalearn.generate.transformers_engine import TransformersEngine
+from deltalearn.lm.locate import locate
+from deltalearn.records import Prompt, Request, Response, Sampling
+
+ray = pytest.importorskip("ray")
+
+from deltalearn.generate.ray_engine import RayEngine, RayOptions  # noqa: E402
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::ResourceWarning"),
+]
+GREEDY = Sampling(temperature=0.0, top_p=1.0, max_tokens=12)
+BUDGET = 200  # tokens of a batch: about ten requests
+
+
+@pytest.fixture(scope="module")
+def place(lab_ladder) -> str:
+    return str(lab_ladder / "m")
+
+
+@pytest.fixture(scope="module")
+def requests(place) -> list[Request]:
+    words = ("rev", "dup", "sort", "next", "pal")
+    letters = ["".join("abcdefghij"[int(d)] for d in f"{i:03d}") for i in range(300)]
+    prompts = [
+        Prompt(str(i), ({"role": "user", "content": f"{words[i % 5]} {text}"},))
+        for i, text in enumerate(letters)
+    ]
+    return list(RequestPlan(locate(place).fingerprint, prompts, Settings(GREEDY)))
+
+
+@pytest.fixture(scope="module")
+def expected(place, requests, cpu, tmp_path_factory) -> dict[str, Response]:
+    engine = TransformersEngine(locate(place), cpu, GREEDY, BUDGET)
+    with ResponseStore(tmp_path_factory.mktemp("alone") / "responses.sqlite") as store:
+        generate(store, requests, lambda: engine, title="x")
+        return store.get(r.key for r in requests)
+
+
+def engine(place: str, cpu, said: list[str], **options) -> RayEngine:
+    options = {"workers": 2, "engine": "transformers", **options}
+    files = locate(place)
+    return RayEngine(
+        (place, None), files, cpu, GREEDY, BUDGET, RayOptions(**options), None, said.append
+    )
+
+
+class KillsHalfWay(RayEngine):
+    """Calls `kill` once a third of the answers is there."""
+
+    kill = staticmethod(lambda pool: None)
+
+    def answers(self, windows, stop) -> Iterator[list[Response]]:
+        seen, killed = 0, False
+        for group in super().answers(windows, stop):
+            yield group
+            seen += len(group)
+            if not killed and seen >= 100:
+                killed = True
+                self.kill(self._pool)
+
+
+def answered(store: Path, requests, make) -> tuple[dict, dict[str, Response]]:
+    with ResponseStore(store) as opened:
+        counts = generate(opened, requests, make, title="x")
+        assert opened.count() == len(requests), "every row once"
+        return counts, opened.get(r.key for r in requests)
+
+
+def test_two_workers_one_killed(place, requests, expected, cpu, tmp_path):
+    said: list[str] = []
+    made = engine(place, cpu, said)
+    made.__class__ = KillsHalfWay
+
+    def kill(pool) -> None:
+        actor = next(iter(pool._actors.values()))
+        os.kill(ray.get(actor.ready.remote()), signal.SIGKILL)
+
+    made.kill = kill
+    counts, found = answered(tmp_path / "r.sqlite", requests, lambda: made)
+    assert (counts["generated"], counts["errors"]) == (300, 0)
+    assert found == expected
+    assert any("worker was lost" in line for line in said)
+    assert made.name.startswith("ray ")
+    assert not ray.is_initialized(), "the local cluster ends with the run"
+
+
+def test_two_nodes_one_removed(place, requests, expected, cpu, tmp_path):
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    other = cluster.add_node(num_cpus=1)
+    try:
+        cluster.wait_for_nodes()
+        said: list[str] = []
+        made = engine(place, cpu, said, address=cluster.address)
+        made.__class__ = KillsHalfWay
+        made.kill = lambda pool: cluster.remove_node(other, allow_graceful=False)
+        counts, found = answered(tmp_path / "r.sqlite", requests, lambda: made)
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+    assert (counts["generated"], counts["errors"]) == (300, 0)
+    assert found == expected
+
+
+def test_a_batch_that_kills_its_workers_becomes_errors(place, cpu, tmp_path, monkeypatch):
+    """Three workers die over one prompt; its batch is recorded, and the rest is answered."""
+    prompts = [
+        Prompt(str(i), ({"role": "user", "content": f"rev {text}"},))
+        for i, text in enumerate(["abc", "bcd", "cde", "def"])
+    ]
+    requests = list(RequestPlan(locate(place).fingerprint, prompts, Settings(GREEDY)))
+    deadly = requests[1].key
+
+    class DiesOver:  # in here, so that its code goes to the worker, who cannot import tests
+        def __init__(self, job) -> None:
+            from deltalearn.generate.ray_engine import Worker
+
+            self._worker = Worker(job)
+
+        def ready(self) -> int:
+            return os.getpid()
+
+        def ask(self, asked):
+            if any(key == deadly for key, _ in asked):
+                os._exit(1)
+            return self._worker.ask(asked)
+
+    said: list[str] = []
+    made = engine(place, cpu, said, workers=1)
+    made._planner = (*made._planner[:3], 1, None)  # a request a batch
+    monkeypatch.setattr("deltalearn.generate.ray_engine.Worker", DiesOver)
+    counts, found = answered(tmp_path / "r.sqlite", requests, lambda: made)
+    assert counts["errors"] == 1
+    assert (found[deadly].fault, found[deadly].tries) == ("worker_died", 3)
+    assert sum(r.finish_reason != "error" for r in found.values()) == 3
+
+
+def test_a_worker_with_another_model_is_an_error(place, requests, cpu, tmp_path):
+    made = engine(place, cpu, [])
+    made._job["fingerprint"] = "another"
+    with pytest.raises(UserError, match="not the model of the driver"):
+        answered(tmp_path / "r.sqlite", requests[:3], lambda: made)
+
+
+def test_an_address_without_a_cluster_is_a_user_error(place, requests, cpu, tmp_path):
+    made = engine(place, cpu, [], address="127.0.0.1:1")
+    with pytest.raises(UserError, match=r"Ray at 127\.0\.0\.1:1"):
+        answered(tmp_path / "r.sqlite", requests[:3], lambda: made)
