@@ -7,6 +7,7 @@ from pathlib import Path
 
 from deltalearn.lab.tasks import TASKS
 from deltalearn.recipe import load_recipe
+from deltalearn.recipe.generate_file import load_generate_recipe
 
 ROOT = Path(__file__).parents[1]
 
@@ -48,3 +49,10 @@ def test_links_lead_somewhere():
     for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
         for target in re.findall(r"\]\((?!http)([^)#]+)\)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_the_recipe_of_the_generation_guide_is_valid(tmp_path):
+    (text,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/generation.md").read_text(), re.DOTALL)
+    (tmp_path / "served.yaml").write_text(text)
+    recipe = load_generate_recipe(tmp_path / "served.yaml", [], {}).recipe
+    assert recipe.models["larger"].server.prices.completion == 0.4
