@@ -54,7 +54,7 @@ def generate(
     dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16.")] = None,
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Any setting, e.g. generate.vllm.memory=0.8"),
+        typer.Option("--set", metavar="KEY=VALUE", help="Any setting: generate.vllm.memory=0.8"),
     ] = None,
     retry_errors: Annotated[
         bool, typer.Option("--retry-errors", help="Ask again what ended in an error.")
