@@ -1,0 +1,206 @@
+"""The sandbox: programs in, outcomes out."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import secrets
+import signal
+import tempfile
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
+from typing import BinaryIO, Protocol
+
+from deltalearn.errors import UserError
+from deltalearn.evaluate.sandbox.bubblewrap import REFUSED, Bubblewrap
+from deltalearn.evaluate.sandbox.inside import READY, TOKEN
+from deltalearn.evaluate.sandbox.interpreter import Interpreter
+from deltalearn.evaluate.sandbox.outcome import MIB, Limits, Outcome, Status, printable
+from deltalearn.evaluate.sandbox.unsafe import WARNING, Unsafe
+from deltalearn.evaluate.sandbox.watch import Bounds, Ended, Process, Reason, watch
+from deltalearn.progress import console
+
+TRIES = 3  # starts of one program, where the sandbox itself fails
+PROBE = 30.0  # seconds for the program that tries the sandbox out
+SIGNALLED = 128
+OUT_OF_MEMORY = re.compile(r"(\w+\.)*_?\w*MemoryError\b")
+
+NOT_ALLOWED = (
+    "this benchmark runs programs that the model wrote; give --allow-code to run them, in a sandbox"
+)
+
+
+class Launcher(Protocol):
+    """Starts a command somewhere; `packages` is the directory of packages it sees there."""
+
+    packages: str
+
+    def start(
+        self, command: Sequence[str], stdin: int, stdout: int, stderr: int, verdict: int
+    ) -> Process: ...
+
+
+class NotStarted(Exception):
+    """The sandbox failed before the program's first line; the text says what it said."""
+
+
+class Sandbox:
+    """Runs Python programs isolated. Safe to use from several threads."""
+
+    def __init__(
+        self,
+        *,
+        allow: bool,
+        unsafe: bool = False,
+        limits: Limits | None = None,
+        packages: Sequence[str] = ("numpy",),
+        say: Callable[[str], None] | None = None,
+    ) -> None:
+        """Try the sandbox out with a first program.
+
+        allow: the user's consent to run generated code. unsafe: run without isolation (say gets
+        a warning; default: standard error). packages: installed distributions that programs may
+        import besides the standard library. UserError without consent, without bubblewrap, or
+        where it makes no sandbox; the text names the remedy.
+        """
+        if not allow:
+            raise UserError(NOT_ALLOWED)
+        self._limits = limits or Limits()
+        self._interpreter = Interpreter.find(packages)
+        self._launcher: Launcher
+        if unsafe:
+            (say or _warn)(WARNING)
+            self._launcher = Unsafe(self._interpreter)
+        else:
+            self._launcher = Bubblewrap(self._interpreter, self._limits)
+        first = "\n".join(f"import {name.replace('-', '_')}" for name in packages)
+        (outcome,) = self.run_programs([first], timeout=PROBE, workers=1)
+        if not outcome.passed:
+            raise UserError(f"the sandbox does not run `{first}`: {outcome.detail}")
+
+    def run_programs(
+        self,
+        programs: Iterable[str],
+        *,
+        timeout: float = 3.0,
+        wall: float | None = None,
+        workers: int | None = None,
+    ) -> list[Outcome]:
+        """What became of each program, in order.
+
+        timeout: seconds of processor time. wall: seconds of wall clock, only to end programs that
+        sleep (default: 4 times `timeout` and 5 more). workers: programs at once (default: the
+        processors this process may use); each can take the memory and disk of `Limits`. UserError
+        if the sandbox stops working.
+        """
+        stop = threading.Event()
+        wall = 4 * timeout + 5 if wall is None else wall
+        bounds = Bounds(timeout, wall, self._limits, stop.is_set)
+        pool = ThreadPoolExecutor(workers or _processors(), thread_name_prefix="sandbox")
+        try:
+            return list(pool.map(lambda program: self._run(program, bounds), programs))
+        except NotStarted as error:
+            raise UserError(REFUSED.format(said=error)) from None
+        finally:
+            stop.set()  # without effect unless something went wrong
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    def _run(self, program: str, bounds: Bounds) -> Outcome:
+        for _ in range(TRIES):
+            token = secrets.token_bytes(TOKEN)
+            ended = self._watch(token + program.encode("utf-8", "surrogatepass"), bounds)
+            if ended.verdict.startswith(READY):
+                return judge(ended, READY + token, bounds)
+            if bounds.stopped():
+                raise NotStarted("stopped")
+        raise NotStarted(printable(ended.errors.strip()) or f"no word for {bounds.wall:g} s")
+
+    def _watch(self, given: bytes, bounds: Bounds) -> Ended:
+        with ExitStack() as inner, ExitStack() as outer:
+            file = outer.enter_context(_anonymous_file())
+            file.write(given)
+            file.seek(0)
+            reads, writes = zip(*(os.pipe() for _ in range(3)), strict=True)
+            for pipe in reads:
+                outer.callback(os.close, pipe)
+            for pipe in writes:
+                inner.callback(os.close, pipe)
+            settings = (
+                writes[2],
+                _kernel_seconds(bounds),
+                bounds.limits.memory,
+                bounds.limits.disk,
+            )
+            command = self._interpreter.command(*settings, self._launcher.packages)
+            process = self._launcher.start(command, file.fileno(), *writes)
+            inner.close()  # so that the pipes end with the program
+            return watch(process, *reads, bounds)
+
+
+def judge(ended: Ended, complete: bytes, bounds: Bounds) -> Outcome:
+    """The outcome of a program that was started. complete: what its verdict pipe must have had."""
+
+    def outcome(status: Status, detail: str = "") -> Outcome:
+        return Outcome(status, printable(detail), ended.cpu)
+
+    limits = bounds.limits
+    error = _error(ended.errors)
+    died = _signal(ended.code)
+    if ended.reason is Reason.OUTPUT:
+        return outcome(Status.OUTPUT, f"printed more than {limits.output / MIB:g} MiB")
+    if ended.reason is Reason.FILES:
+        return outcome(Status.OUTPUT, f"made more than {limits.files:,} files")
+    if ended.reason is Reason.WALL:
+        return outcome(Status.TIMED_OUT, f"still ran after {bounds.wall:g} s of wall clock")
+    if ended.reason is Reason.CPU:
+        return outcome(Status.TIMED_OUT, f"used {bounds.cpu:g} s of processor time")
+    if ended.verdict == complete:
+        return outcome(Status.PASSED)
+    if died == "SIGKILL":
+        return outcome(Status.MEMORY, "killed by the system, for memory as a rule")
+    if died:
+        return outcome(Status.CRASHED, f"died of {died}")
+    if OUT_OF_MEMORY.match(error):
+        return outcome(Status.MEMORY, f"{error} (limit: {limits.memory / MIB:,.0f} MiB)")
+    early = f"ended before its last line, with exit code {ended.code}"
+    return outcome(Status.FAILED, error if error and ended.code else early)
+
+
+def _error(printed: str) -> str:
+    """The exception at the end of a traceback, with all its lines; or else the last line."""
+    lines = printed.rstrip().splitlines()
+    frames = [number for number, line in enumerate(lines) if line.startswith("  ")]
+    after = lines[frames[-1] + 1 :] if frames else []
+    return "\n".join(after or lines[-1:]).strip()
+
+
+def _kernel_seconds(bounds: Bounds) -> int:
+    """The kernel's own limit, for when nobody watches: it counts coarsely and in whole seconds."""
+    return math.ceil(1.5 * bounds.cpu) + 1
+
+
+def _signal(code: int) -> str:
+    """Name of the signal that an exit code stands for, "" if for none."""
+    with suppress(ValueError):
+        return signal.Signals(code - SIGNALLED).name
+    return ""
+
+
+def _processors() -> int:
+    with suppress(AttributeError):  # Linux only
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _anonymous_file() -> BinaryIO:
+    """A file in memory where there are such files; it has no name anywhere."""
+    if hasattr(os, "memfd_create"):
+        return os.fdopen(os.memfd_create("program"), "w+b", buffering=0)
+    return tempfile.TemporaryFile(buffering=0)
+
+
+def _warn(text: str) -> None:
+    console.print(f"warning: {text}", markup=False)
