@@ -1,0 +1,201 @@
+"""Annotations: who judged which pair and how, read from a file or made by `annotate`.
+
+The file layout is alpaca_eval's annotations.json: `preference` in [1, 2], above 1.5 if the model
+(output_2) is better, 0 in old files for 1.5. Ours has more fields (`judge`, `fault`, ...).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from deltalearn.errors import UserError
+from deltalearn.evaluate.alpaca.outputs import Pair, clean, once, rows_of, shown, text_of
+from deltalearn.files import digest, write_text
+
+TIE = 1.5
+UNSCORED = -1  # what alpaca_eval stores for a reply that it could not read
+
+
+@dataclass(frozen=True, slots=True)
+class JudgeIdentity:
+    """Everything that makes a judge the same one; None where a file does not say.
+
+    name: of the evaluator (alpaca_eval's annotator). prompt: SHA-256 of its template. version: of
+    the package that the template is from. how: canonical JSON of the settings of a request and of
+    how a reply is read.
+    """
+
+    name: str
+    model: str | None = None
+    prompt: str | None = None
+    version: str | None = None
+    how: str | None = None
+
+    @property
+    def shown(self) -> str:
+        """The name to print with every number."""
+        return f"{self.name} ({self.model})" if self.model else self.name
+
+    @property
+    def digest(self) -> str:
+        """Identity as 64 hexadecimal digits."""
+        return digest(asdict(self))
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What came of a comparison.
+
+    preference: in [1, 2], the model's share plus 1; None if the reply could not be read (`fault`
+    says why). swapped: whether the model's answer was shown first, None if unknown; the preference
+    is always for output_2. asked: whether the judge saw it (equal answers are ties unasked).
+    marks: delimiters of the judge's prompt that stand in the texts. reply: what the judge wrote;
+    logprobs: of its tokens, a mapping per position.
+    """
+
+    preference: float | None
+    fault: str | None = None
+    swapped: bool | None = None
+    asked: bool = True
+    marks: tuple[str, ...] = ()
+    reply: str | None = None
+    logprobs: tuple[Mapping[str, float], ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Annotation:
+    """A pair, its judge and the verdict."""
+
+    pair: Pair
+    judge: JudgeIdentity
+    verdict: Verdict
+
+    @property
+    def instruction(self) -> str:
+        """Its instruction, by which annotations are aligned."""
+        return self.pair.instruction
+
+    @property
+    def scored(self) -> bool:
+        """Whether there is a preference."""
+        return self.verdict.preference is not None
+
+    @property
+    def score(self) -> float:
+        """The model's share of the preference, in [0, 1]. ValueError if there is none."""
+        if self.verdict.preference is None:
+            raise ValueError("an unread reply has no score, not even that of a tie")
+        return self.verdict.preference - 1
+
+
+def read_annotations(path: Path) -> list[Annotation]:
+    """Annotations in alpaca_eval's layout. UserError at the first row that is none."""
+    found = [_annotation(row, where) for where, row in rows_of(path)]
+    once(found, str(path))
+    return found
+
+
+def write_annotations(path: Path, annotations: Iterable[Annotation]) -> None:
+    """Write annotations in a layout that `read_annotations` and alpaca_eval read, atomically."""
+    rows = []
+    for annotation in annotations:
+        verdict = {k: v for k, v in asdict(annotation.verdict).items() if v not in (None, ())}
+        verdict["preference"] = annotation.verdict.preference
+        judge = annotation.judge
+        rows.append(
+            asdict(annotation.pair) | verdict | {"annotator": judge.shown, "judge": asdict(judge)}
+        )
+    write_text(path, json.dumps(rows, indent=1) + "\n")
+
+
+def match(annotations: Sequence[Annotation], pairs: Sequence[Pair]) -> list[Annotation]:
+    """The annotations of `pairs`, in their order, found by instruction.
+
+    UserError if one is missing, comes twice, or judged other texts than these.
+    """
+    by_instruction = {a.instruction: a for a in once(annotations, "the annotations")}
+    if missing := [p for p in pairs if p.instruction not in by_instruction]:
+        raise UserError(
+            f"{len(missing)} of {len(pairs)} instructions have no annotation, the first "
+            f"{shown(missing[0].instruction)}; annotate them, or leave them out of the outputs too"
+        )
+    found = [by_instruction[pair.instruction] for pair in pairs]
+    for annotation, pair in zip(found, pairs, strict=True):
+        for side in ("output_1", "output_2"):
+            if getattr(annotation.pair, side) != getattr(pair, side):
+                whose = pair.generator_1 if side == "output_1" else pair.generator_2
+                raise UserError(
+                    f"the annotation of {shown(pair.instruction)} judged another answer of "
+                    f"{whose}; annotate these outputs, or give the ones that were judged"
+                )
+    return found
+
+
+def one_judge(annotations: Iterable[Annotation]) -> JudgeIdentity:
+    """The judge of all annotations. UserError if there are two, or none."""
+    judges = list(dict.fromkeys(a.judge for a in annotations))
+    if not judges:
+        raise UserError("there are no annotations")
+    if len(judges) > 1:
+        first, other = judges[:2]
+        different = [
+            f.name for f in fields(first) if getattr(first, f.name) != getattr(other, f.name)
+        ]
+        raise UserError(
+            f"two judges in one table: {first.shown} and {other.shown} (they differ in "
+            f"{', '.join(different)}); their win rates cannot be compared: annotate all with one"
+        )
+    return judges[0]
+
+
+def _annotation(row: Mapping[str, Any], where: str) -> Annotation:
+    instruction, output_1, output_2 = (
+        text_of(row, key, where) for key in ("instruction", "output_1", "output_2")
+    )
+    generators = (clean(str(row.get(key) or "?")) for key in ("generator_1", "generator_2"))
+    dataset = clean(str(row.get("dataset") or ""))
+    pair = Pair(instruction, output_1, output_2, *generators, dataset)
+    preference = _preference(row.get("preference"), where)
+    fault = row.get("fault") or (None if preference is not None else "no preference in the file")
+    verdict = Verdict(
+        preference,
+        fault=fault,
+        swapped=row.get("swapped"),
+        asked=row.get("asked", True),
+        marks=tuple(row.get("marks") or ()),
+        reply=row.get("reply"),
+        logprobs=tuple(row["logprobs"]) if row.get("logprobs") else None,
+    )
+    return Annotation(pair, _judge(row, where), verdict)
+
+
+def _judge(row: Mapping[str, Any], where: str) -> JudgeIdentity:
+    told = row.get("judge")
+    try:
+        if told is not None:
+            return JudgeIdentity(**told)
+    except TypeError as error:
+        raise UserError(f"{where}: judge is not one of ours ({error})") from None
+    name = row.get("annotator")
+    if not isinstance(name, str) or not name:
+        raise UserError(f"{where}: no annotator; without its judge a preference means nothing")
+    return JudgeIdentity(clean(name))
+
+
+def _preference(value: Any, where: str) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise UserError(f"{where}: preference must be a number, not {value!r}")
+    if value == UNSCORED or math.isnan(value):
+        return None
+    if value == 0:
+        return TIE
+    if not 1 <= value <= 2:
+        raise UserError(f"{where}: preference must be in [1, 2], not {value!r}")
+    return float(value)

@@ -1,0 +1,148 @@
+"""An evaluator: the prompt of a judge and how its replies are read, as alpaca_eval publishes them.
+
+A win rate is comparable only if the prompt is the same to the letter, so it is read from the
+package alpaca_eval (its folder evaluators_configs) and never rewritten here. The package need not
+be importable for that, only installed. A file of one's own in the same format does too.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from deltalearn.errors import UserError
+from deltalearn.evaluate.alpaca.reading import reading_problems
+from deltalearn.records import ROLES, Message
+
+PUBLISHED = "weighted_alpaca_eval_gpt4_turbo"  # of the AlpacaEval 2 leaderboard
+PLACES = ("instruction", "output_1", "output_2")
+START, END = "<|im_start|>", "<|im_end|>"
+DEFAULT_PARSER = "regex_parser"
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """One judge's prompt and reading.
+
+    messages: of the template, with the places {instruction}, {output_1} and {output_2}. chat:
+    whether the template marks turns; a plain one is a single user turn. model: for whom it was
+    published. settings: of a request (max_tokens, temperature, logprobs, ...). decoder:
+    alpaca_eval's function that asks. parser, options: how a reply is read. swaps: whether the order
+    of the two answers is drawn. prompt: SHA-256 of the template. version: of alpaca_eval, "" for a
+    file of one's own.
+    """
+
+    name: str
+    messages: tuple[Message, ...]
+    chat: bool
+    model: str
+    settings: Mapping[str, Any]
+    decoder: str
+    parser: str
+    options: Mapping[str, Any]
+    swaps: bool
+    prompt: str
+    version: str
+
+
+def load_evaluator(name: str | Path = PUBLISHED) -> Evaluator:
+    """The evaluator of this name in alpaca_eval, or in a YAML file or folder of one's own.
+
+    UserError if it is not there, or does what is not supported (several comparisons in one prompt).
+    """
+    path, version = Path(name), ""
+    if not (path.is_file() or (path / "configs.yaml").is_file()):
+        folder, version = _package()
+        path = folder / str(name)
+        if Path(name).name != str(name) or not (path / "configs.yaml").is_file():
+            known = sorted(p.parent.name for p in folder.glob("*/configs.yaml"))
+            raise UserError(
+                f"alpaca_eval has no evaluator {str(name)!r}; it has {', '.join(known)}"
+            )
+    if path.is_dir():
+        path = path / "configs.yaml"
+    return _read(path, version)
+
+
+def parse_template(text: str) -> tuple[tuple[Message, ...], bool]:
+    """(messages, whether turns are marked) of a template, as alpaca_eval splits it."""
+    text = text.strip()
+    if not text.startswith(START):
+        return (Message(role="user", content=text),), False
+    messages = []
+    for turn in text.split(START)[1:]:
+        role, _, rest = turn.partition("\n")
+        if role.strip() not in ROLES:
+            raise UserError(f"a judge's prompt has a turn of {role.strip()!r}; known: {ROLES}")
+        messages.append(Message(role=role.strip(), content=rest.split(END, 1)[0].strip()))
+    return tuple(messages), True
+
+
+def _package() -> tuple[Path, str]:
+    """(evaluators_configs, version) of the installed package; it is not imported."""
+    spec = importlib.util.find_spec("alpaca_eval")
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError(
+            "the judge's prompt is taken from the package alpaca_eval, which is not installed; "
+            "pip install alpaca_eval, or give annotations that exist"
+        )
+    folder = Path(next(iter(spec.submodule_search_locations))) / "evaluators_configs"
+    return folder, importlib.metadata.version("alpaca_eval")
+
+
+def _read(path: Path, version: str) -> Evaluator:
+    import yaml
+
+    try:
+        (found,) = yaml.safe_load(path.read_text(encoding="utf-8")).items()
+        name, config = found
+        template = _template(path, config["prompt_template"])
+        settings = dict(config.get("completions_kwargs") or {})
+        model = str(settings.pop("model_name"))
+    except (OSError, yaml.YAMLError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(
+            f"{path}: not the configuration of one evaluator ({type(error).__name__}: {error}); "
+            "see the files configs.yaml of alpaca_eval"
+        ) from None
+    parser = config.get("fn_completion_parser") or DEFAULT_PARSER
+    options = config.get("completion_parser_kwargs") or {}
+    problems = reading_problems(parser, options)
+    if config.get("batch_size", 1) != 1:
+        problems.append("several comparisons in one prompt are not supported")
+    if "trust_remote_code" in str(settings):
+        problems.append("it would run code that comes with a model")
+    places = re.findall(r"{([^ \s]+?)}", template)  # as alpaca_eval finds them
+    if sorted(places) != sorted(PLACES):
+        problems.append(f"its prompt has the places {places}; each of {PLACES} is needed once")
+    if problems:
+        raise UserError(
+            f"{path}: {problems[0]}; use another evaluator, or give annotations that exist"
+        )
+    messages, chat = parse_template(template)
+    return Evaluator(
+        name=str(name),
+        messages=messages,
+        chat=chat,
+        model=model,
+        settings=settings,
+        decoder=config.get("fn_completions") or "openai_completions",
+        parser=parser,
+        options=options,
+        swaps=config.get("is_randomize_output_order", True),
+        prompt=sha256(template.encode()).hexdigest(),
+        version=version,
+    )
+
+
+def _template(config: Path, name: str) -> str:
+    """The text of a template, whose name is relative to the folder above the configuration's."""
+    for folder in (config.parent.parent, config.parent):
+        if (folder / name).is_file():
+            return (folder / name).read_text(encoding="utf-8")
+    raise ValueError(f"there is no file {name}")

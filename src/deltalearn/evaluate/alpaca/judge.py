@@ -1,0 +1,147 @@
+"""A judge: an evaluator and the model that answers; what it is shown, and what its reply means.
+
+The texts of a comparison are hostile. They are put into the messages of the prompt after it was
+split into turns, all at once, so that no output opens a turn or fills another's place. Marks of
+turns (`<|im_start|>` and the like), which a server may take for its own, are spaced out; whatever
+imitates the prompt is recorded. An output that talks a judge round remains possible: the prompt
+is the published one and has no defence.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from deltalearn.evaluate.alpaca.annotations import JudgeIdentity, Verdict
+from deltalearn.evaluate.alpaca.evaluator import PLACES, PUBLISHED, Evaluator, load_evaluator
+from deltalearn.evaluate.alpaca.outputs import Pair, clean
+from deltalearn.evaluate.alpaca.reading import READERS, Malformed, Reply
+from deltalearn.files import canonical_json
+from deltalearn.records import Message
+
+TURN_MARK = re.compile(r"<\|(\w+)\|>")
+PLACE = re.compile(r"\{(" + "|".join(PLACES) + r")\}")
+SHORTEST_MARK = 3  # characters around a place that count as a delimiter
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Who compares. seed: of the order in which answers are shown; alpaca_eval's is 0."""
+
+    evaluator: Evaluator
+    model: str
+    settings: Mapping[str, Any]
+    parser: str
+    seed: int = 0
+
+    @property
+    def identity(self) -> JudgeIdentity:
+        """What every annotation of it carries."""
+        evaluator = self.evaluator
+        how = {
+            "settings": dict(self.settings),
+            "parser": self.parser,
+            "options": {str(k): v for k, v in evaluator.options.items()},
+            "swaps": evaluator.swaps,
+        }
+        name = evaluator.name
+        if self.parser != evaluator.parser:
+            name += f", by {self.parser}"
+        version = f"alpaca_eval {evaluator.version}" if evaluator.version else None
+        return JudgeIdentity(name, self.model, evaluator.prompt, version, canonical_json(how))
+
+    def swapped(self, instruction: str) -> bool:
+        """Whether the model's answer is shown first: drawn by instruction and seed.
+
+        The draw is alpaca_eval's own, of a generator seeded with the text.
+        """
+        if not self.evaluator.swaps:
+            return False
+        rng = random.Random(f"is_switched_outputs{instruction}{self.seed}")
+        return rng.choices([False, True], k=1)[0]
+
+    def conversation(self, pair: Pair) -> list[Message]:
+        """The prompt for one pair, in the order that `swapped` says."""
+        first, second = pair.output_1, pair.output_2
+        if self.swapped(pair.instruction):
+            first, second = second, first
+        texts = dict(zip(PLACES, map(defused, (pair.instruction, first, second)), strict=True))
+        return [
+            Message(
+                role=message["role"],
+                content=PLACE.sub(lambda m: texts[m.group(1)], message["content"]).strip(),
+            )
+            for message in self.evaluator.messages
+        ]
+
+    def marks(self, pair: Pair) -> tuple[str, ...]:
+        """Delimiters of the prompt, and marks of turns, that stand in the texts of a pair."""
+        texts = (pair.instruction, pair.output_1, pair.output_2)
+        found = {m.group() for text in texts for m in TURN_MARK.finditer(text)}
+        found |= {mark for mark in delimiters(self.evaluator) if any(mark in t for t in texts)}
+        return tuple(sorted(found))
+
+    def verdict(self, pair: Pair, reply: Reply) -> Verdict:
+        """What a reply to `conversation(pair)` means, with the order undone."""
+        swapped = self.swapped(pair.instruction)
+        preference = fault = None
+        if reply.error is not None:
+            fault = f"error: {clean(reply.error)}"
+        else:
+            try:
+                seen = READERS[self.parser](reply, **self.evaluator.options)
+                preference = 3 - seen if swapped else seen
+            except Malformed as error:
+                fault = f"malformed: {clean(str(error))}"
+        logprobs = reply.logprobs
+        if logprobs is not None:
+            logprobs = tuple({clean(t): float(v) for t, v in top.items()} for top in logprobs)
+        return Verdict(
+            preference, fault, swapped, True, self.marks(pair), clean(reply.text), logprobs
+        )
+
+
+def load_judge(
+    evaluator: str | Path | Evaluator = PUBLISHED,
+    model: str | None = None,
+    *,
+    settings: Mapping[str, Any] | None = None,
+    text_only: bool = False,
+    seed: int = 0,
+) -> Judge:
+    """A judge of a published evaluator, or of a file of one's own.
+
+    model: who answers, by default the evaluator's. settings: changes to its request. text_only: for
+    servers without log-probabilities, the verdict is the text; another judge, and called so.
+    UserError as of `load_evaluator`.
+    """
+    if not isinstance(evaluator, Evaluator):
+        evaluator = load_evaluator(evaluator)
+    parser, asked = evaluator.parser, dict(evaluator.settings)
+    if text_only and parser == "logprob_parser":
+        parser = "text"
+        asked = {k: v for k, v in asked.items() if "logprobs" not in k}
+    asked |= settings or {}
+    return Judge(evaluator, model or evaluator.model, asked, parser, seed)
+
+
+def defused(text: str) -> str:
+    """`text` with marks of turns spaced out, `<|im_end|>` as `<| im_end |>`."""
+    return TURN_MARK.sub(r"<| \1 |>", text)
+
+
+def delimiters(evaluator: Evaluator) -> set[str]:
+    """What an output could imitate: the places, what encloses them on their line, and headings."""
+    marks = {f"{{{place}}}" for place in PLACES}
+    for message in evaluator.messages:
+        for line in message["content"].splitlines():
+            if line.startswith("#"):
+                marks.add(line.strip())
+            if PLACE.search(line):
+                around = (part.strip(" ,") for part in PLACE.split(line)[::2])
+                marks |= {part for part in around if len(part) >= SHORTEST_MARK}
+    return marks

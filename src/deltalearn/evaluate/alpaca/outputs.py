@@ -1,0 +1,137 @@
+"""A model's answers beside those of the reference, aligned by the text of the instruction."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from deltalearn.errors import UserError
+
+SHOWN = 70  # characters of an instruction in an error
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """One answer. generator: the model's name. dataset: source of the instruction, or ""."""
+
+    instruction: str
+    output: str
+    generator: str
+    dataset: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """What is compared: output_1 is the reference's, output_2 the model's."""
+
+    instruction: str
+    output_1: str
+    output_2: str
+    generator_1: str
+    generator_2: str
+    dataset: str = ""
+
+
+def read_outputs(path: Path, generator: str | None = None) -> list[Output]:
+    """The answers in a JSON list of {instruction, output, generator, dataset}, perhaps gzipped.
+
+    generator: for files that do not name their model. UserError at the first row that is no answer.
+    """
+    outputs = []
+    for where, row in rows_of(path):
+        name = row.get("generator") or generator
+        if not name:
+            raise UserError(f"{where}: no generator; say which model wrote these answers")
+        dataset = row.get("dataset") or ""
+        instruction, output = (text_of(row, key, where) for key in ("instruction", "output"))
+        outputs.append(Output(instruction, output, clean(str(name)), clean(str(dataset))))
+    return outputs
+
+
+def pair_up(
+    outputs: Sequence[Output], references: Sequence[Output], *, subset: bool = False
+) -> list[Pair]:
+    """One pair per instruction, in the order of the references.
+
+    subset: whether `outputs` may leave out instructions; what is left out is then not judged.
+    UserError if an instruction comes twice, has no answer, or is unknown to the references.
+    """
+    if not outputs or not references:
+        raise UserError("no answers to compare: the outputs or the references are empty")
+    theirs = {r.instruction: r for r in once(references, "the references")}
+    ours = {o.instruction: o for o in once(outputs, "the outputs")}
+    for what, rows in (("outputs", outputs), ("references", references)):
+        names = {row.generator for row in rows}
+        if len(names) > 1:
+            raise UserError(f"the {what} are of several models: {', '.join(sorted(names))}")
+    if unknown := [i for i in ours if i not in theirs]:
+        raise UserError(
+            f"{len(unknown)} outputs answer instructions that the references do not have, the "
+            f"first {shown(unknown[0])}; give the references of the same set, and the instructions "
+            "exactly as they are there"
+        )
+    missing = [i for i in theirs if i not in ours]
+    if missing and not subset:
+        raise UserError(
+            f"{len(missing)} of {len(theirs)} instructions have no output, the first "
+            f"{shown(missing[0])}; answer them all, or say that this is a subset"
+        )
+    pairs = [(r, ours[r.instruction]) for r in references if r.instruction in ours]
+    return [
+        Pair(r.instruction, r.output, o.output, r.generator, o.generator, r.dataset or o.dataset)
+        for r, o in pairs
+    ]
+
+
+def once(rows: Sequence[Any], what: str) -> Sequence[Any]:
+    """`rows`, if no two have the same instruction; UserError otherwise."""
+    instruction, count = Counter(row.instruction for row in rows).most_common(1)[0]
+    if count > 1:
+        raise UserError(
+            f"{what} have {shown(instruction)} {count} times; an instruction is judged once: "
+            "keep one"
+        )
+    return rows
+
+
+# -- files ------------------------------------------------------------------------------------
+
+
+def rows_of(path: Path) -> Iterable[tuple[str, Mapping[str, Any]]]:
+    """(place, row) of each object in a JSON list, gzipped if its name ends with .gz.
+
+    UserError if it cannot be read as one.
+    """
+    try:
+        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as file:
+            rows = json.load(file)
+    except (OSError, EOFError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not a JSON file ({error})") from None
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise UserError(f"{path}: expected a JSON list of objects, one per instruction")
+    if not rows:
+        raise UserError(f"{path}: the list is empty")
+    return ((f"{path}, row {i}", row) for i, row in enumerate(rows))
+
+
+def text_of(row: Mapping[str, Any], key: str, where: str) -> str:
+    """The string under `key`; UserError if there is none: nothing is not an empty answer."""
+    value = row.get(key)
+    if not isinstance(value, str):
+        raise UserError(f"{where}: {key} must be a string, not {type(value).__name__}")
+    return clean(value)
+
+
+def clean(text: str) -> str:
+    """`text` with half surrogate pairs, which no file or request can hold, as question marks."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def shown(text: str) -> str:
+    """The beginning of a text, quoted."""
+    return repr(text if len(text) <= SHOWN else text[: SHOWN - 3] + "...")
