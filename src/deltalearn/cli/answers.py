@@ -252,7 +252,7 @@ def import_(
     with ResponseStore(_path(store)) as opened:
         found = import_responses(opened, source, split=split, models=column or [], name=model_name)
     models = ", ".join(f"{name} {n:,}" for name, n in found.models.items())
-    typer.echo(f"{found.read:,} rows read, {found.added:,} answers added ({models})")
+    typer.echo(f"{found.read:,} rows read, {found.added:,} answers added ({models or 'none new'})")
     for number, meaning in (
         (found.there, "were there already"),
         (found.assumed_ends, "had no finish reason and are taken to have ended by themselves"),

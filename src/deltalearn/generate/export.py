@@ -24,6 +24,11 @@ def export(store: ResponseStore, path: Path, models: Iterable[str] = ()) -> int:
     if path.suffix not in SUFFIXES:
         raise UserError(f"{path}: answers are written to a .jsonl or a .parquet file")
     wanted = list(models)
+    known = store.db.execute("SELECT name, identity FROM models ORDER BY name").fetchall()
+    for name in wanted:
+        if not any(name in names for names in known):
+            shown = ", ".join(names[0] for names in known) or "none"
+            raise UserError(f"{store.path}: no model {name!r}; it has {shown}")
     found = _export_rows(store, wanted)
     if path.suffix == ".jsonl":
         count = 0
@@ -57,7 +62,7 @@ def _export_rows(store: ResponseStore, models: list[str]) -> Iterator[dict[str, 
             "prompt_id": prompt_id,
             "sample": sample,
             "prompt_tokens": r.prompt_tokens,
-            "completion_tokens": r.tokens,
+            "completion_tokens": r.tokens if r.token_ids else r.completion_tokens,
             "token_ids": list(r.token_ids),
             "seconds": r.seconds,
             "seed": None if r.seed is None else str(r.seed),

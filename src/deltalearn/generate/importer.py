@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -10,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from deltalearn.errors import UserError
-from deltalearn.files import canonical_json
+from deltalearn.files import canonical_json, digest
 from deltalearn.generate.requests import request_key, seen_messages
 from deltalearn.generate.shapes import Found, read_row
 from deltalearn.generate.store import ResponseStore
-from deltalearn.generate.thoughts import split_thought
+from deltalearn.generate.thoughts import CLOSE, split_thought
 from deltalearn.records import (
     Prompt,
     Request,
@@ -27,6 +28,27 @@ from deltalearn.tables import Row, rows
 
 AT_ONCE = 2000  # rows stored together
 IMPORTED = "imported:"  # before the name of a model that is known by its answers alone
+HINT = (
+    "known are an answer a row (prompt, response, model), pairs (prompt, chosen, rejected), "
+    "several (instruction, generations, generation_models) and, with --column NAME for each "
+    "model, a column of answers of each"
+)
+EXPORTED = {  # what `export` writes of an answer, beside messages and token_ids
+    "key": str, "identity": str, "how": str, "model": str, "prompt_id": str, "sample": int,
+    "response": str, "thought": str | None, "finish_reason": str, "error": str | None,
+    "fault": str | None, "prompt_tokens": int, "completion_tokens": int | None,
+    "seconds": int | float | None, "seed": str | None, "tries": int | None, "engine": str | None,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer to be stored: what the file calls its model, and the engine if it says so."""
+
+    request: Request
+    response: Response
+    model: str
+    engine: str | None = None
 
 
 @dataclass
@@ -35,9 +57,9 @@ class Imported:
 
     read: int = 0
     added: int = 0
-    there: int = 0  # in the store already
+    there: int = 0  # in the store already, or twice in the file
     assumed_ends: int = 0  # without a finish reason, taken to have ended
-    models: Counter[str] = field(default_factory=Counter)
+    models: Counter[str] = field(default_factory=Counter)  # of the answers added
     skipped: list[str] = field(default_factory=list)  # where and why, the first few
     skipped_count: int = 0
 
@@ -69,26 +91,29 @@ def import_responses(
     """
     result, samples = Imported(), Counter[tuple[str, str]]()
     columns = tuple(models)
-    pending: dict[str, tuple[Request, Response, str]] = {}
+    pending: dict[str, Answer] = {}
     for row in _source_rows(source, split):
         result.read += 1
         if row.problem:
             result.skip(row, row.problem)
             continue
         try:
-            exact = _exact(row.value)
-            taken = [exact] if exact else _taken(row.value, columns, name, samples, result)
+            if {"key", "identity", "how", "messages", "response"} <= row.value.keys():
+                taken = [_as_exported(row.value)]
+            else:
+                taken = _taken(row.value, columns, name, samples, result)
         except Unusable as problem:
             result.skip(row, str(problem))
             continue
-        for request, response, made_by in taken:
-            pending.setdefault(request.key, (request, response, made_by or engine))
+        for answer in taken:
+            result.there += answer.request.key in pending
+            pending.setdefault(answer.request.key, answer)
         if len(pending) >= AT_ONCE:
-            _flush(store, pending, result)
-    _flush(store, pending, result)
+            _flush(store, pending, result, engine)
+    _flush(store, pending, result, engine)
     if not result.added + result.there:
         example = f" ({result.skipped[0]})" if result.skipped else ""
-        raise UserError(f"{source}: no answers to import in {result.read:,} rows{example}")
+        raise UserError(f"{source}: no answers to import in {result.read:,} rows{example}; {HINT}")
     return result
 
 
@@ -98,66 +123,80 @@ def _source_rows(source: str, split: str | None) -> Iterator[Row]:
     if path.suffix != ".json" or not path.is_file():
         yield from rows(source, split)
         return
+    if split is not None:
+        raise UserError(f"{source}: split {split!r} has no effect on files; remove it")
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise UserError(f"{source}: not JSON: {error}") from error
     if not isinstance(value, list):
         raise UserError(f"{source}: a JSON file must hold an array of rows; JSONL has a row a line")
     for number, row in enumerate(value, start=1):
         problem = None if isinstance(row, dict) else "an object is needed"
+        try:
+            json.dumps(row, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:  # half a surrogate pair can be read only
+            problem = f"not text: {error}"
         yield Row(f"{source}: row {number}", row, problem)
 
 
-def _flush(
-    store: ResponseStore, pending: dict[str, tuple[Request, Response, str]], result: Imported
-) -> None:
+def _flush(store: ResponseStore, pending: dict[str, Answer], result: Imported, engine: str) -> None:
     have = store.have(pending)
-    result.there += len(have)
+    new = [answer for key, answer in pending.items() if key not in have]
     by_engine: dict[str, list[tuple[Request, Response]]] = {}
-    for key, (request, response, engine) in pending.items():
-        if key not in have:
-            by_engine.setdefault(engine, []).append((request, response))
-    for engine, answered in by_engine.items():
-        store.add(answered, engine=engine)
-        result.added += len(answered)
-    names = {r.model: r.model.removeprefix(IMPORTED) for r, _, _ in pending.values()}
-    for identity, name in names.items():
-        if identity.startswith(IMPORTED):
+    for answer in new:
+        by_engine.setdefault(answer.engine or engine, []).append((answer.request, answer.response))
+    for made_by, answered in by_engine.items():
+        store.add(answered, engine=made_by)
+    names = dict(store.db.execute("SELECT identity, name FROM models"))
+    for identity, name in {answer.request.model: answer.model for answer in new}.items():
+        if names[identity] == identity:  # nobody has called it anything yet
             store.name_model(identity, name)
-        result.models[name] += sum(r.model == identity for r, _, _ in pending.values())
+    result.there += len(have)
+    result.added += len(new)
+    result.models.update(answer.model for answer in new)
     pending.clear()
 
 
-def _exact(value: dict[str, Any]) -> tuple[Request, Response, str] | None:
-    """A row that `export` wrote, as it was in its store; None for other rows."""
-    if not {"key", "identity", "how", "messages", "response", "finish_reason"} <= value.keys():
-        return None
+def _as_exported(value: dict[str, Any]) -> Answer:
+    """A row that `export` wrote, as it was in its store."""
+    for name, kind in EXPORTED.items():
+        cell = value.get(name)
+        if not isinstance(cell, kind) or (isinstance(cell, int) and not 0 <= cell < 2**63):
+            raise Unusable(f"not as it was exported: {name} is {cell!r:.50}")
     messages = ends_with_user(conversation(value["messages"], "messages"))
-    how, sample = value["how"], int(value["sample"])
-    seen = seen_messages(messages, json.loads(how).get("system"))
-    key = request_key(value["identity"], seen, how, sample)
+    how, sample, reason = value["how"], value["sample"], value["finish_reason"]
+    error = value.get("error")
+    if reason not in ("stop", "length", "error") or (reason == "error") != (error is not None):
+        raise Unusable(f"not as it was exported: {reason!r} with error {error!r:.50}")
+    try:
+        seen = seen_messages(messages, json.loads(how).get("system"))
+        key = request_key(value["identity"], seen, how, sample)
+        ids = tuple(array("I", value.get("token_ids") or ()))
+        seed = None if value.get("seed") is None else int(value["seed"])
+    except (ValueError, TypeError, AttributeError, OverflowError) as problem:
+        raise Unusable(f"not as it was exported: {problem!r}") from problem
     if key != value["key"]:
         raise Unusable("its key is not that of its model, messages and settings: altered")
-    prompt = Prompt(str(value["prompt_id"]), messages)
-    request = Request(key, prompt, sample, seen, value["identity"], how)
-    ids = tuple(value.get("token_ids") or ())
-    seed = value.get("seed")
+    request = Request(
+        key, Prompt(value["prompt_id"], messages), sample, seen, value["identity"], how
+    )
+    tokens = value.get("completion_tokens")
     response = Response(
         key,
         value["response"],
         ids,
-        value["finish_reason"],
+        reason,
         value["prompt_tokens"],
-        value.get("error"),
+        error,
         value.get("thought") or "",
-        None if ids else value.get("completion_tokens"),
+        None if ids and tokens == len(ids) else tokens,
         value.get("seconds"),
-        None if seed is None else int(seed),
+        seed,
         value.get("fault"),
         value.get("tries") or 1,
     )
-    return request, response, value.get("engine") or ""
+    return Answer(request, response, value["model"], value.get("engine"))
 
 
 def _taken(
@@ -166,31 +205,31 @@ def _taken(
     name: str | None,
     samples: Counter[tuple[str, str]],
     result: Imported,
-) -> list[tuple[Request, Response, str]]:
+) -> list[Answer]:
     found = read_row(value, columns)
+    if not all(answer.model or name for answer in found):
+        raise Unusable("the row does not name its model; give --model-name")
     taken = []
     for answer in found:
-        model = answer.model or name
-        if not model:
-            raise Unusable("the row does not name its model; give --model-name")
-        result.assumed_ends += answer.finish_reason is None
-        taken.append((*_request_and_response(answer, model, samples), ""))
+        stored = _answer(answer, answer.model or name or "", samples)
+        ended = stored.response.finish_reason == "stop"
+        result.assumed_ends += answer.finish_reason is None and ended
+        taken.append(stored)
     return taken
 
 
-def _request_and_response(
-    answer: Found, model: str, samples: Counter[tuple[str, str]]
-) -> tuple[Request, Response]:
+def _answer(answer: Found, model: str, samples: Counter[tuple[str, str]]) -> Answer:
     identity = IMPORTED + model
     how = canonical_json({"imported": True})
     sample = answer.sample
     if sample is None:
-        place = identity, canonical_json(list(answer.messages))
+        place = identity, digest(list(answer.messages))
         sample = samples[place]
         samples[place] += 1
     key = request_key(identity, answer.messages, how, sample)
     prompt = Prompt(answer.prompt_id or key[:16], answer.messages)
-    request = Request(key, prompt, sample, answer.messages, identity, how)
     thought, text = split_thought(answer.text)
-    reason = answer.finish_reason or "stop"
-    return request, Response(key, text, (), reason, 0, thought=thought)
+    unfinished = thought and CLOSE not in thought  # cut inside its trace, whoever did not say so
+    reason = answer.finish_reason or ("length" if unfinished else "stop")
+    request = Request(key, prompt, sample, answer.messages, identity, how)
+    return Answer(request, Response(key, text, (), reason, 0, thought=thought), model)

@@ -66,6 +66,8 @@ def _model_and_settings(store: ResponseStore, name: str, how: str | None) -> tup
         "WHERE model = ?)",
         [models[0][0]],
     ).fetchall()
+    if not settings:
+        raise UserError(f"{store.path}: {name} has no answers yet")
     meant = [s for s in settings if how is None or json.loads(s[1]) == json.loads(how)]
     if len(meant) != 1:
         shown = "\n".join(f"  {text}" for _, text in settings)

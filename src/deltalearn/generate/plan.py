@@ -32,7 +32,7 @@ def outlook(respondent: Any, requests: Iterable[Request], store: Path) -> list[s
         f"  prompt tokens: about {prompt * missing:,.0f} ({prompt:,.0f} each, {how})",
     ]
     if known["answers"]:
-        expected = known["tokens"]
+        expected = min(known["tokens"], most)  # those in the store may have had another limit
         lines.append(
             f"  answer tokens: about {expected * missing:,.0f} ({expected:,.0f} each, the mean of "
             f"{known['answers']:,} answers in the store), at most {most * missing:,}"
@@ -51,7 +51,8 @@ def outlook(respondent: Any, requests: Iterable[Request], store: Path) -> list[s
 def _mean_tokens(store: ResponseStore, identity: str) -> dict[str, float]:
     answers, tokens = store.db.execute(
         "SELECT count(*), avg(coalesce(completion_tokens, length(token_ids) / 4)) FROM responses "
-        "WHERE finish_reason != 'error' AND model = (SELECT id FROM models WHERE identity = ?)",
+        "WHERE finish_reason != 'error' AND (completion_tokens NOT NULL OR length(token_ids)) "
+        "AND model = (SELECT id FROM models WHERE identity = ?)",  # some servers do not count
         [identity],
     ).fetchone()
     return {"answers": answers, "tokens": tokens or 0.0}

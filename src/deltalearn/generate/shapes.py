@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from deltalearn.generate.requests import seen_messages
 from deltalearn.records import Message, Unusable, conversation, ends_with_user
 
 
@@ -52,22 +53,19 @@ def _distilabel(value: dict[str, Any]) -> list[Found] | None:
     """instruction, generations, generation_models (or model_names): distilabel, UltraFeedback."""
     generations = value.get("generations")
     completions = value.get("completions")
-    if isinstance(completions, list) and completions and isinstance(completions[0], dict):
-        prompt = _prompt(value)
-        return [
-            Found(str(c.get("model") or ""), prompt, _text(c.get("response")), prompt_id=_id(value))
-            for c in completions
-        ]
+    models = value.get("generation_models") or value.get("model_names")
+    if isinstance(completions, list) and {type(c) for c in completions} == {dict}:
+        generations = [c.get("response") for c in completions]
+        models = [c.get("model") for c in completions]
     if not isinstance(generations, list):
         return None
-    models = value.get("generation_models") or value.get("model_names")
-    if isinstance(models, str) or models is None:
-        models = [models or value.get("model_name") or ""] * len(generations)
+    if not isinstance(models, list):
+        models = [models or value.get("model_name")] * len(generations)
     if len(models) != len(generations):
         raise Unusable(f"{len(generations)} generations, but {len(models)} models")
     prompt = _prompt(value)
     return [
-        Found(str(m), prompt, _text(g), prompt_id=_id(value))
+        Found(m if isinstance(m, str) else "", prompt, _text(g), prompt_id=_id(value))
         for m, g in zip(models, generations, strict=True)
         if g is not None  # distilabel's mark of a failure
     ]
@@ -82,24 +80,39 @@ def _preference(value: dict[str, Any]) -> list[Found] | None:
             return None
         model = value.get(f"{side}_model") or value.get(f"{side}-model") or side
         sides.append((str(model), text, value.get(f"{side}_finish_reason")))
-    turns = [text for _, text, _ in sides]
-    if "prompt" in value or "instruction" in value or "messages" in value:
-        prompt = _prompt(value)
-    elif all(isinstance(t, list) and len(t) > 1 and t[:-1] == turns[0][:-1] for t in turns):
-        prompt = ends_with_user(conversation(turns[0][:-1], "chosen"))
-    else:
-        raise Unusable("no prompt, and chosen and rejected do not begin with the same turns")
+    prompt = _prompt_of_pair(value, [text for _, text, _ in sides])
     return [
         Found(model, prompt, _text(text), _reason(reason), _id(value))
         for model, text, reason in sides
     ]
 
 
+def _prompt_of_pair(value: dict[str, Any], sides: list[Any]) -> tuple[Message, ...]:
+    """The prompt of both sides: a column, or what stands before their last turns, or both."""
+    turns, others = (
+        conversation(side[:-1], "chosen or rejected") if isinstance(side, list) and side[1:] else ()
+        for side in sides
+    )
+    if turns != others:
+        raise Unusable("chosen and rejected do not begin with the same turns")
+    if not any(value.get(column) for column in PROMPTS):
+        if not turns:
+            raise Unusable("no prompt, and chosen and rejected hold none")
+        return _asked(value, turns)
+    prompt = _prompt(value)
+    if prompt[len(prompt) - len(turns) :] == turns:
+        return prompt
+    asked = _asked(value, turns)
+    if asked[: len(prompt)] == prompt:  # the column has the first question, the sides the rest
+        return asked
+    raise Unusable("the prompt and the turns before the answers differ")
+
+
 def _single(value: dict[str, Any]) -> list[Found] | None:
     """One answer a row: AlpacaEval's outputs, plain JSONL, chat logs whose last turn answers."""
     for column in ("response", "output", "completion", "answer", "generation", "text"):
         if value.get(column) is not None:
-            text = _text(value[column])
+            text, prompt = _text(value[column]), _prompt(value)
             break
     else:
         messages = value.get("messages") or value.get("conversations")
@@ -108,29 +121,39 @@ def _single(value: dict[str, Any]) -> list[Found] | None:
         turns = conversation(messages, "messages")
         if turns[-1]["role"] != "assistant":
             return None
-        found = Found(_model(value), ends_with_user(turns[:-1]), turns[-1]["content"])
-        return [found]
+        text, prompt = turns[-1]["content"], _asked(value, turns[:-1])
     sample = value.get("sample")
     reason = _reason(value.get("finish_reason"))
-    sample = sample if isinstance(sample, int) else None
-    return [Found(_model(value), _prompt(value), text, reason, _id(value), sample)]
+    sample = sample if isinstance(sample, int) and 0 <= sample < 2**63 else None
+    return [Found(_model(value), prompt, text, reason, _id(value), sample)]
 
 
+PROMPTS = ("messages", "prompt", "instruction", "question", "input")
 # Most specific first.
 SHAPES: tuple[Shape, ...] = (_distilabel, _preference, _single)
 
 
 def _prompt(value: dict[str, Any]) -> tuple[Message, ...]:
-    for column in ("messages", "prompt", "instruction", "question", "input"):
+    for column in PROMPTS:
         cell = value.get(column)
         if cell:
+            for other in ("input", "context") if column == "instruction" else ():
+                if value.get(other) and value[other] != cell:  # Alpaca's, Dolly's: half a question
+                    raise Unusable(f"instruction and {other}: join them into one column, prompt")
             turns = conversation(cell, column)
             if turns[-1]["role"] == "assistant":  # a whole dialogue: its last answer is not asked
                 turns = turns[:-1]
             if not turns:
                 raise Unusable(f"{column} has no question")
-            return ends_with_user(turns)
+            return _asked(value, turns)
     raise Unusable(f"no prompt; the row has {', '.join(map(str, value))}")
+
+
+def _asked(value: dict[str, Any], turns: tuple[Message, ...]) -> tuple[Message, ...]:
+    """The turns behind a system turn that has a column of its own, as distilabel's and Orca's."""
+    systems = (value.get(column) for column in ("system_prompt", "system"))
+    system = next((s for s in systems if isinstance(s, str) and s.strip()), None)
+    return ends_with_user(seen_messages(turns, system))
 
 
 def _text(cell: Any) -> str:

@@ -89,14 +89,20 @@ class ResponseStore:
         self.path = path
         try:
             self.db = sqlite3.connect(path, timeout=60)
-            self._set_up()
+            self._set_up(existing)
         except sqlite3.DatabaseError as error:
             if isinstance(error, sqlite3.OperationalError):
                 raise
             raise UserError(f"{path}: not a response store ({error}); move it away") from error
 
-    def _set_up(self) -> None:
-        version = self.db.execute("PRAGMA user_version").fetchone()[0]
+    def _set_up(self, existing: bool) -> None:
+        # One statement, one snapshot: another process may be making the store at this moment.
+        version, tables = self.db.execute(
+            "SELECT user_version, (SELECT count(*) FROM sqlite_master) FROM pragma_user_version"
+        ).fetchone()
+        if version == 0 and (tables or existing):  # 0: of anybody's database, and of an empty file
+            remedy = "" if existing else "; move it away"
+            raise UserError(f"{self.path}: not a response store{remedy}")
         if version not in (0, SCHEMA_VERSION):
             raise UserError(
                 f"{self.path}: made by another version of deltalearn (schema {version}, here "
@@ -106,14 +112,19 @@ class ResponseStore:
         self.db.execute("PRAGMA synchronous=FULL")
         if version == 0:
             with self.db:
-                self.db.executescript(SCHEMA)
-                self.db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+                self.db.executescript(
+                    f"BEGIN IMMEDIATE;{SCHEMA}PRAGMA user_version={SCHEMA_VERSION};COMMIT;"
+                )
 
     def __enter__(self) -> ResponseStore:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self.close()
+        if is_damage(error):
+            raise UserError(
+                f"{self.path}: damaged ({error}); `deltalearn responses check` tells more"
+            ) from error
 
     def close(self) -> None:
         """Close the store; the write-ahead log is folded in."""
@@ -187,6 +198,11 @@ class ResponseStore:
         # json_each takes any number of keys; `columns` is one of two constants of this module.
         query = f"SELECT {columns} FROM responses WHERE key IN (SELECT value FROM json_each(?))"  # noqa: S608
         return self.db.execute(query, [json.dumps(list(keys))])
+
+
+def is_damage(error: BaseException | None) -> bool:
+    """Whether SQLite has met pages that cannot be as it wrote them."""
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_CORRUPT
 
 
 def prompt_digest(prompt: Prompt) -> str:

@@ -16,10 +16,12 @@ def split_thought(written: str, opened: bool = False) -> tuple[str, str]:
     put before the thought, so that it stands by itself. A trace without end is all thought.
     """
     begun = bool(HEAD.match(written))
-    if not begun and not opened and CLOSE not in written:
-        return "", written
     before, close, after = written.partition(CLOSE)
-    thought = before if begun or not (opened or close) else OPEN + before
+    # Without `opened` a closing mark alone tells of an opening one in the prompt; marks that come
+    # later, in pairs, are what the answer is about.
+    if not (begun or opened) and (not close or OPEN in before):
+        return "", written
+    thought = before if begun else OPEN + before
     space = SPACE.match(after).group()
     return thought + close + space, after[len(space) :]
 

@@ -13,7 +13,7 @@ from typing import Any
 from deltalearn.errors import UserError
 from deltalearn.files import digest
 from deltalearn.generate.requests import request_key, seen_messages
-from deltalearn.generate.store import SCHEMA_VERSION, ResponseStore
+from deltalearn.generate.store import SCHEMA_VERSION, ResponseStore, is_damage
 from deltalearn.records import Message
 
 AT_ONCE = 20_000  # rows of one transaction
@@ -67,16 +67,24 @@ class Check:
 def check(store: ResponseStore) -> Check:
     """Let SQLite check its pages, and make every key again from what it stands for."""
     found = Check()
-    try:
-        for (line,) in store.db.execute("PRAGMA integrity_check(10)"):
-            if line != "ok":
-                found.note("pages", f"SQLite: {line}")
-        for row in _rows_with_content(store):
-            found.rows += 1
-            _check_row(row, found)
-    except sqlite3.DatabaseError as error:
-        found.note("pages", f"SQLite: {error}")
+    for look in (_check_pages, _check_rows):  # rows may be whole where only an index is damaged
+        try:
+            look(store, found)
+        except sqlite3.DatabaseError as error:
+            found.note("pages", f"SQLite: {error}")
     return found
+
+
+def _check_pages(store: ResponseStore, found: Check) -> None:
+    for (line,) in store.db.execute("PRAGMA integrity_check(10)"):
+        if line != "ok":
+            found.note("pages", f"SQLite: {line}")
+
+
+def _check_rows(store: ResponseStore, found: Check) -> None:
+    for row in _rows_with_content(store):
+        found.rows += 1
+        _check_row(row, found)
 
 
 def _rows_with_content(store: ResponseStore) -> Iterator[tuple[Any, ...]]:
@@ -96,16 +104,21 @@ def _check_row(row: tuple[Any, ...], found: Check) -> None:
     if None in (identity, messages, how):
         found.note("orphan", f"{key}: its model, prompt or settings are gone")
         return
-    turns = json.loads(messages)
-    if digest(turns) != prompt_digest:
-        found.note("prompt", f"{key}: its prompt was altered")
-    seen = seen_messages([Message(**turn) for turn in turns], json.loads(how).get("system"))
-    if request_key(identity, seen, how, sample) != key:
-        found.note("key", f"{key}: the key is not that of its model, prompt and settings")
     if reason not in ("stop", "length", "error") or (reason == "error") != (error is not None):
         found.note("reason", f"{key}: finish reason {reason!r} with error {error!r}")
     if size % 4:
         found.note("ids", f"{key}: its token ids are torn")
+    try:
+        turns, system = json.loads(messages), json.loads(how).get("system")
+    except (ValueError, AttributeError):
+        found.note("torn", f"{key}: its prompt or settings are torn")
+        return
+    if digest(turns) != prompt_digest:
+        found.note("prompt", f"{key}: its prompt was altered")
+        return  # its key cannot fit either
+    seen = seen_messages([Message(**turn) for turn in turns], system)
+    if request_key(identity, seen, how, sample) != key:
+        found.note("key", f"{key}: the key is not that of its model, prompt and settings")
 
 
 # -- two stores into one -------------------------------------------------------------------------
@@ -156,6 +169,12 @@ def merge(store: ResponseStore, other: Path) -> Merged:
                     break
                 _merge_part(db, last, end, result)
             last = end
+    except sqlite3.DatabaseError as error:
+        if is_damage(error):
+            raise UserError(
+                f"{other} or {store.path}: damaged ({error}); `deltalearn responses check` tells"
+            ) from error
+        raise
     finally:
         db.execute("DETACH other")
     return result
@@ -165,13 +184,13 @@ def _merge_part(db: sqlite3.Connection, after: int, end: int, result: Merged) ->
     part = [after, end]
     same, mended, different = db.execute(
         """
-        SELECT coalesce(sum(theirs.text = ours.text AND theirs.finish_reason = ours.finish_reason),
-                        0),
-               coalesce(sum(ours.finish_reason = 'error' AND theirs.finish_reason != 'error'), 0),
-               coalesce(sum(ours.finish_reason != 'error' AND (theirs.text != ours.text
-                            OR theirs.finish_reason != ours.finish_reason)), 0)
-        FROM other.responses theirs JOIN main.responses ours ON ours.key = theirs.key
-        WHERE theirs.id > ? AND theirs.id <= ?
+        SELECT coalesce(sum(same), 0), coalesce(sum(mended), 0),
+               coalesce(sum(NOT same AND NOT mended), 0)
+        FROM (SELECT (theirs.thought, theirs.text, theirs.finish_reason)
+                     = (ours.thought, ours.text, ours.finish_reason) AS same,
+                     ours.finish_reason = 'error' AND theirs.finish_reason != 'error' AS mended
+              FROM other.responses theirs JOIN main.responses ours ON ours.key = theirs.key
+              WHERE theirs.id > ? AND theirs.id <= ?)
         """,
         part,
     ).fetchone()

@@ -37,15 +37,14 @@ SCHEMA = pa.schema(
 
 def write_pairs(path: Path, pairs: Iterable[Pair], chosen_model: str, rejected_model: str) -> None:
     """Write pairs to `path` atomically, some thousands at a time; none at all: an empty table."""
-    source = iter(pairs)
+    rows = (_row(pair, chosen_model, rejected_model) for pair in pairs)
     with replacing(path) as temporary, pq.ParquetWriter(
         temporary, SCHEMA, compression="zstd"
     ) as writer:  # fmt: skip
         first = True
-        while (group := list(itertools.islice(source, ROW_GROUP))) or first:
+        while (group := list(itertools.islice(rows, ROW_GROUP))) or first:
             first = False
-            rows = [_row(pair, chosen_model, rejected_model) for pair in group]
-            writer.write_table(pa.Table.from_pylist(rows, schema=SCHEMA))
+            writer.write_table(pa.Table.from_pylist(group, schema=SCHEMA))
 
 
 def _row(pair: Pair, chosen_model: str, rejected_model: str) -> dict[str, Any]:
