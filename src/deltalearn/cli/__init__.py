@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from typer.core import TyperGroup
 
-from deltalearn.cli import answers
+from deltalearn.cli import answers, evaluation, scores
 
 
 class Interrupted(Exception):
@@ -37,6 +37,8 @@ lab_app = typer.Typer(no_args_is_help=True, help="The embedded family of tiny mo
 app.add_typer(lab_app, name="lab")
 app.command()(answers.generate)
 app.command()(answers.pairs)
+app.command()(evaluation.evaluate)
+app.command()(scores.compare)
 app.add_typer(answers.responses, name="responses")
 
 EXIT_USER_ERROR = 2

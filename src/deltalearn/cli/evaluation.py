@@ -1,0 +1,121 @@
+"""The command that runs a benchmark suite."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def evaluate(
+    model: Annotated[
+        str | None, typer.Argument(help="A directory or hub id; with --url its name there.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Where results go; default evals/<name of the model>.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Of the model, in tables.")] = None,
+    benchmark: Annotated[
+        list[str] | None, typer.Option(help="One of the suite; repeatable. Default: all.")
+    ] = None,
+    split: Annotated[
+        str,
+        typer.Option(help="test: as published. dev: a fifth, to choose on. held-out: the rest."),
+    ] = "test",
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="So many items of each benchmark, drawn by hash.")
+    ] = None,
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Local data (docs/evaluation.md); default: the hub.")
+    ] = None,
+    backend: Annotated[str, typer.Option(help="hf, vllm or openai.")] = "hf",
+    url: Annotated[str | None, typer.Option(help="Of an OpenAI-compatible server.")] = None,
+    key_env: Annotated[str | None, typer.Option(help="Variable with the server's key.")] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="Of the server's model: it is asked for completions then.")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, ...")] = None,
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    batch_size: Annotated[int, typer.Option(min=1, help="Requests at a time, of hf.")] = 8,
+    context: Annotated[
+        int | None, typer.Option(min=1, help="Tokens; default: the model's own.")
+    ] = None,
+    backend_option: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="Another argument of lm_eval's model."),
+    ] = None,
+    judge: Annotated[
+        str | None,
+        typer.Option(help="Of AlpacaEval: an evaluator of alpaca_eval, or a file of one's own."),
+    ] = None,
+    judge_model: Annotated[
+        str | None, typer.Option(help="Who judges; default: whom the evaluator is published for.")
+    ] = None,
+    judge_url: Annotated[
+        str | None, typer.Option(help="Server of the judge; default: alpaca_eval's own client.")
+    ] = None,
+    judge_key_env: Annotated[
+        str | None, typer.Option(help="Variable with the key of the judge's server.")
+    ] = None,
+    judge_text_only: Annotated[
+        bool, typer.Option("--judge-text-only", help="The server gives no log-probabilities.")
+    ] = False,
+    annotations: Annotated[
+        Path | None, typer.Option(help="Verdicts of AlpacaEval given before; nobody is asked.")
+    ] = None,
+    allow_code: Annotated[
+        bool, typer.Option("--allow-code", help="Run generated programs, in a sandbox.")
+    ] = False,
+    unsafe: Annotated[
+        bool, typer.Option("--unsafe", help="Run them even where nothing isolates them.")
+    ] = False,
+    update: Annotated[
+        bool, typer.Option("--update", help="Replace results of other settings in --out.")
+    ] = False,
+) -> None:
+    """Evaluate a model on the 11 benchmarks of Tülu 3; run it again to resume."""
+    from deltalearn.errors import UserError
+    from deltalearn.evaluate.harness.backends import BackendOptions
+    from deltalearn.evaluating import DEFAULT, Options
+    from deltalearn.evaluating import evaluate as run
+    from deltalearn.judging import JudgeOptions
+    from deltalearn.recipe.load import parse_override
+
+    if model is None:
+        raise UserError("give a model: a directory, a hub id, or a server's name of it")
+    shown = name or model.rstrip("/").rpartition("/")[2]
+    pairs = (parse_override(text) for text in backend_option or [])
+    options = Options(
+        backend=BackendOptions(
+            kind="openai" if url else backend,  # type: ignore[arg-type]
+            model=model,
+            dtype=dtype,
+            device=device,
+            batch_size=batch_size,
+            context=context,
+            url=url,
+            key_env=key_env,
+            tokenizer=tokenizer,
+            arguments={".".join(keys): value for keys, value in pairs},
+        ),
+        out=out or Path("evals") / shown,
+        name=shown,
+        benchmarks=tuple(benchmark or DEFAULT),
+        split=split,
+        limit=limit,
+        data_dir=data_dir,
+        judge=JudgeOptions(
+            evaluator=judge,
+            model=judge_model,
+            url=judge_url,
+            key_env=judge_key_env,
+            text_only=judge_text_only,
+            annotations=annotations,
+        ),
+        allow_code=allow_code,
+        unsafe=unsafe,
+        update=update,
+        say=typer.echo,
+    )
+    run(options)

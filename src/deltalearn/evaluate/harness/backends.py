@@ -1,0 +1,110 @@
+"""Models of lm_eval: here through transformers or vLLM, or behind an OpenAI-compatible server."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+from deltalearn.errors import UserError
+
+Backend = Literal["hf", "vllm", "openai"]
+BACKENDS = get_args(Backend)
+NEEDS = {"hf": "transformers", "vllm": "vllm", "openai": "openai"}
+KEY_VARIABLE = "OPENAI_API_KEY"  # where lm_eval's client reads it
+
+
+@dataclass(frozen=True)
+class BackendOptions:
+    """kind: hf, vllm or openai. model: a directory or hub id; a name, at a server.
+
+    url: of the server, up to its version. key_env: the environment variable with its key.
+    tokenizer: a directory or hub id; with one, the server is asked through its completions, which
+    give log-likelihoods and take a begun answer. context: tokens; default: the model's own.
+    arguments: any others of lm_eval's model.
+    """
+
+    kind: Backend
+    model: str
+    dtype: str = "auto"
+    device: str | None = None
+    batch_size: int | str = 8
+    context: int | None = None
+    url: str | None = None
+    key_env: str | None = None
+    concurrency: int = 16
+    tokenizer: str | None = None
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def knows_likelihoods(self) -> bool:
+        """Whether it gives log-likelihoods, and continues an answer that is begun."""
+        return self.kind != "openai" or self.tokenizer is not None
+
+
+def load(options: BackendOptions) -> Any:
+    """lm_eval's model. UserError if something for it is missing."""
+    try:
+        return {"hf": _hf, "vllm": _vllm, "openai": _openai}[options.kind](options)
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"the back-end {options.kind} needs {error.name or NEEDS[options.kind]}, which is not "
+            "installed here; run `pip install 'deltalearn[evaluate]'`, and `pip install vllm` for "
+            "vllm"
+        ) from error
+
+
+def _hf(options: BackendOptions) -> Any:
+    from lm_eval.models.huggingface import HFLM
+
+    return HFLM(
+        pretrained=options.model,
+        dtype=options.dtype,
+        device=options.device or _device(),
+        batch_size=options.batch_size,
+        max_length=options.context,
+        trust_remote_code=False,
+        **options.arguments,
+    )
+
+
+def _device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _vllm(options: BackendOptions) -> Any:
+    from lm_eval.models.vllm_causallms import VLLM
+
+    return VLLM(
+        pretrained=options.model,
+        dtype=options.dtype,
+        max_model_len=options.context,
+        trust_remote_code=False,
+        **options.arguments,
+    )
+
+
+def _openai(options: BackendOptions) -> Any:
+    if not options.url:
+        raise UserError("the back-end openai needs --url, as in http://localhost:8000/v1")
+    from lm_eval.models.openai_completions import LocalChatCompletion, LocalCompletionsAPI
+
+    if options.key_env:
+        key = os.environ.get(options.key_env, "").strip()
+        if not key:
+            raise UserError(f"the environment variable {options.key_env} is not set")
+        os.environ[KEY_VARIABLE] = key
+    base = options.url.rstrip("/")
+    values = {"model": options.model, "num_concurrent": options.concurrency, **options.arguments}
+    if options.tokenizer is None:
+        return LocalChatCompletion(base_url=f"{base}/chat/completions", **values)
+    return LocalCompletionsAPI(
+        base_url=f"{base}/completions",
+        tokenizer=options.tokenizer,
+        tokenizer_backend="huggingface",
+        max_length=options.context or 4096,
+        **values,
+    )

@@ -1,0 +1,108 @@
+"""The result directory: results.json, and a Parquet file of items for each benchmark."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from deltalearn.errors import UserError
+from deltalearn.evaluate.tulu3.suite import Benchmark, averaged
+from deltalearn.files import replacing
+
+FORMAT = 1
+COLUMNS = pa.schema(
+    [(name, pa.string()) for name in ("id", "stratum", "cluster")]
+    + [("score", pa.float64())]
+    + [(name, pa.string()) for name in ("prompt", "output", "extracted", "gold")]
+)
+Row = dict[str, Any]
+
+
+def write_items(path: Path, rows: Sequence[Row]) -> None:
+    """A benchmark's items; the file appears whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
+        pq.write_table(pa.Table.from_pylist(list(rows), COLUMNS), temporary, compression="zstd")
+
+
+def read_items(path: Path) -> list[Row]:
+    """Rows of `write_items`."""
+    return pq.read_table(path).to_pylist()
+
+
+def read_results(directory: Path) -> dict[str, Any]:
+    """results.json of a result directory. UserError if it is none."""
+    file = directory / "results.json"
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{directory}: no results here ({error}); `deltalearn evaluate` writes them"
+        ) from error
+    if not isinstance(found, dict) or found.get("format") != FORMAT:
+        raise UserError(f"{file}: made by another version of deltalearn")
+    return found
+
+
+def summary(benchmark: Benchmark, rows: Sequence[Row]) -> dict[str, Any]:
+    """score, stderr, n and what the score is; both None while AlpacaEval is not judged."""
+    scores = np.array([row["score"] for row in rows], dtype=np.float64)
+    entry = {"metric": benchmark.metric, "aggregation": benchmark.aggregation, "n": len(rows)}
+    if np.isnan(scores).any():
+        return {"score": None, "stderr": None, **entry}
+    groups = [row["stratum"] if benchmark.aggregation == "macro" else "" for row in rows]
+    clusters = [row["cluster"] for row in rows]
+    mean, error = mean_and_error(scores, groups, clusters if any(clusters) else None)
+    return {"score": mean, "stderr": error, **entry}
+
+
+def mean_and_error(
+    scores: np.ndarray, strata: Sequence[str], clusters: Sequence[str] | None = None
+) -> tuple[float, float | None]:
+    """(mean of the strata's means, its standard error); the error is None for single items.
+
+    SE = sqrt(sum_k s_k^2 / n_k) / K over K strata; with clusters (one stratum only) the sum over
+    clusters of squared sums of deviations, with the factor G / (G - 1). Miller 2024,
+    arXiv 2411.00640.
+    """
+    by_stratum: dict[str, list[int]] = defaultdict(list)
+    for at, name in enumerate(strata):
+        by_stratum[name].append(at)
+    mean = float(np.mean([scores[places].mean() for places in by_stratum.values()]))
+    if clusters is not None:
+        sums: dict[str, float] = defaultdict(float)
+        for value, name in zip(scores, clusters, strict=True):
+            sums[name] += value - mean
+        groups = len(sums)
+        if groups < 2:
+            return mean, None
+        spread = sum(value**2 for value in sums.values()) * groups / (groups - 1)
+        return mean, math.sqrt(spread) / len(scores)
+    if any(len(places) < 2 for places in by_stratum.values()):
+        return mean, None
+    spread = sum(scores[p].var(ddof=1) / len(p) for p in by_stratum.values())
+    return mean, math.sqrt(spread) / len(by_stratum)
+
+
+def average(benchmarks: dict[str, dict[str, Any]]) -> dict[str, Any] | None:
+    """The plain mean of the eleven, with and without AlpacaEval; None if one of them is missing.
+
+    Without AlpacaEval's judge the mean of the other ten alone.
+    """
+    scored = {name for name, entry in benchmarks.items() if entry["score"] is not None}
+    names = averaged(scored | {"alpaca_eval"})
+    if names is None:
+        return None
+    ten = [benchmarks[name]["score"] for name in names if name != "alpaca_eval"]
+    result: dict[str, Any] = {"mmlu": names[0], "without_alpaca_eval": float(np.mean(ten))}
+    if "alpaca_eval" in scored:
+        result["score"] = float(np.mean([*ten, benchmarks["alpaca_eval"]["score"]]))
+    return result

@@ -1,0 +1,145 @@
+"""One benchmark on one model: which items, what lm_eval makes of them, a row for each."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from deltalearn.errors import UserError
+from deltalearn.evaluate.tulu3 import INCLUDE_PATH
+from deltalearn.evaluate.tulu3.suite import Benchmark
+from deltalearn.files import digest
+
+DEV_SHARE = 5  # one of so many items is for choosing
+SPLITS = ("test", "dev", "held-out")
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which items of a benchmark.
+
+    split: test is all that is published; dev a fifth of it, chosen by the hash of the item's name;
+    held-out the others. limit: so many of those, by hash too.
+    """
+
+    split: str = "test"
+    limit: int | None = None
+
+    def of(self, benchmark: str, ids: Iterable[str]) -> set[str]:
+        """The chosen items."""
+        ranks = {name: int(digest([benchmark, name])[:12], 16) for name in ids}
+        if self.split != "test":
+            wanted = self.split == "dev"
+            ranks = {n: r for n, r in ranks.items() if (r % DEV_SHARE == 0) == wanted}
+        return set(sorted(ranks, key=ranks.__getitem__)[: self.limit])
+
+
+@dataclass(frozen=True)
+class Tasks:
+    """lm_eval's tasks of one benchmark, one for each stratum where examples differ."""
+
+    benchmark: Benchmark
+    tasks: dict[str, Any]
+
+    @property
+    def config(self) -> Any:
+        """How it is asked; the same for all strata."""
+        return next(iter(self.tasks.values())).config
+
+    def chosen(self, selection: Selection) -> dict[str, list[int]]:
+        """{task: places of the chosen docs}, only tasks that have any."""
+        names = {name: task.eval_docs["id"] for name, task in self.tasks.items()}
+        chosen = selection.of(self.benchmark.name, (i for ids in names.values() for i in ids))
+        places = {
+            name: [at for at, item in enumerate(ids) if item in chosen]
+            for name, ids in names.items()
+        }
+        return {name: found for name, found in places.items() if found}
+
+    @property
+    def count(self) -> int:
+        """Items of the data at hand."""
+        return sum(len(task.eval_docs) for task in self.tasks.values())
+
+
+def quiet() -> None:
+    """Keep lm_eval's bars and remarks out of the way of ours.
+
+    By its modules: TQDM_DISABLE in the environment makes vLLM divide by a time of zero.
+    """
+    import lm_eval.api.task
+
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    lm_eval.api.task.tqdm = lambda iterable, **_: iterable
+
+
+def load_tasks(benchmark: Benchmark, data_dir: Path | None) -> Tasks:
+    """The tasks of a benchmark with their data. UserError if lm_eval or the data is not there."""
+    try:
+        from lm_eval.tasks import TaskManager
+
+        quiet()
+    except ImportError as error:
+        raise UserError(
+            "evaluation needs lm_eval; run `pip install 'deltalearn[evaluate]'`"
+        ) from error
+    metadata = {"data_dir": str(data_dir)} if data_dir else {}
+    manager = TaskManager(include_path=str(INCLUDE_PATH), include_defaults=False, metadata=metadata)
+    return Tasks(benchmark, manager.load([benchmark.task])["tasks"])
+
+
+def run(tasks: Tasks, model: Any, selection: Selection) -> list[dict[str, Any]]:
+    """A row per item: id, stratum, cluster, question, score, prompt, output, extracted, gold.
+
+    AlpacaEval's score is NaN until it is judged. UserError if nothing is selected.
+    """
+    from lm_eval.evaluator import evaluate
+
+    places = tasks.chosen(selection)
+    if not places:
+        raise UserError(f"{tasks.benchmark.title}: no item is selected")
+    found = evaluate(
+        lm=model,
+        task_dict={"tasks": {name: tasks.tasks[name] for name in places}, "groups": {}},
+        samples=places,
+        bootstrap_iters=0,
+        log_samples=True,
+        apply_chat_template=tasks.benchmark.chat,
+        fewshot_as_multiturn=tasks.benchmark.chat,
+        confirm_run_unsafe_code=tasks.benchmark.kind == "code",
+    )
+    samples = (sample for name in places for sample in found["samples"][name])
+    return [_row(tasks.benchmark, sample) for sample in samples]
+
+
+def _row(benchmark: Benchmark, sample: dict[str, Any]) -> dict[str, Any]:
+    item = sample["doc"]
+    prompt = sample["arguments"][0][0]
+    row = {name: item[name] for name in ("id", "stratum", "cluster", "question")}
+    row |= {"score": float(sample["score"]), "prompt": _text(prompt), "gold": item["gold"]}
+    return row | _outcome(benchmark, sample)
+
+
+def _outcome(benchmark: Benchmark, sample: dict[str, Any]) -> dict[str, str]:
+    """What the model gave, and what was found in it."""
+    from deltalearn.evaluate.tulu3.scoring import GRADERS
+
+    results = sample["filtered_resps"]
+    if benchmark.kind == "code":
+        return {"output": json.dumps(results[0]), "extracted": str(sample["passed"])}
+    if benchmark.kind == "judged":
+        return {"output": results[0], "extracted": ""}
+    output = results[0] if benchmark.kind == "text" else json.dumps([v for v, _ in results])
+    return {
+        "output": output,
+        "extracted": GRADERS[benchmark.name](sample["doc"], results).extracted,
+    }
+
+
+def _text(prompt: Any) -> str:
+    """A rendered prompt; a conversation, for servers that render it, as JSON."""
+    return prompt if isinstance(prompt, str) else str(getattr(prompt, "prompt", prompt))

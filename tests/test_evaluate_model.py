@@ -1,0 +1,156 @@
+"""Protects what stands between lm_eval and a model: memory of answers, samples, limits that fit.
+
+An answer that is known is not asked again, the same request asked n times is n samples, and a
+context that is too short shortens answers instead of cutting prompts in silence.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+pytest.importorskip("lm_eval")
+
+from lm_eval.api.instance import Instance
+
+from deltalearn.evaluate.harness import model as module
+from deltalearn.evaluate.harness.answers import Answers
+from deltalearn.evaluate.harness.model import RememberingModel
+from deltalearn.stopping import Stopped
+
+
+class Inner:
+    """Answers with the number of the call, and what it was asked."""
+
+    max_length = 1000
+
+    def __init__(self) -> None:
+        self.asked: list[tuple] = []
+        self.draws: list[float] = []
+
+    def tok_encode(self, text: str) -> list[int]:
+        return list(range(len(text)))
+
+    def generate_until(self, requests, disable_tqdm=False):
+        assert disable_tqdm
+        self.draws.append(float(torch.rand(())))
+        first = len(self.asked)
+        self.asked += [r.args for r in requests]
+        return [f"answer {first + i} to {r.args[0][:5]}" for i, r in enumerate(requests)]
+
+    def loglikelihood(self, requests, disable_tqdm=False):
+        self.asked += [r.args for r in requests]
+        return [(-float(len(r.args[1])), True) for r in requests]
+
+
+def written(context: str, **options) -> Instance:
+    return Instance("generate_until", {}, (context, {"until": [], **options}), 0)
+
+
+@pytest.fixture
+def remembering(tmp_path: Path):
+    """`remembering(identity)` -> (model, inner), over the same file."""
+    opened = []
+
+    def make(identity: str = "m") -> tuple[RememberingModel, Inner]:
+        answers = Answers(tmp_path / "answers.sqlite")
+        opened.append(answers)
+        inner = Inner()
+        return RememberingModel(inner, identity, answers), inner
+
+    yield make
+    for answers in opened:
+        answers.close()
+
+
+def test_known_answers_are_not_asked_again(remembering):
+    model, inner = remembering()
+    requests = [written("one", max_gen_toks=5), written("two", max_gen_toks=5)]
+    first = model.generate_until(requests)
+    again, other = remembering()
+    assert again.generate_until(requests) == first
+    assert other.asked == []
+    again.generate_until([written("one", max_gen_toks=6)])
+    assert len(other.asked) == 1, "another limit is another request"
+    third, inner = remembering("another model")
+    third.generate_until(requests)
+    assert len(inner.asked) == 2
+
+
+def test_the_same_request_n_times_is_n_samples(remembering):
+    model, _ = remembering()
+    answers = model.generate_until([written("one", max_gen_toks=5)] * 4)
+    assert len(set(answers)) == 4
+    again, other = remembering()
+    assert again.generate_until([written("one", max_gen_toks=5)] * 6)[:4] == answers
+    assert len(other.asked) == 2, "two more, not six"
+
+
+def test_values_come_back_in_order_and_as_numbers(remembering):
+    model, _ = remembering()
+    pairs = [("a context", " x"), ("longer context here", "yyy"), ("c", "")]
+    requests = [Instance("loglikelihood", {}, pair, 0) for pair in pairs]
+    for _ in range(2):  # asked, then read
+        assert model.loglikelihood(requests) == [(-2.0, True), (-3.0, True), (0.0, True)]
+
+
+def test_a_short_context_shortens_the_answer_and_says_so(remembering):
+    model, inner = remembering()
+    model.generate_until([written("x" * 100, max_gen_toks=512)])
+    assert inner.asked[-1][1]["max_gen_toks"] == 512
+    assert model.trouble.notes() == []
+    model.generate_until([written("x" * 700, max_gen_toks=512)])
+    assert inner.asked[-1][1]["max_gen_toks"] == 256, "300 tokens are left: 4 x 64"
+    model.generate_until([written("x" * 990, max_gen_toks=512)])
+    assert inner.asked[-1][1]["max_gen_toks"] == 64
+    assert model.trouble.notes() == [
+        "the context left 2 answers less than the limit",
+        "1 prompts were cut on the left to fit the context",
+    ]
+
+
+def test_sampling_does_not_depend_on_what_was_asked_before(remembering, monkeypatch):
+    """Groups are the same after an interruption, and each is seeded by its first request."""
+    monkeypatch.setattr(module, "AT_ONCE", 2)
+    requests = [written(f"prompt {i}", max_gen_toks=5, do_sample=True) for i in range(6)]
+    model, inner = remembering()
+    model.generate_until(requests)
+    assert len(set(inner.draws)) == 3
+    order = [asked[0] for asked in inner.asked]
+    fresh, other = remembering("m2")
+    fresh.generate_until(requests)
+    assert other.draws != inner.draws, "another model draws otherwise"
+    assert [asked[0] for asked in other.asked] == order
+
+
+def test_a_stop_keeps_what_is_done(remembering, monkeypatch):
+    monkeypatch.setattr(module, "AT_ONCE", 2)
+    model, inner = remembering()
+    asked = SimpleNamespace(asked=False)
+
+    class Stop:
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            return None
+
+        @property
+        def asked(self):
+            return len(inner.asked) >= 4
+
+        def leave(self, where):
+            raise Stopped(where)
+
+    monkeypatch.setattr(module, "SafeStop", Stop)
+    requests = [written(f"prompt {i}", max_gen_toks=5) for i in range(6)]
+    with pytest.raises(Stopped, match="4 of 6 requests done"):
+        model.generate_until(requests)
+    assert not asked.asked
+    monkeypatch.undo()
+    again, other = remembering()
+    again.generate_until(requests)
+    assert len(other.asked) == 2
