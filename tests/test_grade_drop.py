@@ -151,6 +151,13 @@ def test_alignment_is_the_best_one_not_the_first():
     assert f1(["b c d e", "b c"], ["b c d", "b"]) == 0.76
 
 
+def test_rounding_is_numpys(official):
+    """13 of 27 words and none of another span: 2 * 13 / 40 / 2 = .325, .33 by Python's round."""
+    words = [f"w{i}" for i in range(27)]
+    output, golds = " ".join(words[:13]), [(" ".join(words), "Jones")]
+    assert grade(output, golds).score == official(output, golds) == 0.32
+
+
 def test_extracted_is_the_output():
     assert grade(" Philip Rivers\n", [("Rivers",)]).extracted == "Philip Rivers"
 

@@ -7,11 +7,13 @@ no process may be left behind.
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -20,6 +22,8 @@ from deltalearn.evaluate.graders import symbolic
 
 pytest.importorskip("sympy")
 pytest.importorskip("antlr4")
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks at processes in /proc")
 
 ENDLESS = "9^{9^{9^{9}}}"
 
@@ -46,8 +50,11 @@ def runs(pid: int) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    with open(f"/proc/{pid}/stat") as stat:  # a zombie does not run
-        return stat.read().rsplit(")")[-1].split()[0] != "Z"
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rsplit(")")[-1].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state != "Z"  # a zombie does not run
 
 
 def wait_until_gone(pid: int) -> None:
@@ -88,11 +95,25 @@ def test_a_comparison_without_end_is_unequal_and_the_next_one_is_not_harmed(limi
     wait_until_gone(first)
 
 
+def test_the_time_limit_is_for_comparisons_not_for_waiting(limits):
+    limits(SECONDS=1.0)
+    assert symbolic.equal("2x", "x+x")
+    first = worker()
+    time.sleep(1.5)
+    assert symbolic.equal("2x", "x+x")
+    assert worker() == first
+
+
 def test_too_much_memory_is_unequal(limits):
-    """2^(8e9) has 1 GB, in a process that may have 0.5."""
-    limits(SECONDS=20.0, MEMORY=512 << 20)
+    """2^(8e9) has 1 GB, in a process that may have 0.5: it raises, and the process goes on."""
+    limits(SECONDS=60.0, MEMORY=512 << 20)
+    assert symbolic.equal("2x", "x+x")
+    first = worker()
+    allowed = Path(f"/proc/{first}/limits").read_text()
+    assert re.search(rf"Max address space +{512 << 20} +{512 << 20} +bytes", allowed)
     assert not symbolic.equal("2^{8000000000}", "4")
     assert symbolic.equal("2x", "x+x")
+    assert worker() == first
 
 
 def test_a_worker_that_was_killed_is_started_again():
@@ -151,6 +172,12 @@ if sys.argv[1] != "ends":
     symbolic.equal(sys.argv[1], "4")
     time.sleep(60)
 """
+
+
+def test_ctrl_c_does_not_reach_the_worker():
+    """The terminal sends it to the whole process group: the worker is in another one."""
+    assert symbolic.equal("2x", "x+x")
+    assert os.getpgid(worker()) != os.getpgrp()
 
 
 @pytest.mark.parametrize("doing", ["ends", "4", ENDLESS])

@@ -1,4 +1,4 @@
-"""Protects the prompts of the Tülu 3 suite: what a model sees equals EVAL_SUITE's settings, exactly.
+"""Protects the prompts of the Tülu 3 suite: what a model sees is what OLMES shows, to the letter.
 
 The expected strings are built here from the raw data and the published examples, without the
 code under test, for items at the beginning, in the middle and at the end of every benchmark.

@@ -14,9 +14,8 @@ CHATML = (
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 CONTEXT = 10_240
-WORDS = (
-    "the answer is so a b c d yes no true false 1 2 3 12 40 return x if def Therefore , .".split()
-)
+TEXT = "the answer is so a b c d yes no true false 1 2 3 12 40 return x if def Therefore , ."
+WORDS = TEXT.split()
 STEPS = 150
 
 

@@ -69,7 +69,7 @@ def f1(predicted: Sequence[str], expected: Sequence[str]) -> float:
     rows, columns = linear_sum_assignment(table, maximize=True)
     scores = np.zeros(max(table.shape))
     scores[rows] = table[rows, columns]
-    return float(round(np.mean(scores), 2))  # numpy's rounding, as published: 0.295 becomes 0.3
+    return float(round(np.mean(scores), 2))  # numpy rounds, as published: .325 to .32
 
 
 def _bag_f1(predicted: set[str], expected: set[str]) -> float:

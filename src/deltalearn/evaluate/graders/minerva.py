@@ -1,9 +1,9 @@
 """Answers of MATH as plain strings: the normalisation of Minerva.
 
 Source: appendix D of Lewkowycz et al. 2022, arXiv 2206.14858, which published scores use. lm_eval
-has since mended it (words inside words, tuples); `normalise` is the original, mistakes included:
-"ft" leaves "\\left" as "\\le", and "0,1" becomes 01. Both sides go through it, so it mostly costs
-nothing.
+has since mended it (words inside words, lists); `normalise` is the original, mistakes included:
+"ft" makes "\\le" of "\\left", and "1,2" is 12. Both sides go through it, so that it costs a right
+answer only where one of them has the "\\left".
 """
 
 from __future__ import annotations
