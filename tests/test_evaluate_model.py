@@ -26,6 +26,7 @@ class Inner:
     """Answers with the number of the call, and what it was asked."""
 
     max_length = 1000
+    tokenizer = "a tokenizer"
 
     def __init__(self) -> None:
         self.asked: list[tuple] = []
@@ -87,6 +88,22 @@ def test_the_same_request_n_times_is_n_samples(remembering):
     again, other = remembering()
     assert again.generate_until([written("one", max_gen_toks=5)] * 6)[:4] == answers
     assert len(other.asked) == 2, "two more, not six"
+
+
+def test_a_server_gets_a_seed_for_each_sample_and_few_stops(remembering):
+    """With one seed for all, as lm_eval sends it, twenty samples would be one."""
+    model, inner = remembering()
+    model.server = True
+    stops = ["x", "y", "z", "to", "never"]
+    sampled = Instance(
+        "generate_until", {}, ("one", {"until": stops, "max_gen_toks": 5, "do_sample": True}), 0
+    )
+    texts = model.generate_until([sampled] * 3)
+    model.generate_until([written("greedy", max_gen_toks=5)])
+    seeds = [options.get("seed") for _, options in inner.asked]
+    assert len(set(seeds[:3])) == 3 and seeds[3] is None
+    assert inner.asked[0][1]["until"] == ["x", "y", "z"]
+    assert texts == ["answer 0 ", "answer 1 ", "answer 2 "], "cut here at the others"
 
 
 def test_values_come_back_in_order_and_as_numbers(remembering):

@@ -146,7 +146,8 @@ def test_any_text_comes_back(texts, kind):
 def test_some_models_alone_or_nothing_at_all(full, tmp_path, kind):
     file = tmp_path / f"some{kind}"
     assert export(full, file, ["larger"]) == len(HOSTILE)
-    assert export(full, file, ["served:x"]) == 2, "by identity, where nobody has named it"
+    assert export(full, file, ["fingerprint"]) == len(HOSTILE), "by its identity"
+    assert export(full, file, ["served:x"]) == 2
     assert export(full, file, ["larger", "served:x"]) == len(HOSTILE) + 2
     with pytest.raises(UserError, match="no model 'large'; it has larger, served:x"):
         export(full, file, ["larger", "large"])
@@ -203,6 +204,8 @@ def test_an_altered_row_is_refused_or_leaves_a_whole_store(column, value):
         ({"finish_reason": "error"}, "'error' with error None"),
         ({"token_ids": [-1]}, "not as it was exported"),
         ({"prompt_tokens": None}, "prompt_tokens is None"),
+        ({"prompt_tokens": 2**63}, "prompt_tokens is 9223372036854775808"),
+        ({"tries": -1}, "tries is -1"),
     ],
 )
 def test_what_cannot_be_what_was_exported_is_told(changes, reason, write_lines):
@@ -232,6 +235,18 @@ def test_what_is_in_no_known_shape_says_what_is_known(write_lines, tmp_path):
             import_responses(store, str(array))
     with store_of() as store, pytest.raises(UserError, match="has no effect"):
         import_responses(store, str(array), split="test")
+
+
+def test_a_prompt_keeps_the_id_that_the_file_gives_it(write_lines):
+    ids = [{"id": 7}, {"prompt_id": "p", "id": "i"}, {"id": [1]}]
+    rows = [
+        {"prompt": f"q{i}", "response": "a", "model": "A", **given} for i, given in enumerate(ids)
+    ]
+    with store_of() as store:
+        import_responses(store, str(write_lines(rows)))
+        query = "SELECT prompt_id, substr(key, 1, 16) FROM responses ORDER BY id"
+        (first, _), (second, _), (third, key) = store.db.execute(query)
+    assert (first, second, third) == ("7", "p", key)
 
 
 def test_the_command_says_what_became_of_the_rows(write_lines, tmp_path):

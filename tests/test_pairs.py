@@ -323,3 +323,12 @@ def test_a_failed_write_keeps_the_old_file(file, monkeypatch):
 def test_missing_pairs_are_a_user_error(tmp_path):
     with pytest.raises(UserError, match=r"none\.parquet: no pairs here; run the pairs stage first"):
         read_pairs(tmp_path / "none.parquet")
+
+
+def test_a_trace_without_an_answer_is_no_answer():
+    prompt = Prompt("p", ({"role": "user", "content": "q"},))
+    thinks = Response("a", "", (1,), "stop", 1, thought="<think>hm</think>")
+    answers = Response("b", "yes", (2,), "stop", 1)
+    counts = PairCounts()
+    assert list(build_pairs([(prompt, 0, thinks, answers)], counts)) == []
+    assert counts.dropped["empty"] == 1

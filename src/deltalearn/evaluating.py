@@ -148,6 +148,7 @@ class _Evaluation:
         if reason is None:
             try:
                 tasks = load_tasks(benchmark, options.data_dir)
+                reason = self._chat_cannot(benchmark, tasks)
             except NoData as error:
                 reason = str(error)
         if reason is not None:
@@ -182,7 +183,7 @@ class _Evaluation:
         write_items(items, rows)
         seconds = round(time.monotonic() - started, 1)
         entry |= {"seconds": seconds, "notes": notes, "key": digest(settings)}
-        entry["context"] = getattr(self._model, "max_length", None)  # as the model has it
+        entry["context"] = options.backend.context or getattr(self._model, "max_length", None)
         self.results["benchmarks"][benchmark.name] = entry
         self.results["not_run"].pop(benchmark.name, None)
         self._write()
@@ -191,8 +192,20 @@ class _Evaluation:
     def _why_not(self, benchmark: Benchmark) -> str | None:
         if benchmark.kind == "code" and not (self.options.allow_code or self.options.unsafe):
             return "it runs programs that the model writes; give --allow-code"
-        if benchmark.kind == "choice" and not self.options.backend.knows_likelihoods:
+        return None
+
+    def _chat_cannot(self, benchmark: Benchmark, tasks: Tasks) -> str | None:
+        """What a server's chat is not able to do."""
+        if not self.options.backend.chat_only:
+            return None
+        if benchmark.kind == "choice":
             return "the server gives no log-likelihoods through its chat; give --tokenizer"
+        if not benchmark.chat:
+            return (
+                "it is asked without a chat template, which a server's chat has; give --tokenizer"
+            )
+        if tasks.config.gen_prefix:
+            return "a server's chat does not go on with a begun answer; give --tokenizer"
         return None
 
     def _settings(self, benchmark: Benchmark, tasks: Tasks) -> dict[str, Any]:
@@ -222,7 +235,8 @@ class _Evaluation:
             self._model = load(self.options.backend)
             self._answers = Answers(self.options.out / "answers.sqlite")
         identity = f"{self.options.backend.kind} {self.identity} {self.options.backend.dtype}"
-        return RememberingModel(self._model, identity, self._answers, benchmark.title)
+        server = self.options.backend.kind == "openai"
+        return RememberingModel(self._model, identity, self._answers, benchmark.title, server)
 
     # -- the files ---------------------------------------------------------------------------
 

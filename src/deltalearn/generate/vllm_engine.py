@@ -66,6 +66,19 @@ class VllmEngine:
         self._end_ids = sorted(end_ids_of_files(files, self._tokenizer))
         self._worker: _Worker | None = None
 
+    def start(self) -> None:
+        """Start the worker and wait until it has loaded the model; the first request does it too.
+
+        UserError if there is no vLLM or it does not load the model.
+        """
+        first = {
+            "model": str(self._files.directory),
+            "engine": dict(self._options.engine),
+            "end_ids": self._end_ids,
+        }
+        self._worker = _Worker(self._options.python or sys.executable, first)
+        self.name = f"vllm {self._worker.version}"
+
     def close(self) -> None:
         """End the worker."""
         if self._worker is not None:
@@ -124,13 +137,7 @@ class VllmEngine:
 
     def _send(self, request: Request, ids: list[int]) -> None:
         if self._worker is None:
-            first = {
-                "model": str(self._files.directory),
-                "engine": dict(self._options.engine),
-                "end_ids": self._end_ids,
-            }
-            self._worker = _Worker(self._options.python or sys.executable, first)
-            self.name = f"vllm {self._worker.version}"
+            self.start()
         sampling = self._sampling
         self._worker.send(
             {
@@ -193,11 +200,14 @@ class _Worker:
         self._outbox: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         for work in (self._read, self._write):
             threading.Thread(target=work, daemon=True).start()
+        self._failure: str | None = None
         self.send(first)
-        ready = self.receive()[0]
-        if "fatal" in ready:
+        try:
+            (ready,) = self.receive()
+        except WorkerDied as died:
             self.close()
-            raise UserError(_why_not(ready["fatal"], python, self._log))
+            why = _why_not(self._failure, python, self._log) if self._failure else str(died)
+            raise UserError(why) from None
         self.version, self.context = ready["ready"], ready["context"]
 
     def send(self, value: dict[str, Any]) -> None:
@@ -206,6 +216,8 @@ class _Worker:
 
     def receive(self) -> list[dict[str, Any]]:
         """What the worker has said since the last call; waits for one line. WorkerDied if none."""
+        if self._failure:
+            raise WorkerDied(f"vLLM failed: {self._failure}")
         lines = [self._lines.get()]
         while len(lines) < GROUP and not self._lines.empty():
             lines.append(self._lines.get())
@@ -215,7 +227,10 @@ class _Worker:
         if not lines:
             code = self._process.wait()
             raise WorkerDied(f"vLLM's process ended (exit code {code}){_last(self._log)}")
-        return [json.loads(line) for line in lines]
+        found = [json.loads(line) for line in lines]
+        if "fatal" in found[-1]:
+            self._failure = found.pop()["fatal"]
+        return found or self.receive()
 
     def close(self) -> None:
         """End the process; one that does not end by itself is killed with all it started."""

@@ -6,7 +6,8 @@ own torch and transformers. When it ends, all memory of the model is really free
 In, first line: {"model": directory, "engine": options of vllm.LLM, "end_ids": [...]}. Then a line
 for each request: {"id", "prompt": ids, "max_tokens", "temperature", "top_p", "seed"}.
 Out: {"ready": version, "context": tokens}, then a line for each request: {"id", "ids",
-"finish_reason"}, or {"id", "error"}; {"fatal": why} if the model does not load.
+"finish_reason"}, or {"id", "error"}; {"fatal": why} if the model does not load or vLLM fails, and
+nothing after it.
 """
 
 import json
@@ -26,13 +27,13 @@ def main() -> None:
     first = json.loads(sys.stdin.readline())
     try:
         engine, version = load(first)
+        tell(out, {"ready": version, "context": engine.model_config.max_model_len})
+        lines: queue.SimpleQueue = queue.SimpleQueue()
+        threading.Thread(target=read, args=(lines,), daemon=True).start()
+        serve(engine, first["end_ids"], lines, out)
     except Exception as error:  # whatever vLLM raises, the one who waits must hear of it
         tell(out, {"fatal": f"{type(error).__name__}: {error}"})
         raise
-    tell(out, {"ready": version, "context": engine.model_config.max_model_len})
-    lines: queue.SimpleQueue = queue.SimpleQueue()
-    threading.Thread(target=read, args=(lines,), daemon=True).start()
-    serve(engine, first["end_ids"], lines, out)
 
 
 def load(first):
@@ -54,6 +55,7 @@ def read(lines) -> None:
 def serve(engine, end_ids, lines, out) -> None:
     """Step the engine as long as anything is asked."""
     began: dict[str, float] = {}
+    refusals = what_refuses()
     limit = engine.vllm_config.scheduler_config.max_num_seqs + WAITING
     more = True
     while more or began:
@@ -68,13 +70,22 @@ def serve(engine, end_ids, lines, out) -> None:
             try:
                 engine.add_request(request["id"], prompt(request), sampling(request, end_ids))
                 began[request["id"]] = time.monotonic()
-            except ValueError as error:  # too long, most likely
+            except refusals as error:  # too long, most likely
                 tell(out, {"id": request["id"], "error": str(error)})
         if not began:
             continue
         done = [answer(found, end_ids, began) for found in engine.step() if found.finished]
         if done:
             tell(out, *done)
+
+
+def what_refuses():
+    """Exceptions that mean one request, and not the engine, is at fault."""
+    try:
+        from vllm.exceptions import VLLMClientError
+    except ImportError:  # an older vLLM, which has ValueError only
+        return (ValueError,)
+    return (ValueError, VLLMClientError)
 
 
 def prompt(request):

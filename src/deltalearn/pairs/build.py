@@ -80,6 +80,8 @@ def _as_trained(response: Response | None, thoughts: str) -> Response | None:
     """The response with what is to be taught as its text."""
     if response is None or not response.thought or thoughts == "strip":
         return response
+    if response.finish_reason == "stop" and not response.text.strip():  # a trace is no answer
+        return response
     return replace(response, text=response.thought + response.text, thought="")
 
 

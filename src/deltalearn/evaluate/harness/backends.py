@@ -11,7 +11,6 @@ from deltalearn.errors import UserError
 
 Backend = Literal["hf", "vllm", "openai"]
 BACKENDS = get_args(Backend)
-NEEDS = {"hf": "transformers", "vllm": "vllm", "openai": "openai"}
 KEY_VARIABLE = "OPENAI_API_KEY"  # where lm_eval's client reads it
 
 
@@ -38,9 +37,9 @@ class BackendOptions:
     arguments: Mapping[str, Any] = field(default_factory=dict)
 
     @property
-    def knows_likelihoods(self) -> bool:
-        """Whether it gives log-likelihoods, and continues an answer that is begun."""
-        return self.kind != "openai" or self.tokenizer is not None
+    def chat_only(self) -> bool:
+        """Whether it is a server's chat: no log-likelihoods, no plain text, no begun answers."""
+        return self.kind == "openai" and self.tokenizer is None
 
 
 def load(options: BackendOptions) -> Any:
@@ -49,9 +48,8 @@ def load(options: BackendOptions) -> Any:
         return {"hf": _hf, "vllm": _vllm, "openai": _openai}[options.kind](options)
     except ModuleNotFoundError as error:
         raise UserError(
-            f"the back-end {options.kind} needs {error.name or NEEDS[options.kind]}, which is not "
-            "installed here; run `pip install 'deltalearn[evaluate]'`, and `pip install vllm` for "
-            "vllm"
+            f"the back-end {options.kind} does not load: {error}; run `pip install "
+            "'deltalearn[evaluate]'`, and `pip install vllm` for vllm"
         ) from error
 
 

@@ -13,6 +13,7 @@ from deltalearn.progress import progress
 from deltalearn.stopping import SafeStop
 
 AT_ONCE = 128  # requests of one call, and of one commit
+SERVER_STOPS = 3  # of the four that the API takes; lm_eval adds the end of the turn
 STEP = 64  # tokens: answers that the context limits are grouped by their limit rounded down
 
 
@@ -37,7 +38,8 @@ class Trouble:
 class RememberingModel:
     """What `lm_eval.evaluator.evaluate` takes as a model; wraps one of lm_eval's.
 
-    identity: of the model's content and back-end. The same request asked n times is n samples, each
+    identity: of the model's content and back-end. server: whether it is asked as
+    servers are. The same request asked n times is n samples, each
     with an answer of its own. Sampled requests are seeded by their content, so that an interrupted
     run goes on as an uninterrupted one would have.
     """
@@ -46,6 +48,7 @@ class RememberingModel:
     identity: str
     answers: Answers
     title: str = ""
+    server: bool = False
     trouble: Trouble = field(default_factory=Trouble)
 
     rank = 0
@@ -110,11 +113,30 @@ class RememberingModel:
         keys: list[str],
     ) -> list[Any]:
         fitted = [
-            replace(request, arguments=arguments[i])
+            replace(request, arguments=self._for_server(arguments[i], keys[i]))
             for request, i in zip(requests, missing, strict=True)
         ]
         _seed(keys[missing[0]])
-        return getattr(self.inner, kind)(fitted, disable_tqdm=True)
+        values = getattr(self.inner, kind)(fitted, disable_tqdm=True)
+        if not self.server or kind != "generate_until":
+            return values
+        stops = [arguments[i][1]["until"] for i in missing]
+        return [_cut(text, until) for text, until in zip(values, stops, strict=True)]
+
+    def _for_server(self, values: tuple[Any, ...], key: str) -> tuple[Any, ...]:
+        """The request as a server takes it.
+
+        With a seed of its own: lm_eval sends all the same one, and a prompt sampled twenty times
+        would get one answer twenty times. With few enough stop strings; the answer is cut at the
+        others when it is here.
+        """
+        context, options = values
+        if not self.server or not isinstance(options, dict):
+            return values
+        options = {**options, "until": options["until"][:SERVER_STOPS]}
+        if options.get("do_sample"):
+            options["seed"] = int(digest(key)[:7], 16)
+        return context, options
 
     def _keys(self, kind: str, arguments: Sequence[tuple[Any, ...]]) -> list[str]:
         """A key for each request; the same request again gets another one."""
@@ -155,9 +177,14 @@ class RememberingModel:
     @property
     def _context(self) -> int | None:
         """Tokens, where the inner model knows and can count them."""
-        if not hasattr(self.inner, "tok_encode"):
+        if getattr(self.inner, "tokenizer", None) is None:
             return None
         return getattr(self.inner, "max_length", None)
+
+
+def _cut(text: str, stops: Sequence[str]) -> str:
+    """`text` up to the first of the stop strings."""
+    return text[: min((at for s in stops if (at := text.find(s)) >= 0), default=None)]
 
 
 def _seed(key: str) -> None:
