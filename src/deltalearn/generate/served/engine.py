@@ -278,7 +278,7 @@ class _Run:
             answer.finish_reason,
             answer.prompt_tokens or 0,
             thought=thought,
-            completion_tokens=None if ids else answer.completion_tokens,
+            completion_tokens=None if answer.token_ids else answer.completion_tokens,
             seconds=round(seconds, 4),
             seed=short_seed(request) if self._engine._sampling.temperature else None,
             tries=tries,
