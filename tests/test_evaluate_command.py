@@ -137,6 +137,24 @@ def test_a_second_run_asks_nothing(whole, place, data):
     assert answers(out) == before[1]
 
 
+def test_a_score_stands_when_permission_is_gone(whole, place, data):
+    out, _ = whole
+    again = evaluate(place, data, out, "--benchmark", "humaneval")
+    assert again.returncode == 0, again.stderr
+    assert "done before; now" in again.stdout and "--allow-code" in again.stdout
+    assert results(out)["not_run"] == {}
+
+
+def test_another_argument_of_the_model_asks_anew(place, data, tmp_path):
+    """It may change answers without showing in a request: here, what is cut off before a mark."""
+    only = ("--benchmark", "popqa")
+    for options in ((), ("--backend-option", "think_end_token=e")):
+        result = evaluate(place, data, tmp_path / "m", *only, *options, limit=4)
+        assert result.returncode == 0, result.stderr
+    assert answers(tmp_path / "m") == 8
+    assert results(tmp_path / "m")["benchmarks"]["popqa"]["arguments"] == {"think_end_token": "e"}
+
+
 def answers(out: Path) -> int:
     return (
         sqlite3.connect(out / "answers.sqlite")

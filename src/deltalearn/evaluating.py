@@ -151,6 +151,10 @@ class _Evaluation:
                 reason = self._chat_cannot(benchmark, tasks)
             except NoData as error:
                 reason = str(error)
+        known = self.results["benchmarks"].get(benchmark.name)
+        if reason is not None and known is not None:  # what was run stands, whatever is lacking now
+            options.say(_line(benchmark, known) + f"  (done before; now {reason})")
+            return
         if reason is not None:
             self.results["not_run"][benchmark.name] = reason
             self._write()
@@ -158,7 +162,6 @@ class _Evaluation:
             return
         items = options.out / "items" / f"{benchmark.name}.parquet"
         settings = self._settings(benchmark, tasks)
-        known = self.results["benchmarks"].get(benchmark.name)
         if known is not None and items.is_file() and known["key"] == digest(settings):
             options.say(_line(benchmark, known) + "  (done before)")
             return
@@ -224,6 +227,7 @@ class _Evaluation:
             "temperature": asked.get("temperature", 0.0),
             "context": self.options.backend.context,
             "dtype": self.options.backend.dtype,
+            "arguments": dict(self.options.backend.arguments),
             **({"asked_judge": _shown(judge)} if benchmark.kind == "judged" else {}),
         }
 
@@ -234,7 +238,11 @@ class _Evaluation:
         if self._model is None:
             self._model = load(self.options.backend)
             self._answers = Answers(self.options.out / "answers.sqlite")
-        identity = f"{self.options.backend.kind} {self.identity} {self.options.backend.dtype}"
+        asked = self.options.backend
+        # All that may change an answer and does not show in the request itself.
+        identity = digest(
+            [asked.kind, self.identity, asked.dtype, asked.context, dict(asked.arguments)]
+        )
         server = self.options.backend.kind == "openai"
         return RememberingModel(self._model, identity, self._answers, benchmark.title, server)
 
