@@ -246,7 +246,7 @@ def test_a_judge_at_a_server_reads_every_answer_once(place, data, tmp_path):
         command = [
             sys.executable, "-m", "deltalearn", "evaluate", str(place), "--out", str(out),
             "--data-dir", str(data), "--limit", "40", "--batch-size", "16", "--device", "cpu",
-            *options, "--judge-url", server.url,
+            *options, "--judge-url", server.url, "--concurrency", "3",
         ]  # fmt: skip
         environment = {**os.environ, "JUDGE_KEY": "sk-secret-judge"}
         for _ in range(2):
@@ -255,6 +255,7 @@ def test_a_judge_at_a_server_reads_every_answer_once(place, data, tmp_path):
             )
             assert result.returncode == 0, result.stderr
         assert server.asked.total() == 40
+        assert server.most_in_flight <= 3
         shown = {h.get("authorization") for h in server.headers}
     assert shown == {"Bearer sk-secret-judge"}
     entry = results(out)["benchmarks"]["alpaca_eval"]
@@ -272,6 +273,7 @@ def test_bad_options_are_named(place, data, tmp_path):
     fails(evaluate(place, data, tmp_path / "m", "--benchmark", "gsm9k"), "gsm9k", "gsm8k")
     fails(evaluate(place, data, tmp_path / "m", "--split", "train"), "train", "held-out")
     fails(evaluate(place, data, tmp_path / "m", "--backend", "tgi"), "tgi", "vllm")
+    fails(evaluate(place, data, tmp_path / "m", "--concurrency", "4"), "no effect", "--url")
     fails(evaluate(place, tmp_path / "nowhere", tmp_path / "m"), "the data directory is not there")
 
 

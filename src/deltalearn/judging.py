@@ -25,6 +25,7 @@ from deltalearn.evaluate.alpaca.package import ask_with_package
 from deltalearn.evaluate.alpaca.reading import Reply
 from deltalearn.evaluate.alpaca.result import item_rows, summary
 from deltalearn.evaluate.alpaca.sides import find_sides
+from deltalearn.evaluate.harness.backends import CONCURRENCY
 from deltalearn.evaluate.harness.results import Row
 from deltalearn.files import replacing
 from deltalearn.records import Message
@@ -45,7 +46,7 @@ class JudgeOptions:
     model: str | None = None
     url: str | None = None
     key_env: str | None = None
-    concurrency: int = 16
+    concurrency: int = CONCURRENCY
     text_only: bool = False
     annotations: Path | None = None
 

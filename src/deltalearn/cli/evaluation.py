@@ -35,6 +35,9 @@ def evaluate(
     tokenizer: Annotated[
         str | None, typer.Option(help="Of the server's model: it is asked for completions then.")
     ] = None,
+    concurrency: Annotated[
+        int | None, typer.Option(min=1, help="Requests in flight at a server or judge; default 16.")
+    ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...")] = None,
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
     batch_size: Annotated[int, typer.Option(min=1, help="Requests at a time, of hf.")] = 8,
@@ -76,7 +79,7 @@ def evaluate(
 ) -> None:
     """Evaluate a model on the 11 benchmarks of Tülu 3; run it again to resume."""
     from deltalearn.errors import UserError
-    from deltalearn.evaluate.harness.backends import BackendOptions
+    from deltalearn.evaluate.harness.backends import CONCURRENCY, BackendOptions
     from deltalearn.evaluating import DEFAULT, Options
     from deltalearn.evaluating import evaluate as run
     from deltalearn.judging import JudgeOptions
@@ -84,6 +87,8 @@ def evaluate(
 
     if model is None:
         raise UserError("give a model: a directory, a hub id, or a server's name of it")
+    if concurrency is not None and not (url or judge_url):
+        raise UserError("--concurrency has no effect without --url or --judge-url; leave it out")
     shown = name or model.rstrip("/").rpartition("/")[2]
     pairs = (parse_override(text) for text in backend_option or [])
     options = Options(
@@ -96,6 +101,7 @@ def evaluate(
             context=context,
             url=url,
             key_env=key_env,
+            concurrency=concurrency or CONCURRENCY,
             tokenizer=tokenizer,
             arguments={".".join(keys): value for keys, value in pairs},
         ),
@@ -110,6 +116,7 @@ def evaluate(
             model=judge_model,
             url=judge_url,
             key_env=judge_key_env,
+            concurrency=concurrency or CONCURRENCY,
             text_only=judge_text_only,
             annotations=annotations,
         ),

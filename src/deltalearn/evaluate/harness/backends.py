@@ -11,6 +11,7 @@ from deltalearn.errors import UserError
 
 Backend = Literal["hf", "vllm", "openai"]
 BACKENDS = get_args(Backend)
+CONCURRENCY = 16  # requests in flight at a server
 KEY_VARIABLE = "OPENAI_API_KEY"  # where lm_eval's client reads it
 
 
@@ -32,7 +33,7 @@ class BackendOptions:
     context: int | None = None
     url: str | None = None
     key_env: str | None = None
-    concurrency: int = 16
+    concurrency: int = CONCURRENCY
     tokenizer: str | None = None
     arguments: Mapping[str, Any] = field(default_factory=dict)
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from deltalearn.errors import UserError
+from deltalearn.evaluate.paired.difference import score
 from deltalearn.evaluate.tulu3.suite import Benchmark, averaged
 from deltalearn.files import replacing
 
@@ -67,29 +67,11 @@ def summary(benchmark: Benchmark, rows: Sequence[Row]) -> dict[str, Any]:
 def mean_and_error(
     scores: np.ndarray, strata: Sequence[str], clusters: Sequence[str] | None = None
 ) -> tuple[float, float | None]:
-    """(mean of the strata's means, its standard error); the error is None for single items.
-
-    SE = sqrt(sum_k s_k^2 / n_k) / K over K strata; with clusters (one stratum only) the sum over
-    clusters of squared sums of deviations, with the factor G / (G - 1). Miller 2024,
-    arXiv 2411.00640.
-    """
-    by_stratum: dict[str, list[int]] = defaultdict(list)
-    for at, name in enumerate(strata):
-        by_stratum[name].append(at)
-    mean = float(np.mean([scores[places].mean() for places in by_stratum.values()]))
-    if clusters is not None:
-        sums: dict[str, float] = defaultdict(float)
-        for value, name in zip(scores, clusters, strict=True):
-            sums[name] += value - mean
-        groups = len(sums)
-        if groups < 2:
-            return mean, None
-        spread = sum(value**2 for value in sums.values()) * groups / (groups - 1)
-        return mean, math.sqrt(spread) / len(scores)
-    if any(len(places) < 2 for places in by_stratum.values()):
-        return mean, None
-    spread = sum(scores[p].var(ddof=1) / len(p) for p in by_stratum.values())
-    return mean, math.sqrt(spread) / len(by_stratum)
+    """(mean of the strata's means, its standard error); no error where a stratum has one unit."""
+    estimate = score(scores, strata, clusters)
+    units = set(zip(strata, clusters or range(len(strata)), strict=True))
+    fewest = min(Counter(stratum for stratum, _ in units).values())
+    return float(estimate.value), float(estimate.se) if fewest > 1 else None
 
 
 def average(benchmarks: dict[str, dict[str, Any]]) -> dict[str, Any] | None:
