@@ -60,11 +60,6 @@ class Tasks:
         }
         return {name: found for name, found in places.items() if found}
 
-    @property
-    def count(self) -> int:
-        """Items of the data at hand."""
-        return sum(len(task.eval_docs) for task in self.tasks.values())
-
 
 def quiet() -> None:
     """Keep lm_eval's bars and remarks out of the way of ours.
