@@ -54,8 +54,8 @@ class Planned:
         file.write_text(yaml.safe_dump(values))
         self.loaded = load_generate_recipe(file, [], {})
 
-    def lines(self) -> list[str]:
-        return generating.dry_run(self.loaded, self.out).split("\n")
+    def lines(self, **options: bool) -> list[str]:
+        return generating.dry_run(self.loaded, self.out, **options).split("\n")
 
     def requests(self, model: int = 0) -> list[Request]:
         found = read_prompts(str(self.source)).prompts
@@ -123,6 +123,11 @@ def test_errors_count_as_answered_but_not_as_short_answers(served):
     lines = served.lines()
     assert lines[1] == "a: 4 requests, 2 answered already, 2 to ask"
     assert "about 600 (300 each, the mean of 1 answers" in lines[3]
+    before = (served.out / "responses.sqlite").read_bytes()
+    lines = served.lines(retry_errors=True)
+    assert lines[1] == "a: 4 requests, 1 answered already, 3 to ask, 1 of them again"
+    assert "about 900 (300 each" in lines[3]
+    assert (served.out / "responses.sqlite").read_bytes() == before, "errors are still there"
 
 
 def test_answers_that_nobody_counted_are_not_taken_for_empty_ones(served):

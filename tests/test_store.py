@@ -187,12 +187,12 @@ def test_store_of_another_version_is_refused_and_untouched(path):
     with ResponseStore(path) as store:
         put(store, stop("a"))
     db = sqlite3.connect(path)
-    db.execute("PRAGMA user_version=3")
+    db.execute("PRAGMA user_version=9")
     db.close()
-    with pytest.raises(UserError, match=r"responses\.sqlite: made by another version .*schema 3"):
+    with pytest.raises(UserError, match=r"responses\.sqlite: made by another version .*schema 9"):
         ResponseStore(path)
     db = sqlite3.connect(path)
-    assert db.execute("PRAGMA user_version").fetchone() == (3,)
+    assert db.execute("PRAGMA user_version").fetchone() == (9,)
     assert db.execute("SELECT count(*) FROM responses").fetchone() == (1,)
 
 
@@ -235,8 +235,8 @@ store.db.execute("BEGIN")
 rows = [(f"3.{i}", "p", "x", "", b"", "stop", "e") for i in range(4)]
 store.db.executemany(
     "INSERT INTO responses (key, model, settings, prompt, sample, prompt_id, text, thought, "
-    "token_ids, finish_reason, prompt_tokens, engine, tries, created) "
-    "VALUES (?, 1, 1, 1, 0, ?, ?, ?, ?, ?, 1, ?, 1, 0)", rows)
+    "token_ids, finish_reason, prompt_tokens, engine, tries, created, checksum) "
+    "VALUES (?, 1, 1, 1, 0, ?, ?, ?, ?, ?, 1, ?, 1, 0, x'00')", rows)
 os.kill(os.getpid(), signal.SIGKILL)
 """
 

@@ -141,7 +141,7 @@ def test_what_is_no_store_is_refused_and_untouched(two, tmp_path):
     db.close()
     shutil.copy(theirs, newer)
     db = sqlite3.connect(newer)
-    db.execute("PRAGMA user_version=3")
+    db.execute("PRAGMA user_version=9")
     db.close()
     for file, message in (
         (text, "not a response store"), (foreign, "not a response store"),

@@ -131,10 +131,12 @@ def test_a_store_as_it_was_written_is_whole(path):
         ("UPDATE responses SET prompt = 2 WHERE prompt = 3", {"key": 1}),
         ("UPDATE responses SET sample = 7 WHERE sample = 1", {"key": 1}),
         ("UPDATE responses SET key = 'x' || substr(key, 2) WHERE id = 1", {"key": 1}),
-        ("UPDATE responses SET token_ids = x'0102030405' WHERE id < 3", {"ids": 2}),
-        ("UPDATE responses SET finish_reason = 'banana' WHERE id = 1", {"reason": 1}),
-        ("UPDATE responses SET finish_reason = 'stop' WHERE error NOTNULL", {"reason": 1}),
-        ("UPDATE responses SET error = NULL", {"reason": 1}),
+        ("UPDATE responses SET token_ids = x'0102030405' WHERE id < 3", {"answer": 2}),
+        ("UPDATE responses SET text = 'abc' WHERE text = 'ab'", {"answer": 1}),
+        ("UPDATE responses SET thought = ' ' WHERE engine = 'openai'", {"answer": 2}),
+        ("UPDATE responses SET finish_reason = 'stop' WHERE error NOTNULL", {"answer": 1}),
+        ("UPDATE responses SET error = NULL, fault = NULL", {"answer": 1}),
+        ("UPDATE responses SET checksum = x'00'", {"answer": 7}),
         ("DELETE FROM models WHERE identity = 'S'", {"orphan": 2}),
         ("DELETE FROM prompts WHERE messages LIKE '%q1%'", {"orphan": 4}),
         ("DELETE FROM settings WHERE how LIKE '%seed%'", {"orphan": 2}),
@@ -149,12 +151,12 @@ def test_an_alteration_is_found_in_as_many_rows_as_it_hit(path, statement, found
 def test_several_kinds_of_damage_are_told_apart_with_an_exit_code(path):
     altered(
         path,
-        "UPDATE responses SET token_ids = x'01', finish_reason = 'end' WHERE id = 1",
+        "UPDATE responses SET token_ids = x'01', text = '' WHERE id = 1",
         "UPDATE models SET identity = 'T' WHERE identity = 'S'",
     )
     result = deltalearn("responses", "check", path)
     assert result.returncode == 1
-    assert result.stdout.endswith("7 rows, NOT whole: reason 1, ids 1, key 2\n")
+    assert result.stdout.endswith("7 rows, NOT whole: answer 1, key 2\n")
 
 
 @pytest.fixture
@@ -212,11 +214,14 @@ def test_a_key_that_was_changed_in_a_row_or_in_its_index_alone(many):
 
 def test_a_letter_changed_in_the_file_is_found_although_its_pages_are_sound(many):
     content = many.read_bytes()
-    assert content.count(b'"number 123"') == 1
-    many.write_bytes(content.replace(b'"number 123"', b'"number 124"'))
-    with ResponseStore(many) as store:
-        found = check(store)
-    assert dict(found.counts) == {"prompt": 1}
+    for old, new, kind in (
+        (b'"number 123"', b'"number 124"', "prompt"), (b"x" * 300, b"y" + b"x" * 299, "answer"),
+    ):  # fmt: skip
+        assert old in content
+        many.write_bytes(content.replace(old, new, 1))
+        with ResponseStore(many) as store:
+            found = check(store)
+        assert dict(found.counts) == {kind: 1}
 
 
 # -- forget --------------------------------------------------------------------------------------

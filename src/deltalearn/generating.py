@@ -119,31 +119,36 @@ def respondents(recipe: GenerateRecipe, known: dict[str, Any]) -> list[Responden
     return found
 
 
-def dry_run(loaded: LoadedGenerate, out: Path | None = None) -> str:
+def dry_run(loaded: LoadedGenerate, out: Path | None = None, *, retry_errors: bool = False) -> str:
     """What a run would ask: prompts, requests, what is there already, tokens, and what they cost.
 
     Prompt tokens are counted by a local model's own tokenizer on a sample of prompts, and guessed
     from the number of characters for a model behind a server.
     """
     recipe = loaded.recipe
-    return _dry_run(recipe.prompts, respondents(recipe, {}), out or Path("runs") / recipe.name)
+    place = out or Path("runs") / recipe.name
+    return _dry_run(recipe.prompts, respondents(recipe, {}), place, retry_errors)
 
 
-def dry_run_of_recipe(loaded: LoadedRecipe, out: Path | None = None) -> str:
+def dry_run_of_recipe(
+    loaded: LoadedRecipe, out: Path | None = None, *, retry_errors: bool = False
+) -> str:
     """`dry_run` of the generate stage of a recipe of `deltalearn run`."""
     recipe = loaded.recipe
     asked = [
         Respondent(name, recipe.model(name), recipe.generate, _nowhere)
         for name in recipe.generators
     ]
-    return _dry_run(recipe.prompts, asked, out or Path("runs") / recipe.name)
+    return _dry_run(recipe.prompts, asked, out or Path("runs") / recipe.name, retry_errors)
 
 
 def _nowhere() -> Placement:
     raise AssertionError("a dry run loads no model")
 
 
-def _dry_run(prompts: PromptsSpec, asked: Iterable[Respondent], out: Path) -> str:
+def _dry_run(
+    prompts: PromptsSpec, asked: Iterable[Respondent], out: Path, retry_errors: bool
+) -> str:
     from deltalearn.generate.plan import outlook
     from deltalearn.prompts import read_prompts
 
@@ -153,7 +158,7 @@ def _dry_run(prompts: PromptsSpec, asked: Iterable[Respondent], out: Path) -> st
     store = out / STORE
     for respondent in asked:
         requests = respondent.requests(found.prompts, len(found.prompts))
-        lines += outlook(respondent, requests, store)
+        lines += outlook(respondent, requests, store, retry_errors=retry_errors)
     return "\n".join(lines)
 
 

@@ -94,7 +94,7 @@ def generate(
         return
     loaded = load_generate_recipe(recipe, model or [], options, set_)
     if dry_run:
-        typer.echo(report_dry_run(loaded, out))
+        typer.echo(report_dry_run(loaded, out, retry_errors=retry_errors))
     elif run_generate(loaded, out, update=update, retry_errors=retry_errors):
         raise typer.Exit(EXIT_WITH_ERRORS)
 
@@ -127,7 +127,7 @@ def _of_whole_recipe(
         )
     loaded = load_recipe(recipe, given + (set_ or []))
     if dry:
-        typer.echo(dry_run_of_recipe(loaded, out))
+        typer.echo(dry_run_of_recipe(loaded, out, retry_errors=retry))
         return
     directory = run_recipe(loaded, out, update=update, until="generate", retry_errors=retry)
     if directory.errors():

@@ -8,19 +8,26 @@ from pathlib import Path
 from typing import Any
 
 from deltalearn.generate.served.engine import CHARACTERS
-from deltalearn.generate.stage import survey
+from deltalearn.generate.stage import WINDOW, survey
 from deltalearn.generate.store import ResponseStore
 from deltalearn.records import Request
 
 SAMPLE = 500  # requests whose prompt tokens are counted
 
 
-def outlook(respondent: Any, requests: Iterable[Request], store: Path) -> list[str]:
-    """Lines about one model: `respondent` is a generating.Respondent, `store` need not be there."""
-    known = {"tokens": 0.0, "answers": 0}
+def outlook(
+    respondent: Any, requests: Iterable[Request], store: Path, *, retry_errors: bool = False
+) -> list[str]:
+    """Lines about one model: `respondent` is a generating.Respondent, `store` need not be there.
+
+    retry_errors: whether the run would ask again what ended in an error.
+    """
+    known, again = {"tokens": 0.0, "answers": 0}, 0
     if store.is_file():
         with ResponseStore(store, existing=True) as opened:
             total, missing = survey(opened, requests)
+            again = _errors(opened, requests) if retry_errors else 0
+            missing += again
             known = _mean_tokens(opened, respondent.identity)
     else:
         total = missing = sum(1 for _ in requests)
@@ -28,7 +35,7 @@ def outlook(respondent: Any, requests: Iterable[Request], store: Path) -> list[s
     most = respondent.settings.sampling.max_tokens
     lines = [
         f"{respondent.name}: {total:,} requests, {total - missing:,} answered already, "
-        f"{missing:,} to ask",
+        f"{missing:,} to ask" + (f", {again:,} of them again" if again else ""),
         f"  prompt tokens: about {prompt * missing:,.0f} ({prompt:,.0f} each, {how})",
     ]
     if known["answers"]:
@@ -46,6 +53,13 @@ def outlook(respondent: Any, requests: Iterable[Request], store: Path) -> list[s
         likely = prices.of(round(prompt * missing), round(expected * missing))
         lines.append(f"  cost: about {likely:,.2f}, at most {bound:,.2f}")
     return lines
+
+
+def _errors(store: ResponseStore, requests: Iterable[Request]) -> int:
+    found, source = 0, iter(requests)
+    while keys := {r.key for r in itertools.islice(source, WINDOW)}:
+        found += store.errors(keys)
+    return found
 
 
 def _mean_tokens(store: ResponseStore, identity: str) -> dict[str, float]:

@@ -7,6 +7,7 @@ with the number of rows.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sqlite3
 import time
@@ -19,7 +20,7 @@ from deltalearn.errors import UserError
 from deltalearn.files import canonical_json, digest
 from deltalearn.records import Prompt, Request, Response
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS models (
@@ -56,7 +57,8 @@ CREATE TABLE IF NOT EXISTS responses (
     fault             TEXT,           -- kind of error; NULL unless finish_reason is error
     error             TEXT,           -- why there is no answer
     tries             INTEGER NOT NULL,
-    created           INTEGER NOT NULL -- seconds since 1970
+    created           INTEGER NOT NULL, -- seconds since 1970
+    checksum          BLOB NOT NULL   -- of the columns CONTENT
 );
 CREATE INDEX IF NOT EXISTS responses_by_model ON responses (model, settings, prompt, sample);
 """
@@ -64,15 +66,17 @@ RESPONSE = (
     "key, text, token_ids, finish_reason, prompt_tokens, error, thought, completion_tokens, "
     "seconds, seed, fault, tries"
 )
-INSERT = """
-INSERT INTO responses (
-    key, model, settings, prompt, sample, prompt_id, text, thought, token_ids, finish_reason,
-    prompt_tokens, completion_tokens, seconds, seed, engine, fault, error, tries, created
-) VALUES (
-    ?, (SELECT id FROM models WHERE identity = ?), (SELECT id FROM settings WHERE how = ?),
-    (SELECT id FROM prompts WHERE digest = ?), ?,?,?,?,?,?,?,?,?,?,?,?,?,?,?
+CONTENT = (  # of an answer, beside its key and what that is made of
+    "prompt_id, text, thought, token_ids, finish_reason, prompt_tokens, completion_tokens, "
+    "seconds, seed, engine, fault, error, tries, created"
 )
-"""
+INSERT = f"""
+INSERT INTO responses (key, model, settings, prompt, sample, {CONTENT}, checksum)
+VALUES (
+    ?, (SELECT id FROM models WHERE identity = ?), (SELECT id FROM settings WHERE how = ?),
+    (SELECT id FROM prompts WHERE digest = ?), ?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?
+)
+"""  # noqa: S608 (CONTENT is a constant)
 
 
 class ResponseStore:
@@ -157,11 +161,14 @@ class ResponseStore:
             settings.add((request.how,))
             prompts[prompt] = request.prompt.messages
             seed = None if r.seed is None else str(r.seed)
-            rows.append(
-                (r.key, request.model, request.how, prompt, request.sample, request.prompt.id,
-                 r.text, r.thought, _pack(r.token_ids), r.finish_reason, r.prompt_tokens,
-                 r.completion_tokens, r.seconds, seed, engine, r.fault, r.error, r.tries, now)
+            seconds = None if r.seconds is None else float(r.seconds)
+            content = (
+                request.prompt.id, r.text, r.thought, _pack(r.token_ids), r.finish_reason,
+                r.prompt_tokens, r.completion_tokens, seconds, seed, engine, r.fault, r.error,
+                r.tries, now,
             )  # fmt: skip
+            place = r.key, request.model, request.how, prompt, request.sample
+            rows.append((*place, *content, checksum(content)))
         texts = [(key, canonical_json(list(messages))) for key, messages in prompts.items()]
         with self.db:
             many = self.db.executemany
@@ -182,6 +189,11 @@ class ResponseStore:
 
     # -- reading -----------------------------------------------------------------------------
 
+    def errors(self, keys: Iterable[str]) -> int:
+        """How many of `keys` ended in an error."""
+        rows = self._select("finish_reason", keys)
+        return sum(reason == "error" for (reason,) in rows)
+
     def have(self, keys: Iterable[str]) -> set[str]:
         """Those of `keys` that are in the store."""
         return {row[0] for row in self._select("key", keys)}
@@ -195,7 +207,7 @@ class ResponseStore:
         return self.db.execute("SELECT count(*) FROM responses").fetchone()[0]
 
     def _select(self, columns: str, keys: Iterable[str]) -> Iterator[tuple]:
-        # json_each takes any number of keys; `columns` is one of two constants of this module.
+        # json_each takes any number of keys; `columns` is a constant of this module.
         query = f"SELECT {columns} FROM responses WHERE key IN (SELECT value FROM json_each(?))"  # noqa: S608
         return self.db.execute(query, [json.dumps(list(keys))])
 
@@ -208,6 +220,13 @@ def is_damage(error: BaseException | None) -> bool:
 def prompt_digest(prompt: Prompt) -> str:
     """Identity of a prompt: its messages, whatever it is called."""
     return digest(list(prompt.messages))
+
+
+def checksum(content: Sequence[Any]) -> bytes:
+    """Eight bytes of the values of the columns CONTENT: SQLite keeps none of its pages."""
+    plain = [value.hex() if isinstance(value, bytes) else value for value in content]
+    plain = [int(value) if isinstance(value, bool) else value for value in plain]  # as SQLite does
+    return hashlib.blake2b(json.dumps(plain).encode(), digest_size=8).digest()
 
 
 def response_of(row: tuple[Any, ...]) -> Response:

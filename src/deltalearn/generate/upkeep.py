@@ -13,7 +13,7 @@ from typing import Any
 from deltalearn.errors import UserError
 from deltalearn.files import digest
 from deltalearn.generate.requests import request_key, seen_messages
-from deltalearn.generate.store import SCHEMA_VERSION, ResponseStore, is_damage
+from deltalearn.generate.store import CONTENT, SCHEMA_VERSION, ResponseStore, checksum, is_damage
 from deltalearn.records import Message
 
 AT_ONCE = 20_000  # rows of one transaction
@@ -65,7 +65,7 @@ class Check:
 
 
 def check(store: ResponseStore) -> Check:
-    """Let SQLite check its pages, and make every key again from what it stands for."""
+    """Let SQLite check its pages, and make every key and checksum again from what they are of."""
     found = Check()
     for look in (_check_pages, _check_rows):  # rows may be whole where only an index is damaged
         try:
@@ -89,25 +89,22 @@ def _check_rows(store: ResponseStore, found: Check) -> None:
 
 def _rows_with_content(store: ResponseStore) -> Iterator[tuple[Any, ...]]:
     return store.db.cursor().execute(
-        """
-        SELECT r.key, m.identity, p.digest, p.messages, s.how, r.sample, r.finish_reason, r.error,
-               length(r.token_ids)
+        f"""
+        SELECT r.key, m.identity, p.digest, p.messages, s.how, r.sample, r.checksum, {CONTENT}
         FROM responses r LEFT JOIN models m ON m.id = r.model
         LEFT JOIN prompts p ON p.id = r.prompt LEFT JOIN settings s ON s.id = r.settings
         ORDER BY r.id
-        """
+        """  # noqa: S608 (CONTENT is a constant)
     )
 
 
 def _check_row(row: tuple[Any, ...], found: Check) -> None:
-    key, identity, prompt_digest, messages, how, sample, reason, error, size = row
+    key, identity, prompt_digest, messages, how, sample, sum_, *content = row
     if None in (identity, messages, how):
         found.note("orphan", f"{key}: its model, prompt or settings are gone")
         return
-    if reason not in ("stop", "length", "error") or (reason == "error") != (error is not None):
-        found.note("reason", f"{key}: finish reason {reason!r} with error {error!r}")
-    if size % 4:
-        found.note("ids", f"{key}: its token ids are torn")
+    if checksum(content) != sum_:
+        found.note("answer", f"{key}: its answer was altered")
     try:
         turns, system = json.loads(messages), json.loads(how).get("system")
     except (ValueError, AttributeError):
@@ -201,10 +198,7 @@ def _merge_part(db: sqlite3.Connection, after: int, end: int, result: Merged) ->
         """,
         part,
     )
-    columns = (
-        "sample, prompt_id, text, thought, token_ids, finish_reason, prompt_tokens, "
-        "completion_tokens, seconds, seed, engine, fault, error, tries, created"
-    )
+    columns = f"sample, {CONTENT}, checksum"
     added = db.execute(
         f"""
         INSERT OR IGNORE INTO main.responses (key, model, prompt, settings, {columns})
