@@ -13,6 +13,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -23,6 +24,9 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from deltalearn.records import Prompt, Response
+
+hypothesis.settings.register_profile("any machine", deadline=None)  # its default is 200 ms
+hypothesis.settings.load_profile("any machine")
 
 TINY_CONTEXT = 96
 TINY_TEXT = [  # what the tiny tokenizer is trained on

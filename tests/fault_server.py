@@ -62,7 +62,10 @@ Plan = Callable[[str, int], "Reply | str | None"]
 
 
 class FaultServer:
-    """Serves while the block runs; `asked` counts the attempts of each question."""
+    """Serves while the block runs; `asked` counts the attempts of each question.
+
+    `requests`: path and question of each, in the order in which they came.
+    """
 
     def __init__(self, plan: Plan, port: int = 0) -> None:
         self.plan = plan
@@ -70,6 +73,7 @@ class FaultServer:
         self.asked: Counter[str] = Counter()
         self.headers: list[dict[str, str]] = []
         self.bodies: list[dict[str, Any]] = []
+        self.requests: list[tuple[str, str]] = []
         self.in_flight = self.most_in_flight = 0
         self.models: Reply = Reply(200, MODELS)
 
@@ -128,6 +132,7 @@ class FaultServer:
         self.bodies.append(value)
         question = value["messages"][-1]["content"]
         self.asked[question] += 1
+        self.requests.append((path, question))
         self.in_flight += 1
         self.most_in_flight = max(self.most_in_flight, self.in_flight)
         try:

@@ -91,7 +91,7 @@ def ids(encoder: Encoder, given: list[str]) -> list[list[int]]:
 
 @pytest.mark.parametrize("name", PATTERNS)
 @given(given=texts)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_pieces_give_the_ids_of_whole_texts(by_pattern, encoders, name, given):
     given = ["a <|im_start|>user\nb", *given]
     expected = by_pattern[name](given, add_special_tokens=False)["input_ids"]

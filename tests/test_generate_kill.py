@@ -2,6 +2,7 @@
 
 No stored answer is lost or asked for again, what is asked again was in flight (or answered and not
 yet stored) when the process died, and the store ends with the content of an uninterrupted run.
+Nothing here is measured by a clock: a busy machine only moves the moments of the kills.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
@@ -25,7 +27,7 @@ from deltalearn.generate.served.engine import GATHER
 KILLS = 50
 LONGEST = {"served": 1.0, "transformers": 0.4}  # seconds until a kill
 CONCURRENCY = 16
-SLACK = 0.15  # seconds for a commit on a busy machine, or to read what a dead client sent
+DELAY = 0.03  # seconds that the server takes for an answer
 TOKEN_BUDGET = 400  # of the transformers engine: about a dozen requests a batch
 pytestmark = pytest.mark.slow
 
@@ -34,8 +36,9 @@ def main() -> None:
     """Child process: answer again and again, each attempt but the last one killed.
 
     Arguments: engine, store, requests, kills, URL of the server or model directory. Prints a line
-    of JSON a kill: its moment and the keys that were stored after it. Forks after the imports, so
-    that a kill falls into the work and not into seconds of importing.
+    of JSON a kill: the questions that were stored after it. An attempt tells its number with what
+    it asks: in the path of the URL, or in a log beside the store. Forks after the imports, so that
+    a kill falls into the work and not into seconds of importing.
     """
     engine, store, count, kills, place = sys.argv[2:]
     import deltalearn.generate.stage as stage
@@ -51,10 +54,10 @@ def main() -> None:
     if engine == "served":
         from deltalearn.generate.served import Endpoint, ServedEngine
 
-        endpoint = Endpoint(place, "model", concurrency=CONCURRENCY)
         identity = "served:model"
 
-        def make():
+        def make(attempt: int):
+            endpoint = Endpoint(f"{place}/{attempt}", "model", concurrency=CONCURRENCY)
             return ServedEngine(endpoint, sampling)
     else:
         from deltalearn.generate.transformers_engine import TransformersEngine
@@ -65,35 +68,46 @@ def main() -> None:
         identity = files.fingerprint
         model = load_model(files, Placement("cpu", "float32"))
 
-        def make():
-            made = TransformersEngine(files, Placement("cpu", "float32"), sampling, TOKEN_BUDGET)
+        class Noting(TransformersEngine):
+            def answer(self, batch):
+                line = json.dumps([self.attempt, [r.messages[-1]["content"] for r in batch]])
+                with log_of(Path(store)).open("a") as log:
+                    print(line, file=log)
+                return super().answer(batch)
+
+        def make(attempt: int):
+            made = Noting(files, Placement("cpu", "float32"), sampling, TOKEN_BUDGET)
             made._model = model
+            made.attempt = attempt
             return made
 
     requests = list(RequestPlan(identity, prompts, Settings(sampling)))
     stage.WINDOW = 128  # so that planning a window takes a part of an attempt, not all of it
 
-    def attempt() -> int:
+    question = {r.key: r.messages[-1]["content"] for r in requests}
+
+    def attempt(number: int) -> int:
         pid = os.fork()
         if pid:
             return pid
         with ResponseStore(Path(store)) as opened:
-            generate(opened, requests, make, title="x")
+            generate(opened, requests, lambda: make(number), title="x")
         os._exit(0)
 
     rng = random.Random(2026)
-    done = 0
-    while done < int(kills):
-        pid = attempt()
+    for number in range(int(kills)):
+        pid = attempt(number)
         time.sleep(rng.uniform(0.0, LONGEST[engine]))
-        killed = time.monotonic()
         os.kill(pid, signal.SIGKILL)
         _, status = os.waitpid(pid, 0)
         assert os.WIFSIGNALED(status), "everything was answered before the last kill"
-        done += 1
-        print(json.dumps([killed, keys(Path(store))]), flush=True)
-    _, status = os.waitpid(attempt(), 0)
+        print(json.dumps([question[key] for key in keys(Path(store))]), flush=True)
+    _, status = os.waitpid(attempt(int(kills)), 0)
     assert status == 0, status
+
+
+def log_of(store: Path) -> Path:
+    return store.with_suffix(".log")
 
 
 def _letters(i: int) -> str:
@@ -126,47 +140,52 @@ def content(store: Path) -> list[tuple]:
         connection.close()
 
 
-def run(
-    engine: str, store: Path, count: int, kills: int, place: str
-) -> list[tuple[float, set[str]]]:
-    """The moment of each kill (monotonic seconds, the same for all processes), the keys stored."""
+def run(engine: str, store: Path, count: int, kills: int, place: str) -> list[set[str]]:
+    """The questions stored after each kill."""
     command = [sys.executable, __file__, "child", engine, str(store), str(count), str(kills), place]
     result = subprocess.run(command, capture_output=True, text=True, timeout=400)
     assert result.returncode == 0, result.stdout[-500:] + result.stderr[-3000:]
-    lines = map(json.loads, result.stdout.splitlines())
-    return [(moment, set(stored)) for moment, stored in lines]
+    return [set(json.loads(line)) for line in result.stdout.splitlines()]
 
 
-def assert_nothing_lost(kills: list[tuple[float, set[str]]]) -> None:
-    assert len(kills) == KILLS
-    for (_, before), (_, after) in itertools.pairwise(kills):
+def assert_nothing_lost(stored: list[set[str]]) -> None:
+    assert len(stored) == KILLS
+    for before, after in itertools.pairwise(stored):
         assert before <= after, "a stored answer was lost"
-    grown = sum(len(a) < len(b) for (_, a), (_, b) in itertools.pairwise(kills))
+    grown = sum(len(a) < len(b) for a, b in itertools.pairwise(stored))
     assert grown > KILLS / 4, "hardly a kill came after a commit: the test proves little"
 
 
+def assert_asked_once(
+    asked: dict[int, list[str]], stored: list[set[str]], unfinished: float
+) -> None:
+    """A stored answer is never asked for again, and a kill leaves few that were asked for."""
+    for attempt, questions in asked.items():
+        assert len(questions) == len(set(questions)), "asked twice in one attempt"
+        if attempt:
+            again = stored[attempt - 1].intersection(questions)
+            assert not again, f"stored, and asked for again: {again}"
+        if attempt < KILLS:
+            assert len(set(questions) - stored[attempt]) <= unfinished, f"attempt {attempt}"
+    again = sum(map(len, asked.values())) - len(set().union(*asked.values()))
+    assert again, "no kill left a request unfinished: the test proves little"
+
+
 def test_served(tmp_path):
-    count, delay = 16_000, 0.03
-    log: dict[str, list[float]] = {}
-
-    def noting(question: str, attempt: int) -> Reply:
-        log.setdefault(question, []).append(time.monotonic())
-        return Reply(200, answer_to(question), delay=delay)
-
-    with FaultServer(noting) as server:
+    count = 16_000
+    with FaultServer(lambda question, _: Reply(200, answer_to(question), delay=DELAY)) as server:
         run("served", tmp_path / "whole.sqlite", count, 0, server.url)
-        assert all(len(times) == 1 for times in log.values()) and len(log) == count
-        log.clear()
-        kills = run("served", tmp_path / "killed.sqlite", count, KILLS, server.url)
-    assert_nothing_lost(kills)
+        assert set(server.asked.values()) == {1} and len(server.asked) == count
+        server.requests.clear()
+        stored = run("served", tmp_path / "killed.sqlite", count, KILLS, server.url)
+    assert_nothing_lost(stored)
     assert content(tmp_path / "killed.sqlite") == content(tmp_path / "whole.sqlite")
-    # What was asked again was asked just before a kill: at the server, or waiting for its commit.
-    # Or it was on its way, and the server noted it when its sender was dead already.
-    moments = [moment for moment, _ in kills]
-    for question, times in log.items():
-        for asked in times[:-1]:
-            ago = [moment - asked for moment in moments]
-            assert any(-SLACK <= late <= delay + GATHER + SLACK for late in ago), (question, ago)
+    asked = defaultdict(list)
+    for path, question in server.requests:
+        asked[int(path.split("/")[2])].append(question)
+    # In flight, and per connection: answers within a gathering (one a DELAY), one more that lay
+    # there when it began, and one for each of the two turns that the event loop takes to end it.
+    assert_asked_once(asked, stored, CONCURRENCY * (1 + GATHER / DELAY + 3))
 
 
 def test_transformers(tmp_path, lab_ladder):
@@ -175,6 +194,12 @@ def test_transformers(tmp_path, lab_ladder):
     stored = run("transformers", tmp_path / "killed.sqlite", 12_000, KILLS, place)
     assert_nothing_lost(stored)
     assert content(tmp_path / "killed.sqlite") == content(tmp_path / "whole.sqlite")
+    asked, largest = defaultdict(list), 0
+    for line in log_of(tmp_path / "killed.sqlite").read_text().splitlines():
+        attempt, questions = json.loads(line)
+        asked[attempt] += questions
+        largest = max(largest, len(questions))
+    assert_asked_once(asked, stored, largest)  # the batch that was being decoded, or stored
 
 
 if __name__ == "__main__":

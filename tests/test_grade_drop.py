@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from patience import processor_time
 
 from deltalearn.errors import UserError
 from deltalearn.evaluate.graders.drop import f1, gold, grade
@@ -274,13 +274,13 @@ words = st.sampled_from([*WORDS, "\n", "2\n", ""])
 span = st.lists(words, min_size=1, max_size=4).map(" ".join)
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(span, st.lists(st.lists(span, min_size=1, max_size=4).map(tuple), min_size=1, max_size=3))
 def test_lm_eval_agrees_on_anything(official, output, golds):
     assert grade(output, golds).score == official(output, golds)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.lists(span, min_size=1, max_size=9), st.lists(span, min_size=1, max_size=9))
 def test_alignment_is_lm_evals(official, predicted, expected):
     """Up to nine spans on both sides: numpy adds up more than eight numbers in another order."""
@@ -292,6 +292,5 @@ def test_alignment_is_lm_evals(official, predicted, expected):
 @pytest.mark.parametrize("piece", ["a, ", "1 ", "-", "the ", "9", "1.", "\n", ", , "])
 def test_time_is_bounded(piece):
     """100,000 characters, where at most 50 tokens are generated."""
-    began = time.monotonic()
-    grade(piece * (100_000 // len(piece)), [("a", "b", "c"), ("4",)], split=True)
-    assert time.monotonic() - began < 5
+    with processor_time(5):
+        grade(piece * (100_000 // len(piece)), [("a", "b", "c"), ("4",)], split=True)

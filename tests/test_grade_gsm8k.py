@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +16,7 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from patience import processor_time
 
 from deltalearn.errors import UserError
 from deltalearn.evaluate.graders.gsm8k import gold, grade, last_number
@@ -164,9 +164,8 @@ def test_a_reference_without_number_is_an_error(answer):
 @pytest.mark.parametrize("keep_sign", [False, True])
 def test_time_is_linear_in_the_output(piece, keep_sign):
     """300,000 characters of bait for patterns; a quadratic one would take minutes."""
-    began = time.monotonic()
-    grade(piece * (300_000 // len(piece)), "18", keep_sign=keep_sign, by_value=True)
-    assert time.monotonic() - began < 5
+    with processor_time(5):
+        grade(piece * (300_000 // len(piece)), "18", keep_sign=keep_sign, by_value=True)
 
 
 # -- real data -----------------------------------------------------------------------------------
@@ -273,7 +272,7 @@ def test_lm_eval_differs_on_real_outputs_only_where_it_must(name, flexible):
     assert different == DIFFERENT.get(name, set())
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.text(alphabet="0123456789,.$-+ #a\n\u0661\u2212", max_size=40), st.integers(-99, 99))
 def test_any_text_has_a_verdict(output, number):
     for switches in ({}, {"keep_sign": True, "by_value": True}):

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from patience import processor_time
 
 from deltalearn.errors import UserError
 from deltalearn.evaluate.graders.popqa import gold, grade
@@ -128,10 +128,9 @@ def test_gold_of_anything_else_is_an_error(row):
 
 
 def test_time_is_linear_in_the_output():
-    began = time.monotonic()
-    for whole_words in (False, True):
-        grade("a" * 1_000_000, ["a" * 500 + "b", "b" + "a" * 500], whole_words=whole_words)
-    assert time.monotonic() - began < 5
+    with processor_time(5):
+        for whole_words in (False, True):
+            grade("a" * 1_000_000, ["a" * 500 + "b", "b" + "a" * 500], whole_words=whole_words)
 
 
 # -- real data -----------------------------------------------------------------------------------
@@ -186,7 +185,7 @@ def test_wrong_answers_that_are_right():
 # -- the rule, written a second time -------------------------------------------------------------
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     st.text("abAB \u00df\u0130", max_size=12),
     st.lists(st.text("abAB\u00df\u0130", min_size=1, max_size=3), min_size=1),

@@ -159,7 +159,7 @@ def test_equals_slow_reference(models, name, kind, attention):
         )
 
 
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(trees=trees, name=st.sampled_from(["llama", "gpt2", "gemma2, soft caps"]))
 def test_any_lengths(models, trees, name):
     model = copy.deepcopy(models[name])
@@ -334,7 +334,6 @@ def test_first_fit_is_a_partition_within_capacity(sizes, capacity):
     assert all(sum(sizes[i] for i in b) <= capacity for b in bins)
 
 
-@settings(deadline=None)
 @given(
     trees=trees, kind=st.sampled_from(["shared", "packed", "padded"]), budget=st.integers(1, 150)
 )

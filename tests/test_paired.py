@@ -544,7 +544,7 @@ def test_mcnemar_by_hand():
     assert mcnemar.p_value(0, 0) == 1
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 90), st.integers(0, 90))
 def test_mcnemar_is_the_binomial_test(b, c):
     exact = Fraction(2 * sum(math.comb(b + c, k) for k in range(min(b, c) + 1)), 2 ** (b + c))
@@ -585,7 +585,7 @@ def test_score_interval_of_no_discordant_item_by_hand():
     assert mcnemar.interval(0, 0, 100) == mcnemar.score_interval(0, 0, 100)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(0, 30), st.integers(0, 30), st.integers(0, 60))
 def test_score_interval_by_the_likelihood_itself(b, c, rest):
     """At each end the test statistic, with q found by a search for the maximum, is -+z."""
@@ -609,7 +609,7 @@ def test_score_interval_by_the_likelihood_itself(b, c, rest):
             assert (b - c - n * end) / math.sqrt(variance) == pytest.approx(sign * z, abs=0.02)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.integers(0, 40), st.integers(0, 40), st.integers(0, 200))
 def test_interval_and_exact_test_say_the_same_about_zero(b, c, rest):
     n = b + c + rest
@@ -637,7 +637,7 @@ def test_holm_by_hand():
     assert len(holm([])) == 0
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=14))
 def test_holm_decides_as_the_step_down_procedure(p):
     alpha = 0.05

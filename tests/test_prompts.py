@@ -481,9 +481,7 @@ ROWS = st.fixed_dictionaries(
 )
 
 
-@settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(ROWS | JSON_VALUES, max_size=6))
 def test_every_row_is_accounted_for_whatever_it_holds(write_lines, values):
     path = write_lines([{"prompt": "always there", "id": "always"}, *values])

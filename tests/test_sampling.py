@@ -15,7 +15,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from deltalearn.lm.chat import prompt_ids
@@ -122,7 +122,6 @@ def test_frequencies_follow_the_softmax(temperature, top_p):
     assert top_p == 1 or not kept.all()
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.floats(-20, 20), min_size=1, max_size=12),
     st.floats(0, 1, exclude_max=True),

@@ -457,7 +457,6 @@ def _with_argument(marker: str) -> int:
 
 
 def test_an_endless_loop_that_ignores_all_signals_ends():
-    start = time.monotonic()
     found = run(
         "import signal\n"
         "for number in range(1, 65):\n"
@@ -470,8 +469,8 @@ def test_an_endless_loop_that_ignores_all_signals_ends():
         timeout=1,
     )
     assert found.status is Status.TIMED_OUT
+    assert found.detail == "used 1 s of processor time"
     assert found.cpu < 2
-    assert time.monotonic() - start < 9.5  # the wall clock, had the processor's not been looked at
 
 
 def test_sleeping_forever_ends():
@@ -481,10 +480,9 @@ def test_sleeping_forever_ends():
         "import os, time\nfor n in range(64):\n"
         "    try: os.close(n)\n    except OSError: pass\ntime.sleep(1000)",
     ):
-        start = time.monotonic()
-        found = run(program, timeout=1, wall=1)
+        found = run(program, timeout=1, wall=2)
         assert found.status is Status.TIMED_OUT
-        assert time.monotonic() - start < 10
+        assert found.detail == "still ran after 2 s of wall clock"
 
 
 # -- filling up -----------------------------------------------------------------------------------

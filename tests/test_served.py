@@ -181,16 +181,19 @@ def test_health_is_down_only_after_failures_without_an_answer_for_long(monkeypat
     assert not health.down
 
 
-def test_pace_without_a_rate_takes_no_time():
+def test_pace_without_a_rate_never_waits(monkeypatch):
     import asyncio
 
-    async def many() -> float:
-        pace, began = Pace(None), time.monotonic()
+    async def refuse(seconds: float) -> None:
+        raise AssertionError(f"waited {seconds} s")
+
+    async def many() -> None:
+        pace = Pace(None)
         for _ in range(1000):
             await pace.take(5)
-        return time.monotonic() - began
 
-    assert asyncio.run(many()) < 0.5
+    monkeypatch.setattr(asyncio, "sleep", refuse)
+    asyncio.run(many())
 
 
 def test_requests_a_minute_are_kept(ask):
@@ -264,12 +267,17 @@ def test_thoughts_are_kept_apart(ask, message):
     assert (found["q"].thought, found["q"].text) == ("<think>\nhm\n</think>\n\n", "yes")
 
 
+def patience(fault: str) -> float:
+    """Seconds for one try: short where they are waited for, else no busy machine uses them up."""
+    return 1.0 if fault == "stall" else 20.0
+
+
 @pytest.mark.parametrize(
     "fault", ["429", "429 ms", "500", "503", "stall", "reset", "half", "html", "no choices", "null"]
 )
 def test_what_can_pass_is_tried_again(ask, fault):
     with FaultServer(lambda q, n: fault if n <= 2 else well(q, n)) as server:
-        counts, found = ask(server, numbered(4), timeout=0.3)
+        counts, found = ask(server, numbered(4), timeout=patience(fault))
     assert counts["errors"] == 0
     assert {r.text for r in found.values()} == {f"answer to question {i}" for i in range(4)}
     assert set(server.asked.values()) == {3}
@@ -283,7 +291,7 @@ def test_what_can_pass_is_tried_again(ask, fault):
 def test_what_never_passes_is_recorded_after_its_tries(ask, fault, kind):
     """One bad prompt among good ones: its error row says why, and its neighbours survive."""
     with FaultServer(lambda q, n: fault if q == "question 2" else well(q, n)) as server:
-        counts, found = ask(server, numbered(6), tries=3, timeout=0.3)
+        counts, found = ask(server, numbered(6), tries=3, timeout=patience(fault))
     assert counts["errors"] == 1 and counts["generated"] == 6
     bad = found.pop("question 2")
     assert (bad.finish_reason, bad.fault, bad.tries, bad.text) == ("error", kind, 3, "")
@@ -309,8 +317,7 @@ def test_a_rate_limit_pauses_everybody_for_as_long_as_it_asks(ask):
 
     with FaultServer(limited_once) as server:
         ask(server, numbered(40), concurrency=4)
-    assert all(t - begun[0] >= 0.5 for t in begun if t - begun[0] > 0.1)
-    assert sum(t - begun[0] < 0.1 for t in begun) <= 4 * 3, "no more than was in flight"
+    assert sum(t - begun[0] < 0.5 for t in begun) <= 4 * 3, "no more than was in flight"
 
 
 def test_rate_limits_do_not_wear_out_the_tries(ask):

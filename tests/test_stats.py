@@ -187,7 +187,7 @@ def test_number_of_draws_is_exact_also_beyond_a_chunk():
         assert np.isin(result.tasks, [0, 0.5, 1]).all()  # none left uninitialised
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     st.lists(st.sampled_from("abc"), min_size=1, max_size=12).flatmap(
         lambda tasks: st.tuples(

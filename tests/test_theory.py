@@ -12,7 +12,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from scipy import stats
 from scipy.integrate import quad
@@ -245,7 +245,6 @@ def geometries(draw, lowest=-0.99):
 
 
 @given(geometries(), st.integers(4, 40), st.integers(0, 2**32 - 1))
-@settings(deadline=None)
 def test_vectors_reproduce_the_angles_in_any_dimension_and_frame(g, d, seed):
     """The scalars are all that a rotated frame of any dimension keeps, and all that matters."""
     rotation = np.linalg.qr(np.random.default_rng(seed).standard_normal((d, d)))[0]
@@ -312,7 +311,6 @@ def clear(*differences: float) -> bool:
 
 
 @given(geometries(lowest=0.0))
-@settings(deadline=None)
 def test_improvement_is_told_alike_by_all(g):
     """For a_0 >= 0: improves, best_step > 0, best_cosine > a_0 and break_even > 0 are the same."""
     a, D, k, N2 = scalars(g)
@@ -326,7 +324,6 @@ def test_improvement_is_told_alike_by_all(g):
 
 
 @given(geometries())
-@settings(deadline=None)
 def test_best_cosine_is_the_highest_on_the_line(g):
     """Also for a student worse than chance (a_0 < 0), whose cosine may fall before it rises."""
     a, D, k, N2 = scalars(g)

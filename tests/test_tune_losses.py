@@ -119,7 +119,7 @@ BETAS = st.floats(0.01, 10)
 
 def for_many(**columns):
     """Fewer examples than by default: each runs for every method."""
-    return lambda test: settings(deadline=None, max_examples=40)(given(**columns)(test))
+    return lambda test: settings(max_examples=40)(given(**columns)(test))
 
 
 def swapped(a: list[Tensor]) -> list[Tensor]:

@@ -336,7 +336,7 @@ class TestJoin:
     turn = st.text("ab ,.\n你é", min_size=1, max_size=20).filter(lambda text: text.strip())
 
     @given(rows=st.lists(st.tuples(turn, turn, turn), min_size=1, max_size=4))
-    @settings(max_examples=25, deadline=None)
+    @settings(max_examples=25)
     def test_ids_are_those_of_trl(self, tiny_tokenizer, rows):
         """Where the template ends an answer with the end of turn, both define the same."""
         rows = [pair(*texts) for texts in rows if texts[1] != texts[2]]

@@ -11,7 +11,7 @@ from typing import get_args
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from deltalearn.recipe import TuneSpec
@@ -44,7 +44,6 @@ class TestLength:
 
 
 class TestOrder:
-    @settings(deadline=None)
     @given(
         pairs=st.integers(1, 60), batch=st.integers(1, 20), epoch=st.integers(0, 3),
         seed=st.integers(0, 5),
@@ -98,7 +97,6 @@ class TestRate:
     def test_cosine_is_the_default(self):
         assert learning_rate(4, 10, 2.0, 0.2, 0.1) == learning_rate(4, 10, 2.0, 0.2, 0.1, "cosine")
 
-    @settings(deadline=None)
     @given(
         total=st.integers(1, 300), warmup=st.floats(0, 1), floor=st.floats(0, 1),
         scheduler=st.sampled_from(sorted(SHAPES)),

@@ -280,7 +280,7 @@ columns = ["prompt", "messages", "chosen", "rejected", "tools", "chosen_finish_r
 
 
 @given(cells=st.dictionaries(st.sampled_from(columns), json_values))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_no_row_crashes(tmp_path_factory, cells):
     file = tmp_path_factory.mktemp("any") / "rows.jsonl"
     good = {"prompt": "p", "chosen": "a", "rejected": "b"}

@@ -18,7 +18,7 @@ from pathlib import Path
 from deltalearn.errors import UserError
 
 WORKER = Path(__file__).with_name("symbolic_worker.py")
-SECONDS = 5.0  # for one comparison, as in the published scorer; what takes longer is not equal
+SECONDS = 5.0  # of processor time; the published scorer has 5 s of wall clock. More: not equal
 MEMORY = 2 << 30  # bytes of address space
 LENGTH = 5_000  # characters; longer strings are not equal to anything
 

@@ -2,8 +2,9 @@
 
 It runs as a script (with -P: this folder has a math.py) and imports nothing of deltalearn.
 Out, first: {"ready": true}, or {"missing": why}. Then for each line [a, b] in: true or false.
-A comparison that takes too long kills the process: SIGALRM is left at its default action, which
-ends even a computation inside C code, where no Python handler would ever run.
+A comparison that takes too long kills the process: SIGPROF is left at its default action, which
+ends even a computation inside C code, where no Python handler would ever run. Processor time
+counts, so that no verdict depends on how busy the machine is.
 """
 
 import json
@@ -13,7 +14,7 @@ import sys
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 
-SECONDS = float(sys.argv[1])  # wall clock, for one comparison
+SECONDS = float(sys.argv[1])  # of processor time, for one comparison
 MEMORY = int(sys.argv[2])  # bytes of address space
 
 
@@ -27,9 +28,9 @@ def main() -> None:
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     tell({"ready": True})
     for line in sys.stdin:
-        signal.setitimer(signal.ITIMER_REAL, SECONDS)
+        signal.setitimer(signal.ITIMER_PROF, SECONDS)
         same = equal(*json.loads(line), parse_latex, simplify)
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
         tell(same)
 
 
