@@ -1,4 +1,4 @@
-"""Shared fixtures: a tiny random model with a real tokenizer, the lab's ladder, small factories.
+"""Shared fixtures: a tiny random model with a real tokenizer, the lab's ladder, results to compare.
 
 Nothing here, and nothing in a test, may use the network: the hub is switched off before any
 library reads its settings.
@@ -168,3 +168,29 @@ def answered() -> Callable[..., Response]:
         return Response(key or f"key of {text}", text, finish_reason=finish_reason, **given)
 
     return make
+
+
+@pytest.fixture
+def two_runs(tmp_path) -> tuple[Path, Path]:
+    """7 items that only A answers, 1 that only B answers, of 10."""
+    from compared_runs import ONES, ZEROS, gsm8k
+
+    return gsm8k(tmp_path / "a", ONES), gsm8k(tmp_path / "b", ZEROS)
+
+
+@pytest.fixture(scope="session")
+def suites(tmp_path_factory) -> dict[str, Path]:
+    """Whole suites: base, two clearly better seeds, one like base."""
+    from compared_runs import suite
+
+    root = tmp_path_factory.mktemp("suites")
+    for i in range(3):
+        suite(root / "better" / f"seed-{i}", 0.4 + 0.02 * i, 10 + i)
+        suite(root / "base arm" / f"seed-{i}", 0.0, 20 + i)
+    return {
+        "base": suite(root / "base", 0.0, 1),
+        "like": suite(root / "like", 0.02, 2),
+        "better": suite(root / "good", 0.4, 3),
+        "arm": root / "better",
+        "base arm": root / "base arm",
+    }
