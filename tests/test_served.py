@@ -1,12 +1,12 @@
 """Protects asking a server: every request ends as exactly one answer or one error, whatever fails.
 
 What can pass is retried by one policy, what cannot is recorded or stops the run with the remedy, a
-server that is down costs no error rows, the pace is kept, and the key is seen by the server alone.
+server that is down costs no error rows, the pace is kept, Ctrl-C ends every wait, and only the
+server sees the key.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import signal
@@ -23,8 +23,6 @@ from deltalearn.errors import UserError
 from deltalearn.generate.ladder import pair_candidates
 from deltalearn.generate.requests import RequestPlan, Settings
 from deltalearn.generate.served import Endpoint, ServedEngine
-from deltalearn.generate.served.faults import Fault, read_reply, retry_after
-from deltalearn.generate.served.limits import Health, Pace, backoff
 from deltalearn.generate.stage import generate
 from deltalearn.generate.store import ResponseStore
 from deltalearn.pairs import PairCounts, build_pairs
@@ -68,132 +66,7 @@ def ask(store):
     return ask
 
 
-# -- what a reply means --------------------------------------------------------------------------
-
-
-def body(value) -> bytes:
-    return json.dumps(value).encode()
-
-
-@pytest.mark.parametrize(
-    ("reason", "kept"),
-    [("stop", "stop"), ("eos_token", "stop"), ("length", "length"), ("max_tokens", "length")],
-)
-def test_finish_reasons_of_many_servers(reason, kept):
-    answer = read_reply(200, {}, body(answer_to("q", finish_reason=reason)))
-    assert (answer.text, answer.finish_reason) == ("answer to q", kept)
-    assert (answer.prompt_tokens, answer.completion_tokens) == (7, 5)
-
-
-@pytest.mark.parametrize(
-    ("status", "kind", "retry"),
-    [
-        (400, "refused", False),
-        (413, "refused", False),
-        (422, "refused", False),
-        (401, "fatal", False),
-        (402, "fatal", False),
-        (403, "fatal", False),
-        (404, "fatal", False),
-        (408, "server", True),
-        (429, "rate_limit", True),
-        (500, "server", True),
-        (503, "server", True),
-        (529, "server", True),
-        (599, "server", True),
-    ],
-)
-def test_statuses(status, kind, retry):
-    with pytest.raises(Fault) as caught:
-        read_reply(status, {}, body({"error": {"message": "why"}}))
-    assert (caught.value.kind, caught.value.retry) == (kind, retry)
-    assert caught.value.reason.startswith(f"HTTP {status}: why")
-
-
-def test_a_used_up_account_is_no_rate_limit():
-    """OpenAI says 429 to both; waiting helps with one of them only."""
-    reply = {"error": {"message": "You exceeded your quota", "code": "insufficient_quota"}}
-    with pytest.raises(Fault) as caught:
-        read_reply(429, {}, body(reply))
-    assert caught.value.kind == "fatal" and "add credit" in caught.value.reason
-
-
-@pytest.mark.parametrize("fault", ["html", "no choices", "null", "odd reason"])
-def test_malformed_replies(fault):
-    content = FAULTS[fault].body
-    data = content.encode() if isinstance(content, str) else body(content)
-    with pytest.raises(Fault) as caught:
-        read_reply(200, {}, data)
-    assert (caught.value.kind, caught.value.retry) == ("malformed", True)
-
-
-def test_a_filtered_answer_is_an_error_of_its_own():
-    with pytest.raises(Fault) as caught:
-        read_reply(200, {}, body(answer_to("q", finish_reason="content_filter")))
-    assert (caught.value.kind, caught.value.retry) == ("filtered", False)
-
-
-def test_a_refusal_of_the_model_is_an_answer():
-    refusal = {"content": None, "refusal": "I will not"}
-    assert read_reply(200, {}, body(answer_to("q", message=refusal))).text == "I will not"
-
-
-@pytest.mark.parametrize(
-    ("headers", "seconds"),
-    [
-        ({}, None),
-        ({"Retry-After": "7"}, 7.0),
-        ({"Retry-After": "0.5"}, 0.5),
-        ({"retry-after-ms": "250", "Retry-After": "1"}, 0.25),
-        ({"Retry-After": "soon"}, None),
-        ({"Retry-After": "-3"}, 0.0),
-    ],
-)
-def test_retry_after(headers, seconds):
-    assert retry_after(headers) == seconds
-
-
-def test_retry_after_as_a_date():
-    date = time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(time.time() + 30))
-    assert retry_after({"Retry-After": date}) == pytest.approx(30, abs=2)
-
-
 # -- the pace ------------------------------------------------------------------------------------
-
-
-def test_backoff_doubles_with_jitter_up_to_a_minute():
-    for tries, most in ((1, 1.0), (2, 2.0), (4, 8.0), (20, 60.0)):
-        waits = [backoff(tries, 1.0) for _ in range(200)]
-        assert most / 2 <= min(waits) < max(waits) <= most
-        assert len(set(waits)) > 100
-
-
-def test_health_is_down_only_after_failures_without_an_answer_for_long(monkeypatch):
-    now = [0.0]
-    monkeypatch.setattr("deltalearn.generate.served.limits.time.monotonic", lambda: now[0])
-    health = Health(patience=60)
-    now[0] = 100
-    assert not health.down, "silence alone is no failure: nothing may have been asked"
-    for _ in range(20):
-        health.bad()
-    assert health.down
-    health.good()
-    assert not health.down
-
-
-def test_pace_without_a_rate_never_waits(monkeypatch):
-    import asyncio
-
-    async def refuse(seconds: float) -> None:
-        raise AssertionError(f"waited {seconds} s")
-
-    async def many() -> None:
-        pace = Pace(None)
-        for _ in range(1000):
-            await pace.take(5)
-
-    monkeypatch.setattr(asyncio, "sleep", refuse)
-    asyncio.run(many())
 
 
 def test_requests_a_minute_are_kept(ask):
@@ -347,12 +220,28 @@ def test_what_was_answered_before_the_end_is_kept(ask, store):
     assert 46 <= store.count() <= 54
 
 
-def test_a_model_that_is_not_there_is_seen_before_anything_is_asked(ask):
+def test_a_model_that_is_not_there_ends_the_run_with_those_that_are(ask, capsys):
+    with FaultServer(lambda q, n: Reply(404, {})) as server:
+        server.models = Reply(200, {"data": [{"id": "another"}]})
+        with pytest.raises(UserError, match=r"no such model.*\(it has another\)"):
+            ask(server, numbered(3))
+    assert "lists no model 'model'; it has another" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("listed", ["model", "model:latest"])
+def test_a_model_that_is_there_is_found(ask, listed, capsys):
+    """Ollama adds :latest to a name that has no tag."""
+    with FaultServer(well) as server:
+        server.models = Reply(200, {"data": [{"id": "another"}, {"id": listed}]})
+        assert ask(server, numbered(3))[0]["errors"] == 0
+    assert capsys.readouterr().out == ""
+
+
+def test_a_name_that_is_not_listed_and_taken_is_warned_of(ask, capsys):
     with FaultServer(well) as server:
         server.models = Reply(200, {"data": [{"id": "another"}]})
-        with pytest.raises(UserError, match="no model 'model'; it has another"):
-            ask(server, numbered(3))
-        assert not server.asked
+        assert ask(server, numbered(3))[0]["errors"] == 0
+    assert "warning: " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("models", [Reply(404, {}), Reply(200, "<html>"), Reply(200, {"data": []})])
@@ -418,6 +307,23 @@ def test_asked_to_stop_it_finishes_what_is_in_flight(ask, store):
     assert store.count() == asked, "what was asked was paid for, so it is kept"
 
 
+@pytest.mark.parametrize("slow", ["rpm", "tpm", "quiet", "backoff"])
+def test_asked_to_stop_it_waits_for_nothing(ask, store, slow, capsys):
+    """Minutes of waiting for a pace, a rate limit or the next try end; nothing more is asked."""
+    fate = {"quiet": Reply(429, {}, {"Retry-After": "500"}), "backoff": Reply(500, {})}
+    settings = {"rpm": {"rpm": 1}, "tpm": {"tpm": 20}, "backoff": {"wait": 300.0}}
+
+    def first_alone(question: str, attempt: int):
+        threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+        return fate.get(slow) or well(question, attempt)
+
+    with FaultServer(first_alone) as server, pytest.raises(Stopped):
+        ask(server, numbered(20), concurrency=1, **settings.get(slow, {}))
+    assert sum(server.asked.values()) == 1
+    assert store.count() == (1 if slow in ("rpm", "tpm") else 0)
+    assert ("left alone for 500 s" in capsys.readouterr().out) == (slow == "quiet")
+
+
 def test_errors_are_asked_again_only_when_told_to(ask, store):
     broken = {"question 1"}
     with FaultServer(lambda q, n: "400" if q in broken else well(q, n)) as server:
@@ -465,7 +371,7 @@ def test_a_storm_over_five_thousand_requests(ask, store):
     requests = numbered(5000)
     with FaultServer(stormy) as server:
         counts, found = ask(
-            server, requests, tries=6, timeout=5.0, patience=60.0, concurrency=128, wait=0.002
+            server, requests, tries=6, timeout=10.0, patience=60.0, concurrency=128, wait=0.002
         )
     assert counts["generated"] == store.count() == len(found) == 5000
     for question, response in found.items():
@@ -474,7 +380,8 @@ def test_a_storm_over_five_thousand_requests(ask, store):
             assert response.finish_reason == "error" and response.text == "" and response.error
         else:
             assert response.text == f"answer to {question}", (faults, response)
-            assert response.tries == server.asked[question] == len(faults) + 1
+            # A busy machine may make a good reply late: one more try, and it is counted.
+            assert response.tries == server.asked[question] >= len(faults) + 1
     errors = Counter(r.fault for r in found.values() if r.finish_reason == "error")
     assert set(errors) == {"refused", "server", "connection", "malformed"}
     assert counts["errors"] == sum(errors.values())
@@ -502,10 +409,13 @@ def key(monkeypatch):
 def test_the_key_goes_to_the_server_and_nowhere_else(ask, store, key, capsys, tmp_path):
     """Servers like to repeat the key in their errors; it is hidden there too."""
     tells = Reply(400, {"error": {"message": f"bad prompt for {KEY}"}})
-    with FaultServer(lambda q, n: tells if q == "question 1" else well(q, n)) as server:
+    repeats = Reply(200, answer_to(f"who has the key {KEY}"))
+    fates = {"question 1": tells, "question 2": repeats}
+    with FaultServer(lambda q, n: fates.get(q) or well(q, n)) as server:
         _, found = ask(server, numbered(3), key_env="MY_KEY")
     assert {h["authorization"] for h in server.headers} == {f"Bearer {KEY}"}
     assert found["question 1"].error == "HTTP 400: bad prompt for [key]"
+    assert found["question 2"].text == "answer to who has the key [key]"
     store.db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     for file in tmp_path.rglob("*"):
         assert KEY.encode() not in file.read_bytes(), file
@@ -522,10 +432,10 @@ def test_the_key_is_hidden_in_what_stops_a_run(ask, key):
 def test_a_redirect_does_not_take_the_key_elsewhere(ask, key):
     with FaultServer(well) as other:
         moved = Reply(307, {}, {"Location": f"{other.url}/chat/completions"})
-        with FaultServer(lambda q, n: moved) as server:
-            _, found = ask(server, numbered(1), key_env="MY_KEY")
+        told = pytest.raises(UserError, match=f"has moved to {other.url}")
+        with FaultServer(lambda q, n: moved) as server, told:
+            ask(server, numbered(1), key_env="MY_KEY")
         assert not other.headers
-    assert found["question 0"].error.startswith("HTTP 307")
 
 
 def test_a_key_that_is_not_there_is_said_before_anything_is_asked(monkeypatch):

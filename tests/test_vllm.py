@@ -21,6 +21,7 @@ import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from urllib.request import urlopen
 
@@ -375,16 +376,16 @@ def marked(mark: str) -> list[psutil.Process]:
 # -- behind a server -----------------------------------------------------------------------------
 
 
+def content(response: Response) -> tuple:
+    r = response
+    return r.text, r.token_ids, r.finish_reason, r.prompt_tokens
+
+
 def test_the_server_answers_as_transformers_does(prompts, tight, expected, server, tmp_path):
     requests = requests_of("served:tiny", prompts + tight)
     found = answer(
         tmp_path / "r.sqlite", requests, lambda: ServedEngine(Endpoint(server, "tiny"), GREEDY)
     )
-
-    def content(response: Response) -> tuple:
-        r = response
-        return r.text, r.token_ids, r.finish_reason, r.prompt_tokens
-
     for prompt in prompts:
         assert content(found[prompt.id]) == content(expected[prompt.id])
     for prompt in tight:
@@ -395,3 +396,26 @@ def test_the_server_answers_as_transformers_does(prompts, tight, expected, serve
             assert content(ours) == content(theirs)
     (name,) = engines_of(tmp_path / "r.sqlite")
     assert name.startswith("openai (vllm ") and name[13].isdigit()
+
+
+def test_a_limit_beyond_the_context_is_cut_to_it(place, prompts, tight, cpu, server, tmp_path):
+    """vLLM refuses it with status 400; the model itself can answer, as it does in transformers."""
+    files, beyond = locate(place), replace(GREEDY, max_tokens=2 * CONTEXT)
+    asked = prompts[:20] + tight
+
+    def local():
+        return TransformersEngine(files, cpu, beyond, 4096)
+
+    ours = requests_of(files.fingerprint, asked, beyond)
+    expected = answer(tmp_path / "t.sqlite", ours, local)
+    assert {r.finish_reason for r in expected.values()} == {"stop", "length", "error"}
+    theirs = requests_of("served:tiny", asked, beyond)
+    served = answer(
+        tmp_path / "r.sqlite", theirs, lambda: ServedEngine(Endpoint(server, "tiny"), beyond)
+    )
+    for name, response in expected.items():
+        if response.finish_reason == "error":
+            assert served[name].fault == "refused"
+        else:
+            assert content(served[name]) == content(response)
+            assert served[name].tries == 2, "refused once"

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from deltalearn.generate.served.engine import CHARACTERS
+from deltalearn.generate.served.asking import CHARACTERS
 from deltalearn.generate.stage import WINDOW, survey
 from deltalearn.generate.store import ResponseStore
 from deltalearn.records import Request

@@ -12,7 +12,7 @@ from deltalearn.errors import UserError
 from deltalearn.generate.requests import short_seed
 from deltalearn.records import Request, Sampling
 
-HIDDEN = "[key]"
+HIDDEN = b"[key]"
 
 
 @dataclass(frozen=True)
@@ -96,6 +96,12 @@ class Endpoint:
         return body | dict(self.body)
 
 
-def hide(text: str, key: str | None) -> str:
-    """`text` without the key: servers like to repeat it in their errors."""
-    return text.replace(key, HIDDEN) if key else text
+def hide(said: bytes, key: str | None) -> bytes:
+    """What a server said, without the key, which some repeat in their errors or in an answer.
+
+    Before anything is read or cut: a part of a key is to be hidden as well.
+    """
+    if key:
+        for written in (key, key.replace("/", "\\/")):  # as some write it into JSON
+            said = said.replace(written.encode(), HIDDEN)
+    return said

@@ -8,8 +8,10 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit
 
 SHOWN = 300  # characters of a server's message that are kept
+MOST = 2**32  # no token id, and no number of tokens, is larger
 
 STOP_REASONS = {"stop", "eos", "eos_token", "stop_sequence", "end_turn"}
 LENGTH_REASONS = {"length", "max_tokens"}
@@ -77,34 +79,43 @@ def _answer(choice: dict[str, Any], usage: dict[str, Any]) -> Answer:
     if text is None:
         text = message.get("refusal")  # a model that declines has answered
     thought = message.get("reasoning_content") or message.get("reasoning") or ""
-    if reason in LENGTH_REASONS and text is None:
-        text = ""  # cut while thinking
+    if text is None and (thought or reason in LENGTH_REASONS):
+        text = ""  # it thought, and said nothing or was cut
     if reason == "content_filter":
         raise Fault("filtered", "the server's content filter held the answer back")
     if not isinstance(text, str) or not isinstance(thought, str):
         raise Fault("malformed", f"no text in the answer (it ended with {reason!r})", retry=True)
     if reason not in STOP_REASONS | LENGTH_REASONS:
         raise Fault("malformed", f"the answer ended with {reason!r}", retry=True)
-    ids = choice.get("token_ids") or ()
+    ids = tuple(choice.get("token_ids") or ())
     if isinstance(choice.get("stop_reason"), str):
         ids = ()  # ended by a stop string, which the text is without and the ids may be with
+    if not all(isinstance(i, int) and 0 <= i < MOST for i in ids):
+        raise Fault("malformed", "its token ids are none", retry=True)
     return Answer(
-        text,
-        thought,
+        whole(text),
+        whole(thought),
         "stop" if reason in STOP_REASONS else "length",
-        tuple(ids),
+        ids,
         _count(usage.get("prompt_tokens")),
         _count(usage.get("completion_tokens")),
     )
 
 
+def whole(text: str) -> str:
+    """`text` without halves of surrogate pairs: JSON can write them, and nothing can store them."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
 def _count(value: Any) -> int | None:
-    return value if isinstance(value, int) and value >= 0 else None
+    return value if isinstance(value, int) and 0 <= value < MOST else None
 
 
 def _fault_of(status: int, headers: Mapping[str, str], body: bytes) -> Fault:
     message, code = _message(body)
     shown = f"HTTP {status}: {message}" if message else f"HTTP {status}"
+    if 300 <= status < 400:
+        return Fault("fatal", f"{shown}: the server has moved{_target(headers)}; mend the URL")
     if status in NEVER:
         return Fault("fatal", f"{shown}: {NEVER[status]}")
     if code in OUT_OF_QUOTA:
@@ -114,6 +125,16 @@ def _fault_of(status: int, headers: Mapping[str, str], body: bytes) -> Fault:
         wait = retry_after(headers)
         return Fault(kind, shown, retry=True, wait=wait, absent=status in ABSENT)
     return Fault("refused", shown)
+
+
+def _target(headers: Mapping[str, str]) -> str:
+    """Where a redirect leads; without what may be secret in it."""
+    try:
+        parts = urlsplit(headers.get("Location", ""))
+        port = f":{parts.port}" if parts.port else ""
+    except ValueError:
+        return ""
+    return f" to {parts.scheme}://{parts.hostname}{port}{parts.path}" if parts.hostname else ""
 
 
 def _message(body: bytes) -> tuple[str, str | None]:
@@ -130,7 +151,7 @@ def _message(body: bytes) -> tuple[str, str | None]:
             text = str(inner)
     except ValueError:
         pass
-    return " ".join(text.split())[:SHOWN], code if isinstance(code, str) else None
+    return whole(" ".join(text.split())[:SHOWN]), code if isinstance(code, str) else None
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:

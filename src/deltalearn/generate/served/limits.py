@@ -1,13 +1,44 @@
-"""How fast a server may be asked, and when it is down: state shared by all requests of a run."""
+"""How fast a server may be asked, when it is down, and until when: shared by a run's requests."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import time
 
+from deltalearn.generate.stage import Stop
+
 LEAST_FAILURES = 10  # in a row before a server can be called down
 LONGEST_WAIT = 60.0  # seconds between two tries, unless the server asks for more
+LOOK = 0.25  # seconds; whoever waits looks so often whether the run goes on
+
+
+class Course:
+    """Whether a run goes on: until it fails, or somebody stops it."""
+
+    def __init__(self, stop: Stop) -> None:
+        self._stop = stop
+        self._failed = asyncio.Event()
+        self.failure: str | None = None
+
+    def fail(self, why: str) -> None:
+        """End the run; the first reason counts."""
+        self.failure = self.failure or why
+        self._failed.set()
+
+    @property
+    def over(self) -> bool:
+        """Whether no request may be sent any more."""
+        return self.failure is not None or self._stop()
+
+    async def pause(self, seconds: float) -> bool:
+        """Wait, but not beyond the end of the run; whether it goes on."""
+        end = time.monotonic() + seconds
+        while not self.over and (left := end - time.monotonic()) > 0:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._failed.wait(), min(left, LOOK))
+        return not self.over
 
 
 class Pace:
@@ -17,14 +48,14 @@ class Pace:
         self._seconds = 60.0 / rate if rate else 0.0
         self._free = 0.0  # when the next unit may go
 
-    async def take(self, units: float) -> None:
-        """Wait until `units` may go."""
-        if self._seconds:
-            now = time.monotonic()
-            at = max(now, self._free)
-            self._free = at + units * self._seconds
-            if at > now:
-                await asyncio.sleep(at - now)
+    def take(self, units: float) -> float:
+        """Take a place for `units`; seconds until they may go."""
+        if not self._seconds:
+            return 0.0
+        now = time.monotonic()
+        at = max(now, self._free)
+        self._free = at + units * self._seconds
+        return at - now
 
     def give_back(self, units: float) -> None:
         """Correct an estimate: so many units were not used (fewer than none: more were)."""
@@ -63,11 +94,9 @@ class Health:
         """Nobody asks for so long."""
         self._quiet_until = max(self._quiet_until, time.monotonic() + seconds)
 
-    async def wait(self) -> None:
-        """Wait until the server may be asked."""
-        while (left := self._quiet_until - time.monotonic()) > 0:
-            # All wake at about the same time, so each a little later than the other.
-            await asyncio.sleep(left * random.uniform(1.0, 1.1))
+    def quiet_left(self) -> float:
+        """Seconds until the server may be asked, for each a little later than for the other."""
+        return max(0.0, self._quiet_until - time.monotonic()) * random.uniform(1.0, 1.1)
 
 
 def backoff(tries: int, first: float) -> float:
