@@ -14,6 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from deltalearn.errors import UserError
+from deltalearn.generate.export import export
 from deltalearn.generate.importer import Imported, import_responses
 from deltalearn.generate.store import ResponseStore
 from deltalearn.generate.upkeep import check
@@ -35,6 +37,7 @@ def system(text: str) -> dict[str, str]:
 
 Q = [user("q")]
 TALK = [system("s"), user("q"), assistant("a0"), user("r")]
+CALL = {**assistant("a"), "tool_calls": [{"id": "1", "function": {"name": "w"}}]}
 
 # Rows as the tools write them, options, and the answers: model, prompt, text, finish reason.
 SHAPES: dict[str, tuple[dict[str, Any], dict[str, Any], list[tuple]]] = {
@@ -76,6 +79,29 @@ SHAPES: dict[str, tuple[dict[str, Any], dict[str, Any], list[tuple]]] = {
         {},
         [("chosen", Q, "a", "stop"), ("rejected", Q, "b", "stop")],
     ),
+    "the system turn in the sides alone": (
+        {
+            "prompt": "q",
+            "chosen": [*TALK[:2], assistant("a")],
+            "rejected": [*TALK[:2], assistant("b")],
+        },
+        {},
+        [("chosen", TALK[:2], "a", "stop"), ("rejected", TALK[:2], "b", "stop")],
+    ),
+    "the system turn in the sides alone, and first question": (
+        {"prompt": "q", "chosen": [*TALK, assistant("a")], "rejected": [*TALK, assistant("b")]},
+        {},
+        [("chosen", TALK, "a", "stop"), ("rejected", TALK, "b", "stop")],
+    ),
+    "the system turn in the prompt alone, and the whole dialogue": (
+        {
+            "prompt": TALK[:2],
+            "chosen": [*TALK[1:], assistant("a")],
+            "rejected": [*TALK[1:], assistant("b")],
+        },
+        {},
+        [("chosen", TALK, "a", "stop"), ("rejected", TALK, "b", "stop")],
+    ),
     "first question, then the whole dialogue": (
         {
             "prompt": "q",
@@ -104,6 +130,20 @@ SHAPES: dict[str, tuple[dict[str, Any], dict[str, Any], list[tuple]]] = {
         {},
         [("chosen", TALK[:2], "a", "stop"), ("rejected", TALK[:2], "b", "stop")],
     ),
+    "Orca pairs, Argilla's": (
+        {
+            "system": "s", "input": "q", "chosen": "a", "rejected": "b", "generations": ["b", "a"],
+            "order": ["rejected", "chosen"], "labelling_model": "judge", "rating": [1, 9],
+        },
+        {},
+        [("chosen", TALK[:2], "a", "stop"), ("rejected", TALK[:2], "b", "stop")],
+    ),
+    "distilabel, with the pair that was made of it": (
+        {"instruction": "q", "generations": ["a", "b"], "generation_models": ["A", "B"],
+         "chosen": [*Q, assistant("b")], "rejected": [*Q, assistant("a")]},
+        {},
+        [("A", Q, "a", "stop"), ("B", Q, "b", "stop")],
+    ),
     "distilabel": (
         {"instruction": "q", "generations": ["a", None, "c"], "generation_models": ["A", "B", "C"],
          "system_prompt": "s"},
@@ -131,6 +171,24 @@ SHAPES: dict[str, tuple[dict[str, Any], dict[str, Any], list[tuple]]] = {
         {},
         [("A", Q, "a", "stop"), ("B", Q, "b", "stop")],
     ),
+    "UltraFeedback, with system prompts": (
+        {
+            "instruction": "q", "system_prompt": "s",
+            "completions": [
+                {"model": "A", "response": "a", "custom_system_prompt": "Be brief."},
+                {"model": "B", "response": "b", "custom_system_prompt": "Be long."},
+                {"model": "C", "response": "c", "custom_system_prompt": None},
+                {"model": "D", "response": "d", "custom_system_prompt": " "},
+            ],
+        },
+        {},
+        [
+            ("A", [system("Be brief."), *Q], "a", "stop"),
+            ("B", [system("Be long."), *Q], "b", "stop"),
+            ("C", TALK[:2], "c", "stop"),
+            ("D", TALK[:2], "d", "stop"),
+        ],
+    ),
     "plain": (
         {"prompt": "q", "response": "a", "model": "A", "finish_reason": "length", "sample": 4},
         {},
@@ -150,6 +208,11 @@ SHAPES: dict[str, tuple[dict[str, Any], dict[str, Any], list[tuple]]] = {
         {"prompt": "q", "response": "<think>hm</think>\n\na", "model": "A"},
         {},
         [("A", Q, "a", "stop")],
+    ),
+    "a mark that is only mentioned": (
+        {"prompt": "q", "response": "Write </think> at the end.", "model": "A"},
+        {},
+        [("A", Q, "Write </think> at the end.", "stop")],
     ),
     "a thought that was cut": (
         {"prompt": "q", "response": "<think>hm", "model": "A"},
@@ -221,6 +284,19 @@ def test_each_shape_is_read(shape, write_lines, tmp_path):
             {"prompt": "x", "chosen": [*Q, assistant("a")], "rejected": [*Q, assistant("b")]},
             "the prompt and the turns before the answers differ",
         ),
+        # Nor may another system turn be put in the place of one.
+        (
+            {"prompt": [system("t"), *Q], "chosen": [*TALK[:2], assistant("a")],
+             "rejected": [*TALK[:2], assistant("b")]},
+            "the prompt and the turns before the answers differ",
+        ),
+        # Without its tools a question is another one.
+        ({"prompt": "q", "response": "a", "model": "A", "tools": [{"name": "w"}]}, "row has tools"),
+        ({"messages": [*Q, CALL, *Q, assistant("a")], "model": "A"}, "message 1 has tool_calls"),
+        ({"messages": [*Q, CALL], "model": "A"}, "message 1 has tool_calls: tools are not supp"),
+        ({"prompt": "q", "response": [CALL], "model": "A"}, "the answer has tool_calls"),
+        ({"prompt": "q", "chosen": [CALL], "rejected": "b"}, "the answer has tool_calls"),
+        ({"prompt": "q", "chosen": [CALL, assistant("a")], "rejected": "b"}, "has tool_calls"),
         ({"instruction": "q", "generations": ["a"]}, "does not name its model"),
         (
             {"instruction": "q", "generations": ["a", "b"], "generation_models": ["A", None]},
@@ -230,11 +306,12 @@ def test_each_shape_is_read(shape, write_lines, tmp_path):
             {"instruction": "q", "generations": ["a", "b"], "generation_models": ["A"]},
             "2 generations, but 1 models",
         ),
-        ({"instruction": "q", "generations": [None], "model_name": "A"}, "no answer in a known"),
-        ({"instruction": "q", "completions": [{"model": "A"}]}, "no answer in a known shape"),
+        ({"instruction": "q", "generations": [], "model_name": "A"}, "no answer in a known shape"),
+        ({"instruction": "q", "generations": [None], "model_name": "A"}, "generation 1: no answer"),
+        ({"instruction": "q", "completions": [{"model": "A"}]}, "completion 1: no answer"),
         ({"instruction": "q", "completions": [{"model": "A", "response": 5}]}, "not int"),
     ],
-)
+)  # fmt: skip
 def test_an_odd_row_is_counted_with_its_place_and_leaves_no_trace(row, reason, write_lines):
     """Nor does it count as a sample: the rows around it are numbered as if it were not there."""
     good = {"prompt": "q", "chosen": "a", "rejected": "b"}
@@ -254,6 +331,118 @@ def test_a_ladder_needs_all_its_columns_in_a_row(write_lines):
     found, counts = taken(write_lines(rows), models=["3B", "1B"])
     assert found == [("3B", [user("r")], "a", "stop"), ("1B", [user("r")], "b", "stop")]
     assert "no column '1B'; the row has prompt, 3B" in counts.skipped[0]
+
+
+GENERATED = {"generation_models": ["A", "B", "C", "D"]}
+NOT_TEXT = "an answer must be text or messages, not float"
+
+
+@pytest.mark.parametrize(
+    ("row", "options", "places"),
+    [
+        (
+            {"prompt": "q", "A": None, "B": "b", "C": float("nan"), "D": "d"},
+            {"models": ["A", "B", "C", "D"]},
+            ["column 'A'", "column 'C'"],
+        ),
+        (
+            {"instruction": "q", "generations": [None, "b", float("nan"), "d"], **GENERATED},
+            {},
+            ["generation 1", "generation 3"],
+        ),
+        (
+            {
+                "instruction": "q",
+                "completions": [
+                    {"model": m, "response": r}
+                    for m, r in (("A", None), ("B", "b"), ("C", float("nan")), ("D", "d"))
+                ],
+            },
+            {},
+            ["completion 1", "completion 3"],
+        ),
+    ],
+)
+def test_a_cell_without_an_answer_is_counted_and_takes_no_other_with_it(
+    row, options, places, write_lines
+):
+    file = write_lines([row])
+    found, counts = taken(file, **options)
+    assert found == [("B", Q, "b", "stop"), ("D", Q, "d", "stop")]
+    first, second = places
+    assert counts.skipped == [f"{file}:1: {first}: no answer", f"{file}:1: {second}: {NOT_TEXT}"]
+    assert (counts.read, counts.skipped_count, counts.assumed_ends) == (1, 2, 2)
+
+
+def test_a_failed_generation_needs_no_name(write_lines):
+    row = {"instruction": "q", "generations": ["a", None], "generation_models": ["A", None]}
+    found, counts = taken(write_lines([row]))
+    assert (found, counts.skipped_count) == ([("A", Q, "a", "stop")], 1)
+
+
+def test_calls_that_are_none_cost_no_answer(write_lines):
+    """Parquet has the field in every turn."""
+    turn = {**assistant("a"), "tool_calls": None}
+    found, _ = taken(write_lines([{"messages": [*Q, turn], "model": "A", "tools": []}]))
+    assert found == [("A", Q, "a", "stop")]
+
+
+# -- settings without effect ----------------------------------------------------------------------
+
+PLAIN = {"prompt": "q", "response": "a", "model": "A"}
+NAMELESS = {"prompt": "q", "response": "b"}
+
+
+@pytest.mark.parametrize(
+    ("rows", "options", "says"),
+    [
+        ([PLAIN, PLAIN], {"name": "X"}, "--model-name 'X' has no effect: every row names .*A"),
+        ([{"x": 1}, PLAIN], {"name": "X"}, "no effect"),
+        (
+            [{"prompt": "q", "chosen": "a", "rejected": "b"}],
+            {"name": "X"},
+            r"every row names its models already \(chosen, rejected\)",
+        ),
+        (
+            [{"prompt": "q", "A": "a"}],
+            {"name": "X", "models": ["A"]},
+            "--model-name 'X' has no effect with --column",
+        ),
+    ],
+)
+def test_a_setting_that_changes_nothing_is_an_error_before_anything_is_stored(
+    rows, options, says, write_lines
+):
+    with ResponseStore(Path(":memory:")) as store:
+        with pytest.raises(UserError, match=says):
+            import_responses(store, str(write_lines(rows)), **options)
+        assert store.count() == 0
+
+
+@pytest.mark.parametrize("options", [{"name": "X"}, {"models": ["zzz"]}])
+def test_our_own_export_takes_no_names(options, write_lines, tmp_path):
+    with ResponseStore(Path(":memory:")) as store, ResponseStore(Path(":memory:")) as other:
+        import_responses(store, str(write_lines([PLAIN])))
+        export(store, tmp_path / "all.jsonl")
+        with pytest.raises(UserError, match=r"has no effect: .* \(A\); remove it"):
+            import_responses(other, str(tmp_path / "all.jsonl"), **options)
+        assert other.count() == 0
+
+
+def test_a_name_is_for_the_rows_that_lack_one(write_lines):
+    found, _ = taken(write_lines([PLAIN, {"x": 1}, NAMELESS]), name="X")
+    assert found == [("A", Q, "a", "stop"), ("X", Q, "b", "stop")]
+    row = {"instruction": "q", "generations": ["a", "b"], "generation_models": ["A", None]}
+    found, _ = taken(write_lines([row]), name="X")
+    assert [answer[0] for answer in found] == ["A", "X"]
+
+
+def test_a_file_without_answers_says_so_whatever_was_set(write_lines):
+    with ResponseStore(Path(":memory:")) as store, pytest.raises(UserError, match="no answers to"):
+        import_responses(store, str(write_lines([{"x": 1}, b"{"])), name="X")
+
+
+# -- numbers --------------------------------------------------------------------------------------
 
 
 def test_only_the_first_few_rows_are_shown_and_all_are_counted(write_lines):

@@ -284,6 +284,19 @@ BAD_ROWS = {
         {"messages": [user("a"), assistant("b"), assistant("c")]},
         "the user's, not the assistant's",
     ),
+    "tools": (
+        {"messages": [user("before")], "tools": [{"type": "function", "function": {"name": "w"}}]},
+        "the row has tools: tools are not supported",
+    ),
+    "tools as JSON": ({"prompt": "a", "tools": '[{"name": "w"}]'}, "the row has tools: tools are"),
+    "a call": (
+        {"messages": [user("a"), {**assistant(""), "tool_calls": [{"id": "1"}]}, user("b")]},
+        "message 1 has tool_calls: tools are not supported",
+    ),
+    "a call instead of text": (
+        {"messages": [user("a"), {"role": "assistant", "tool_calls": [{"id": "1"}]}]},
+        "message 1 has tool_calls: tools are not supported",
+    ),
     "id a list": ({"prompt": "a", "id": ["x"]}, "id must be a non-empty string or an integer"),
     "id a boolean": ({"prompt": "a", "id": True}, "id must be a non-empty string or an integer"),
     "id empty": ({"prompt": "a", "id": ""}, "id must be a non-empty string or an integer"),
@@ -401,6 +414,20 @@ def test_duplicates_are_counted_and_the_first_is_kept(write_lines):
 def test_exact_repetition_with_an_id_is_a_duplicate_not_a_conflict(write_lines):
     found = read_prompts(str(write_lines([{"id": "x", "prompt": "a"}] * 3)))
     assert found.counts["duplicates"] == 2 and found.rejects == []
+
+
+def test_a_row_with_tools_is_no_duplicate_of_the_question_without_them(write_lines):
+    path = write_lines([{"prompt": "a"}, {"prompt": "a", "tools": [{"name": "w"}]}])
+    found = read_prompts(str(path))
+    assert (found.counts["rejected"], found.counts.get("duplicates", 0)) == (1, 0)
+
+
+@pytest.mark.parametrize("tools", [None, [], {}, "", "[]", " [ ] ", "{}", "null", "hammer", 5])
+def test_a_column_of_tools_without_any_costs_no_row(write_lines, tools):
+    """Data sets have the column in every row; another column may be called so."""
+    turns = [user("a"), {**assistant("b"), "tool_calls": tools}, user("c")]
+    path = write_lines([{"messages": turns, "tools": tools}])
+    assert texts(read_prompts(str(path))) == ["c"]
 
 
 def test_ids_are_kept_or_derived_from_the_content(write_lines):

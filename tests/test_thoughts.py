@@ -46,7 +46,14 @@ from deltalearn.records import Prompt, Response, Sampling
         ("<think>a</think>\n\n", "<think>a</think>\n\n", ""),
         # Opened by the prompt, which shows in the end alone.
         ("a\n</think>\n\nb", "<think>a\n</think>\n\n", "b"),
+        ("a\n</think>b", "<think>a\n</think>", "b"),
+        ("a\r\n  </think> b", "<think>a\r\n  </think> ", "b"),
+        ("a.</think>\nb", "<think>a.</think>\n", "b"),
+        ("a </think> \r\nb", "<think>a </think> \r\n", "b"),
+        ("a</think>", "<think>a</think>", ""),
+        ("</think>\n\nb", "<think></think>\n\n", "b"),
         ("</think>b", "<think></think>", "b"),
+        ("so 4.</think>**4**", "<think>so 4.</think>", "**4**"),  # as DeepSeek-V3.1 writes it
         # Several: the first is the trace, what follows is the answer.
         ("<think>a</think>b<think>c</think>d", "<think>a</think>", "b<think>c</think>d"),
         ("<think>a</think>use </think> here", "<think>a</think>", "use </think> here"),
@@ -54,6 +61,12 @@ from deltalearn.records import Prompt, Response, Sampling
         # About the marks, or other marks.
         ("Write <think> and </think> around it.", "", "Write <think> and </think> around it."),
         ("Begin with <think>.", "", "Begin with <think>."),
+        ("Write </think> at the end.", "", "Write </think> at the end."),
+        ("</think> closes it.", "", "</think> closes it."),
+        ("Use `</think>`.\nThat is all.", "", "Use `</think>`.\nThat is all."),
+        ('The **"</think>"** mark', "", 'The **"</think>"** mark'),
+        ("(</think>, that is)", "", "(</think>, that is)"),
+        ("<b>x</think></b>", "", "<b>x</think></b>"),
         ("<thinking>a</thinking>b", "", "<thinking>a</thinking>b"),
     ],
 )
@@ -65,6 +78,7 @@ def test_what_is_the_trace_and_what_the_answer(written, thought, text):
     ("written", "thought", "text"),
     [
         ("a</think>b", "<think>a</think>", "b"),
+        ("a </think> b", "<think>a </think> ", "b"),  # known to be the end, however it stands
         ("a", "<think>a", ""),
         ("", "<think>", ""),
         ("a<think>b</think>c", "<think>a<think>b</think>", "c"),

@@ -14,7 +14,14 @@ from typing import Any
 
 from deltalearn.errors import UserError
 from deltalearn.files import digest
-from deltalearn.records import Message, Prompt, Unusable, conversation, ends_with_user
+from deltalearn.records import (
+    Message,
+    Prompt,
+    Unusable,
+    conversation,
+    ends_with_user,
+    refuse_tools,
+)
 from deltalearn.tables import Row, rows
 
 
@@ -97,6 +104,7 @@ def _messages(row: Any, column: str | None) -> tuple[tuple[Message, ...], bool]:
     """The conversation of a row, and whether its answer had to be taken off."""
     name = column or ("messages" if row.get("messages") is not None else "prompt")
     value = row.get(name)
+    refuse_tools(row, "the row")
     if value is None:
         raise Unusable(f"no column {name!r}; there are {', '.join(map(str, row)) or 'none'}")
     messages = conversation(value, name)

@@ -38,7 +38,21 @@ def ends_with_user(messages: tuple[Message, ...]) -> tuple[Message, ...]:
     return messages
 
 
+def refuse_tools(holder: Any, what: str) -> None:
+    """Unusable if a row or a turn has tools or calls of them.
+
+    Only roles and texts are kept: without its tools it would be another question.
+    """
+    for name in ("tools", "tool_calls") if isinstance(holder, dict) else ():
+        cell = holder.get(name)
+        if isinstance(cell, str) and cell.lstrip().startswith(("[", "{")):  # JSON, not any text
+            cell = list(cell.strip("[]{} \t\r\n"))
+        if cell and isinstance(cell, list | dict):
+            raise Unusable(f"{what} has {name}: tools are not supported")
+
+
 def _message(turn: Any, index: int) -> Message:
+    refuse_tools(turn, f"message {index}")
     if not isinstance(turn, dict) or not isinstance(turn.get("content"), str):
         raise Unusable(f"message {index} must have a role and a content string")
     if turn.get("role") not in ROLES:
@@ -89,7 +103,8 @@ class Response:
 
     `finish_reason` is "stop" (the model ended its turn), "length" (cut at max_tokens) or "error".
     `text` is the answer; a thinking trace before it is in `thought`, with its marks, so that
-    `thought + text` is all that was written. `token_ids` are of both, without the end-of-turn id;
+    `thought + text` is all that was written, behind an opening mark where the prompt ended with
+    it. `token_ids` are of what was written, without the end-of-turn id;
     empty where the engine does not give them, while `completion_tokens` counts them. `seconds`
     from asking to having, `seed` what the engine was given, `tries` how often it was asked.
     `error` and its kind, `fault`, are None unless finish_reason is "error".

@@ -64,7 +64,7 @@ class Imported:
     skipped_count: int = 0
 
     def skip(self, row: Row, reason: str) -> None:
-        """Count a row that has no answer to take."""
+        """Count a row, or one cell of it, that has no answer to take."""
         self.skipped_count += 1
         if len(self.skipped) < 5:
             self.skipped.append(f"{row.where}: {reason}")
@@ -87,10 +87,11 @@ def import_responses(
     rejected_model), and distilabel's (instruction, generations, generation_models). models: these
     columns hold the answers, each of the model it is called after, as in the authors' ladder. name:
     of the model, where the file does not say. A model known by its answers alone is
-    `imported:<name>`. UserError if no row has an answer.
+    `imported:<name>`. UserError if no row has an answer, or if models or name change nothing.
     """
     result, samples = Imported(), Counter[tuple[str, str]]()
     columns = tuple(models)
+    _refuse_idle(source, split, columns, name)
     pending: dict[str, Answer] = {}
     for row in _source_rows(source, split):
         result.read += 1
@@ -98,10 +99,10 @@ def import_responses(
             result.skip(row, row.problem)
             continue
         try:
-            if {"key", "identity", "how", "messages", "response"} <= row.value.keys():
+            if _is_exported(row.value):
                 taken = [_as_exported(row.value)]
             else:
-                taken = _taken(row.value, columns, name, samples, result)
+                taken = _taken(row, columns, name, samples, result)
         except Unusable as problem:
             result.skip(row, str(problem))
             continue
@@ -115,6 +116,48 @@ def import_responses(
         example = f" ({result.skipped[0]})" if result.skipped else ""
         raise UserError(f"{source}: no answers to import in {result.read:,} rows{example}; {HINT}")
     return result
+
+
+def _refuse_idle(
+    source: str, split: str | None, columns: tuple[str, ...], name: str | None
+) -> None:
+    """UserError if `columns` or `name` change nothing, before anything is stored.
+
+    Reads the file up to the first row that needs them, which is mostly its first row.
+    """
+    if columns and name:
+        raise UserError(
+            f"{source}: --model-name {name!r} has no effect with --column, whose answers are those "
+            "of the model that the column is called after; remove it"
+        )
+    names: set[str] = set()
+    for row in _source_rows(source, split) if columns or name else ():
+        if row.problem:
+            continue
+        if _is_exported(row.value):
+            names.add(str(row.value.get("model")))
+            continue
+        if columns:
+            return
+        found = _named_in(row.value)
+        if "" in found:
+            return
+        names |= found
+    if names:
+        option = f"--column {columns[0]!r}" if columns else f"--model-name {name!r}"
+        shown = ", ".join(sorted(names)[:5])
+        raise UserError(
+            f"{source}: {option} has no effect: every row names its models already ({shown}); "
+            "remove it"
+        )
+
+
+def _named_in(value: dict[str, Any]) -> set[str]:
+    """Names of the models of a row's answers, "" for one that has none."""
+    try:
+        return {answer.model for answer in read_row(value) if not answer.problem}
+    except Unusable:
+        return set()
 
 
 def _source_rows(source: str, split: str | None) -> Iterator[Row]:
@@ -158,8 +201,12 @@ def _flush(store: ResponseStore, pending: dict[str, Answer], result: Imported, e
     pending.clear()
 
 
+def _is_exported(value: dict[str, Any]) -> bool:
+    return {"key", "identity", "how", "messages", "response"} <= value.keys()
+
+
 def _as_exported(value: dict[str, Any]) -> Answer:
-    """A row that `export` wrote, as it was in its store."""
+    """A row that `export` wrote, as it was in its store but for its time."""
     for name, kind in EXPORTED.items():
         cell = value.get(name)
         if not isinstance(cell, kind) or (isinstance(cell, int) and not 0 <= cell < 2**63):
@@ -200,17 +247,20 @@ def _as_exported(value: dict[str, Any]) -> Answer:
 
 
 def _taken(
-    value: dict[str, Any],
+    row: Row,
     columns: tuple[str, ...],
     name: str | None,
     samples: Counter[tuple[str, str]],
     result: Imported,
 ) -> list[Answer]:
-    found = read_row(value, columns)
-    if not all(answer.model or name for answer in found):
+    found = read_row(row.value, columns)
+    if not all(answer.model or name or answer.problem for answer in found):
         raise Unusable("the row does not name its model; give --model-name")
     taken = []
     for answer in found:
+        if answer.problem:
+            result.skip(row, answer.problem)
+            continue
         stored = _answer(answer, answer.model or name or "", samples)
         ended = stored.response.finish_reason == "stop"
         result.assumed_ends += answer.finish_reason is None and ended

@@ -7,12 +7,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from deltalearn.generate.requests import seen_messages
-from deltalearn.records import Message, Unusable, conversation, ends_with_user
+from deltalearn.records import (
+    Message,
+    Unusable,
+    conversation,
+    ends_with_user,
+    refuse_tools,
+)
 
 
 @dataclass(frozen=True)
 class Found:
-    """One answer in a row of somebody's file."""
+    """One answer in a row of somebody's file; `problem` is set if its cell holds none."""
 
     model: str
     messages: tuple[Message, ...]
@@ -20,6 +26,7 @@ class Found:
     finish_reason: str | None = None  # None: the file does not say
     prompt_id: str | None = None
     sample: int | None = None  # None: by the order of a model's answers to the same prompt
+    problem: str | None = None
 
 
 Shape = Callable[[dict[str, Any]], list[Found] | None]
@@ -27,6 +34,7 @@ Shape = Callable[[dict[str, Any]], list[Found] | None]
 
 def read_row(value: dict[str, Any], columns: tuple[str, ...] = ()) -> list[Found]:
     """The answers of a row; `columns` are those of models, in a ladder. Unusable if it has none."""
+    refuse_tools(value, "the row")
     found = _columns(value, columns) if columns else None
     for shape in () if columns else SHAPES:
         found = shape(value)
@@ -44,47 +52,77 @@ def _columns(value: dict[str, Any], columns: tuple[str, ...]) -> list[Found]:
     for column in columns:
         if column not in value:
             raise Unusable(f"no column {column!r}; the row has {', '.join(map(str, value))}")
-        if value[column] is not None:
-            found.append(Found(column, prompt, _text(value[column]), prompt_id=_id(value)))
+        found.append(_one_of_several(column, prompt, value[column], f"column {column!r}", value))
+    return found
+
+
+def _one_of_several(
+    model: Any, prompt: tuple[Message, ...], cell: Any, place: str, value: dict[str, Any]
+) -> Found:
+    """The answer in a cell, or its problem, which is not the other models'."""
+    text, problem = "", None
+    try:
+        text = _text(cell)
+    except Unusable as bad:
+        problem = f"{place}: {bad}"
+    name = model if isinstance(model, str) else ""
+    return Found(name, prompt, text, prompt_id=_id(value), problem=problem)
+
+
+def _ultrafeedback(value: dict[str, Any]) -> list[Found] | None:
+    """instruction, completions: each with its model, and with a system prompt of its own."""
+    completions = value.get("completions")
+    if not isinstance(completions, list) or {type(c) for c in completions} != {dict}:
+        return None
+    found = []
+    for number, completion in enumerate(completions, start=1):
+        prompt = _prompt({**value, OWN_SYSTEM: completion.get(OWN_SYSTEM)})
+        model, cell = completion.get("model"), completion.get("response")
+        found.append(_one_of_several(model, prompt, cell, f"completion {number}", value))
     return found
 
 
 def _distilabel(value: dict[str, Any]) -> list[Found] | None:
-    """instruction, generations, generation_models (or model_names): distilabel, UltraFeedback."""
+    """instruction, generations, generation_models (or model_names): distilabel."""
     generations = value.get("generations")
-    completions = value.get("completions")
     models = value.get("generation_models") or value.get("model_names")
-    if isinstance(completions, list) and {type(c) for c in completions} == {dict}:
-        generations = [c.get("response") for c in completions]
-        models = [c.get("model") for c in completions]
     if not isinstance(generations, list):
         return None
     if not isinstance(models, list):
         models = [models or value.get("model_name")] * len(generations)
+    if not any(isinstance(model, str) for model in models) and _sides(value):
+        return None  # a pair beside the two answers that it is made of: it tells them apart
     if len(models) != len(generations):
         raise Unusable(f"{len(generations)} generations, but {len(models)} models")
     prompt = _prompt(value)
     return [
-        Found(m if isinstance(m, str) else "", prompt, _text(g), prompt_id=_id(value))
-        for m, g in zip(models, generations, strict=True)
-        if g is not None  # distilabel's mark of a failure
+        _one_of_several(model, prompt, cell, f"generation {number}", value)
+        for number, (model, cell) in enumerate(zip(models, generations, strict=True), start=1)
     ]
 
 
 def _preference(value: dict[str, Any]) -> list[Found] | None:
     """chosen and rejected: TRL, UltraFeedback binarized, Argilla; and our own pairs."""
-    sides = []
-    for side in ("chosen", "rejected"):
-        text = value.get(side, value.get(f"{side}_response"))
-        if text is None:
-            return None
-        model = value.get(f"{side}_model") or value.get(f"{side}-model") or side
-        sides.append((str(model), text, value.get(f"{side}_finish_reason")))
+    sides = _sides(value)
+    if not sides:
+        return None
     prompt = _prompt_of_pair(value, [text for _, text, _ in sides])
     return [
         Found(model, prompt, _text(text), _reason(reason), _id(value))
         for model, text, reason in sides
     ]
+
+
+def _sides(value: dict[str, Any]) -> list[tuple[str, Any, Any]]:
+    """Model, answer and finish reason of chosen and rejected; none unless both are there."""
+    sides = []
+    for side in ("chosen", "rejected"):
+        text = value.get(side, value.get(f"{side}_response"))
+        if text is None:
+            return []
+        model = value.get(f"{side}_model") or value.get(f"{side}-model") or side
+        sides.append((str(model), text, value.get(f"{side}_finish_reason")))
+    return sides
 
 
 def _prompt_of_pair(value: dict[str, Any], sides: list[Any]) -> tuple[Message, ...]:
@@ -102,10 +140,17 @@ def _prompt_of_pair(value: dict[str, Any], sides: list[Any]) -> tuple[Message, .
     prompt = _prompt(value)
     if prompt[len(prompt) - len(turns) :] == turns:
         return prompt
-    asked = _asked(value, turns)
-    if asked[: len(prompt)] == prompt:  # the column has the first question, the sides the rest
-        return asked
+    # The column has the first question, the sides the rest; either may have the system turn.
+    (system, first), (own, rest) = _system_apart(prompt), _system_apart(_asked(value, turns))
+    if rest[: len(first)] == first and (not system or not own or system == own):
+        return (own or system) + rest
     raise Unusable("the prompt and the turns before the answers differ")
+
+
+def _system_apart(turns: tuple[Message, ...]) -> tuple[tuple[Message, ...], tuple[Message, ...]]:
+    """A system turn at the beginning, if there is one, and the others."""
+    first = int(turns[0]["role"] == "system")
+    return turns[:first], turns[first:]
 
 
 def _single(value: dict[str, Any]) -> list[Found] | None:
@@ -130,7 +175,8 @@ def _single(value: dict[str, Any]) -> list[Found] | None:
 
 PROMPTS = ("messages", "prompt", "instruction", "question", "input")
 # Most specific first.
-SHAPES: tuple[Shape, ...] = (_distilabel, _preference, _single)
+SHAPES: tuple[Shape, ...] = (_ultrafeedback, _distilabel, _preference, _single)
+OWN_SYSTEM = "custom_system_prompt"  # of a completion, in UltraFeedback
 
 
 def _prompt(value: dict[str, Any]) -> tuple[Message, ...]:
@@ -151,7 +197,7 @@ def _prompt(value: dict[str, Any]) -> tuple[Message, ...]:
 
 def _asked(value: dict[str, Any], turns: tuple[Message, ...]) -> tuple[Message, ...]:
     """The turns behind a system turn that has a column of its own, as distilabel's and Orca's."""
-    systems = (value.get(column) for column in ("system_prompt", "system"))
+    systems = (value.get(column) for column in (OWN_SYSTEM, "system_prompt", "system"))
     system = next((s for s in systems if isinstance(s, str) and s.strip()), None)
     return ends_with_user(seen_messages(turns, system))
 
@@ -160,6 +206,10 @@ def _text(cell: Any) -> str:
     """An answer: text, or a conversation of which the last turn is the answer."""
     if isinstance(cell, str):
         return cell
+    if cell is None:  # distilabel's mark of a failure, a ladder's gap
+        raise Unusable("no answer")
+    for turn in cell if isinstance(cell, list) else ():
+        refuse_tools(turn, "the answer")
     if isinstance(cell, list) and cell and isinstance(cell[-1], dict):
         content = cell[-1].get("content")
         if cell[-1].get("role", "assistant") == "assistant" and isinstance(content, str):

@@ -7,6 +7,9 @@ import re
 OPEN, CLOSE = "<think>", "</think>"
 HEAD = re.compile(r"\s*<think>")
 SPACE = re.compile(r"\s*")
+# Around a closing mark that ends a trace within a line; one in blanks or quotes is talked about.
+GLUED_BEFORE = re.compile(r"[^\s`'\"‘“«(\[{<>*_]?")
+GLUED_AFTER = re.compile(r"[\w*#$\\]")
 
 
 def split_thought(written: str, opened: bool = False) -> tuple[str, str]:
@@ -14,16 +17,26 @@ def split_thought(written: str, opened: bool = False) -> tuple[str, str]:
 
     opened: the prompt ends with <think> already, as some chat templates have it; the mark is then
     put before the thought, so that it stands by itself. A trace without end is all thought.
+
+    Where nobody knows how the prompt ended (a server, a file), a closing mark alone tells of an
+    opening one there, if it stands as marks do: at an end of a line, or between two words without
+    a blank. Other marks, and pairs of them, are what the answer is about.
     """
     begun = bool(HEAD.match(written))
     before, close, after = written.partition(CLOSE)
-    # Without `opened` a closing mark alone tells of an opening one in the prompt; marks that come
-    # later, in pairs, are what the answer is about.
-    if not (begun or opened) and (not close or OPEN in before):
+    if not (begun or opened or (close and OPEN not in before and _ends_trace(before, after))):
         return "", written
     thought = before if begun else OPEN + before
     space = SPACE.match(after).group()
     return thought + close + space, after[len(space) :]
+
+
+def _ends_trace(before: str, after: str) -> bool:
+    """Whether a closing mark between these two texts ends a trace, or is only mentioned."""
+    begins_line = before.rstrip(" \t").endswith("\n")
+    ends_line = after.lstrip(" \t")[:1] in ("", "\r", "\n")
+    glued = GLUED_BEFORE.fullmatch(before[-1:]) and GLUED_AFTER.match(after)
+    return begins_line or ends_line or bool(glued)
 
 
 def join_thought(thought: str, answer: str) -> tuple[str, str]:
