@@ -5,7 +5,10 @@ A comparison of different items, settings, judges or splits must end in an error
 
 from __future__ import annotations
 
+import json
 import math
+from dataclasses import asdict
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -13,6 +16,7 @@ import pytest
 from compared_runs import (
     ONES,
     ZEROS,
+    alpaca,
     compared,
     gsm8k,
     items,
@@ -21,6 +25,8 @@ from compared_runs import (
 )
 
 from deltalearn.errors import UserError
+from deltalearn.evaluate.alpaca.judge import load_judge
+from deltalearn.evaluate.harness.model import Trouble
 from deltalearn.evaluate.harness.results import COLUMNS
 
 # -- what is refused -----------------------------------------------------------------------------
@@ -45,6 +51,62 @@ def test_different_settings(tmp_path, capsys, changed, message):
     assert "--allow-different-settings" in str(caught.value)
     text = run(capsys, a, b, allow_different_settings=True)
     assert f"NOT MEASURED ALIKE: GSM8K: {next(iter(changed))}" in text
+
+
+@pytest.mark.parametrize("trouble", [Trouble(shortened=1_234), Trouble(truncated=2)])
+@pytest.mark.parametrize("side", [0, 1])
+def test_contexts_that_cut_something(tmp_path, capsys, trouble, side):
+    """In the words of the evaluation itself; on either side, whatever the other's context."""
+    changed = [{"context": 4096}, {"context": 1024}]
+    changed[side]["notes"] = ["another note", *trouble.notes()]
+    a, b = gsm8k(tmp_path / "a", ONES, changed[0]), gsm8k(tmp_path / "b", ZEROS, changed[1])
+    with pytest.raises(UserError, match=r"GSM8K: context 4096 in .*a, 1024 in .*b, which cut "):
+        compared(a, b)
+    text = run(capsys, a, b, allow_different_settings=True)
+    assert "NOT MEASURED ALIKE: GSM8K: context 4096" in text
+    assert f"note: GSM8K: {trouble.notes()[0]}, in {(a, b)[side]}" in text
+
+
+PROMPT = "Which answer to {instruction} is better: m {output_1} or M {output_2}?"
+
+
+def judge(folder: Path, prompt: str = PROMPT, **settings) -> dict:
+    """What results.json keeps of a judge from an evaluator of one's own, all of one name."""
+    value = {
+        "prompt_template": "prompt.txt",
+        "completions_kwargs": {"model_name": "gpt", "temperature": 0, **settings},
+        "fn_completion_parser": "regex_parser",
+        "completion_parser_kwargs": {"outputs_to_match": {"1": "m", "2": "M"}},
+    }
+    folder.mkdir()
+    (folder / "prompt.txt").write_text(prompt)
+    (folder / "configs.yaml").write_text(json.dumps({"mine": value}))
+    identity = load_judge(folder).identity
+    return asdict(identity) | {"shown": identity.shown}
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"prompt": PROMPT + " Say M."}, "prompt: [0-9a-f]{58,}.* in .*a, [0-9a-f]{58,}.* in .*b"),
+        ({"temperature": 1}, r"how\.settings\.temperature: 0 in .*a, 1 in .*b"),
+        ({"top_p": 0.5}, r"how\.settings\.top_p: null in .*a, 0\.5 in .*b"),
+    ],
+)
+def test_two_judges_of_one_name(tmp_path, changed, message):
+    judges = [judge(tmp_path / "one"), judge(tmp_path / "two"), judge(tmp_path / "3", **changed)]
+    a, again, other = (
+        alpaca(
+            tmp_path / name,
+            seed,
+            entries={"judge": identity["shown"], "alpaca_eval": {"judge": identity}},
+        )[0]
+        for seed, (name, identity) in enumerate(zip(("a", "again", "b"), judges, strict=True))
+    )
+    compared(a, again)
+    for allow in (False, True):
+        with pytest.raises(UserError, match=rf"two judges: both called mine \(gpt\), .*{message}"):
+            compared(a, other, allow_different_settings=allow)
 
 
 def test_different_limits(tmp_path, capsys):

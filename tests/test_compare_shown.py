@@ -32,6 +32,7 @@ from deltalearn.cli.scores import compare as command
 from deltalearn.comparing import forest, words
 from deltalearn.comparing.command import Options, run_compare
 from deltalearn.errors import UserError
+from deltalearn.evaluate.harness.model import Trouble
 
 # -- what is said --------------------------------------------------------------------------------
 
@@ -119,6 +120,43 @@ def test_backend_and_data_are_noted(tmp_path, two_runs, capsys):
     text = run(capsys, two_runs[0], other)
     assert "different backend: vllm in" in text
     assert "different data: hub in" in text
+
+
+def test_contexts_that_cut_nothing_are_noted(tmp_path, capsys):
+    """lm_eval's default for servers, the model's own elsewhere; one line for all benchmarks."""
+    rows = {"gsm8k": items(ONES), "bbh": items(ONES)}
+    a = write(tmp_path / "a", rows, {name: {"context": 10240} for name in rows})
+    b = write(tmp_path / "b", rows, {name: {"context": 2047} for name in rows})
+    text = run(capsys, a, b)
+    assert f"note: different context: 10240 in {a}, 2047 in {b}; nothing is known to be cut" in text
+    assert text.count("different context") == 1
+    part = write(tmp_path / "part", rows, {"gsm8k": {"context": None}, "bbh": {"context": 10240}})
+    assert f"10240 in {a}, null in {part} (GSM8K); nothing is known" in run(capsys, a, part)
+
+
+def test_precision_and_arguments_are_noted(tmp_path, capsys):
+    known = {"dtype": "float32", "arguments": {}}
+    other = {"dtype": "bfloat16", "arguments": {"add_bos_token": False}}
+    a, b = gsm8k(tmp_path / "a", ONES, known), gsm8k(tmp_path / "b", ZEROS, other)
+    text = run(capsys, a, b)
+    assert f"note: different dtype: float32 in {a}, bfloat16 in {b}" in text
+    assert f'note: different arguments: {{}} in {a}, {{"add_bos_token":false}} in {b}' in text
+    assert "different" not in run(capsys, a, gsm8k(tmp_path / "c", ZEROS, known))
+
+
+def test_what_the_context_cut_is_repeated(tmp_path, capsys):
+    """Of both sides, also where both have the same context; hostile notes stay on their line."""
+    notes = Trouble(shortened=3, truncated=1).notes()
+    a = gsm8k(tmp_path / "a", ONES, {"context": 512, "notes": [*notes, "about something else"]})
+    b = gsm8k(tmp_path / "b", ZEROS, {"context": 512, "notes": ["\x1b[31m to fit the context", 7]})
+    found = compared(a, b).notes
+    assert [note for note in found if "GSM8K" in note] == [
+        f"GSM8K: the context left 3 answers less than the limit, in {a}",
+        f"GSM8K: 1 prompts were cut on the left to fit the context, in {a}",
+        f"GSM8K: ␛[31m to fit the context, in {b}",
+    ]
+    assert "something else" not in run(capsys, a, b)
+    compared(a, gsm8k(tmp_path / "c", ZEROS, {"context": 512, "notes": None}))
 
 
 def test_numbers_are_never_cut_in_a_narrow_terminal(suites, capsys, monkeypatch):
@@ -217,8 +255,13 @@ def test_plot_is_written_twice_and_is_the_same_again(suites, tmp_path, capsys):
     before = (tmp_path / "forest.svg").read_bytes()
     run(capsys, suites["better"], suites["base"], plot=tmp_path / "forest.png")
     assert (tmp_path / "forest.svg").read_bytes() == before
-    with pytest.raises(UserError, match=r"\.svg and \.png"):
-        run(capsys, suites["better"], suites["base"], plot=tmp_path / "forest.pdf")
+
+
+@pytest.mark.parametrize("name", ["forest.pdf", "v1.2"])
+def test_a_plot_of_another_kind_is_refused_before_anything_else(two_runs, tmp_path, capsys, name):
+    with pytest.raises(UserError, match=rf"--plot .*{name}: .* \.svg and \.png"):
+        run(capsys, *two_runs, plot=tmp_path / name)
+    assert capsys.readouterr().out == ""
 
 
 @pytest.mark.parametrize("arms", ["suites", "narrow"])
@@ -326,6 +369,14 @@ def test_command_line(suites, tmp_path):
     value = json.loads(out.read_text())
     assert len(value["a"]["runs"]) == 3
     assert value["bootstrap"] == {"draws": 500, "seed": 3}
+
+
+def test_a_seed_below_zero_is_refused(two_runs):
+    app = typer.Typer()
+    app.command()(command)
+    result = CliRunner().invoke(app, [*map(str, two_runs), "--seed", "-1"])
+    assert result.exit_code == 2
+    assert "--seed" in result.output
 
 
 def test_command_imports_nothing_heavy():

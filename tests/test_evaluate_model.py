@@ -18,6 +18,8 @@ from lm_eval.api.instance import Instance
 
 from deltalearn.evaluate.harness import model as module
 from deltalearn.evaluate.harness.answers import Answers
+from deltalearn.evaluate.harness.backends import BackendOptions
+from deltalearn.evaluate.harness.loading import group_size
 from deltalearn.evaluate.harness.model import RememberingModel
 from deltalearn.stopping import Stopped
 
@@ -45,6 +47,18 @@ class Inner:
     def loglikelihood(self, requests, disable_tqdm=False):
         self.asked += [r.args for r in requests]
         return [(-float(len(r.args[1])), True) for r in requests]
+
+
+class Straight:
+    """Asks as a server does, of what `Inner` answers; a text of None is passed on."""
+
+    def __init__(self, inner: Inner) -> None:
+        self.inner = inner
+
+    def ask(self, kind, requests, keep, stopped):
+        for at, request in enumerate(requests):
+            if not stopped():
+                keep(at, getattr(self.inner, kind)([Instance(kind, {}, request, 0)], True)[0])
 
 
 def written(context: str, **options) -> Instance:
@@ -93,7 +107,7 @@ def test_the_same_request_n_times_is_n_samples(remembering):
 def test_a_server_gets_a_seed_for_each_sample_and_few_stops(remembering):
     """With one seed for all, as lm_eval sends it, twenty samples would be one."""
     model, inner = remembering()
-    model.server = True
+    model.server = Straight(inner)
     stops = ["x", "y", "z", "to", "never"]
     sampled = Instance(
         "generate_until", {}, ("one", {"until": stops, "max_gen_toks": 5, "do_sample": True}), 0
@@ -129,23 +143,24 @@ def test_a_short_context_shortens_the_answer_and_says_so(remembering):
     ]
 
 
-def test_sampling_does_not_depend_on_what_was_asked_before(remembering, monkeypatch):
+def test_sampling_does_not_depend_on_what_was_asked_before(remembering):
     """Groups are the same after an interruption, and each is seeded by its first request."""
-    monkeypatch.setattr(module, "AT_ONCE", 2)
     requests = [written(f"prompt {i}", max_gen_toks=5, do_sample=True) for i in range(6)]
     model, inner = remembering()
+    model.at_once = 2
     model.generate_until(requests)
     assert len(set(inner.draws)) == 3
     order = [asked[0] for asked in inner.asked]
     fresh, other = remembering("m2")
+    fresh.at_once = 2
     fresh.generate_until(requests)
     assert other.draws != inner.draws, "another model draws otherwise"
     assert [asked[0] for asked in other.asked] == order
 
 
 def test_a_stop_keeps_what_is_done(remembering, monkeypatch):
-    monkeypatch.setattr(module, "AT_ONCE", 2)
     model, inner = remembering()
+    model.at_once = 2
     asked = SimpleNamespace(asked=False)
 
     class Stop:
@@ -171,3 +186,43 @@ def test_a_stop_keeps_what_is_done(remembering, monkeypatch):
     again, other = remembering()
     again.generate_until(requests)
     assert len(other.asked) == 2
+
+
+def test_a_server_keeps_each_answer_and_no_text_is_none(remembering):
+    """Asked to stop after three of six, one of them without text: two are in the file."""
+    model, inner = remembering()
+    texts = iter(["one", None, "three"])
+    inner.generate_until = lambda requests, disable_tqdm: [next(texts)]
+
+    class Stopping(Straight):
+        def ask(self, kind, requests, keep, stopped):
+            super().ask(kind, requests[:3], keep, stopped)
+
+    model.server = Stopping(inner)
+    requests = [written(f"prompt {i}", max_gen_toks=5) for i in range(6)]
+    with pytest.raises(Stopped, match="3 of 6 requests done"):
+        model.generate_until(requests)
+    assert model.trouble.notes() == [
+        "the server gave no text for 1 requests (content null): they count as empty answers, and "
+        "the next run asks them again"
+    ]
+    again, other = remembering()
+    again.generate_until(requests)
+    assert len(other.asked) == 4
+
+
+def test_a_kill_costs_a_few_batches():
+    """Through transformers a group of requests is some batches and not 128."""
+    assert group_size(BackendOptions("hf", "m", batch_size=8)) == 32
+    assert group_size(BackendOptions("hf", "m", batch_size=1)) == 4
+    assert group_size(BackendOptions("hf", "m", batch_size=64)) == module.AT_ONCE
+    assert group_size(BackendOptions("vllm", "m")) == module.AT_ONCE
+
+
+def test_nothing_is_announced_where_everything_is_known(remembering):
+    told = []
+    for _ in range(2):
+        model, _ = remembering()
+        model.before = lambda: told.append("asked")
+        model.generate_until([written("one", max_gen_toks=5)])
+    assert told == ["asked"]

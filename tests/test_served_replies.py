@@ -13,9 +13,9 @@ import time
 import pytest
 from fault_server import FAULTS, answer_to
 
-from deltalearn.generate.served.endpoint import hide
-from deltalearn.generate.served.faults import Fault, read_reply, retry_after
+from deltalearn.generate.served.faults import Fault, read_reply
 from deltalearn.generate.served.limits import Course, Health, Pace, backoff
+from deltalearn.servers import hide, retry_after
 
 # -- what a reply means --------------------------------------------------------------------------
 

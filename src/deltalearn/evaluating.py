@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from deltalearn.errors import UserError
-from deltalearn.evaluate.harness.backends import BACKENDS, BackendOptions, load
+from deltalearn.evaluate.harness.backends import BACKENDS, BackendOptions
+from deltalearn.evaluate.harness.ledger import Ledger
+from deltalearn.evaluate.harness.lines import average_line, line, not_run
+from deltalearn.evaluate.harness.loading import check, group_size, loaded, needs_template
 from deltalearn.evaluate.harness.results import (
     FORMAT,
     average,
@@ -21,14 +23,14 @@ from deltalearn.evaluate.harness.results import (
     write_items,
 )
 from deltalearn.evaluate.harness.run import SPLITS, Selection, Tasks, load_tasks, run
+from deltalearn.evaluate.harness.served import Unreachable
 from deltalearn.evaluate.tulu3.sources import NoData, data_directory
 from deltalearn.evaluate.tulu3.suite import ALL, BY_NAME, Benchmark
 from deltalearn.files import digest, replacing
-from deltalearn.judging import JudgeOptions, judged, keep_answers
+from deltalearn.judging import JudgeOptions, judge_key, judged, keep_answers
 
 Say = Callable[[str], None]
 DEFAULT = tuple(b.name for b in ALL)
-LEDGER = "evaluations.jsonl"  # beside the result directories: who has seen which items
 
 
 @dataclass(frozen=True)
@@ -76,11 +78,15 @@ class _Evaluation:
         ):
             if value not in known:
                 raise UserError(f"no {what} {value!r}; there are {', '.join(known)}")
-        data_directory(options.data_dir)
+        check(options.backend)
+        self.data = data_directory(options.data_dir)
+        self.judge = judge_key(options.judge, self.data)
         self.identity = _identity(options.backend)
         self.file = options.out / "results.json"
         self.results = self._resumed()
+        self.ledger = Ledger(options.out.parent)
         self._model: Any = None
+        self._server: Any = None
         self._answers: Any = None
 
     def run(self) -> dict[str, Any]:
@@ -92,8 +98,9 @@ class _Evaluation:
         finally:
             if self._answers is not None:
                 self._answers.close()
-        self._enter_ledger()
-        self.options.say(_average_line(self.results))
+        self._write()
+        self._warn_of_choosing()
+        self.options.say(average_line(self.results))
         return self.results
 
     # -- what is there -----------------------------------------------------------------------
@@ -111,7 +118,7 @@ class _Evaluation:
             "backend": options.backend.kind,
             "split": options.split,
             "limit": options.limit,
-            "data": "local" if options.data_dir else "hub",
+            "data": "local" if self.data else "hub",
         }
 
     def _resumed(self) -> dict[str, Any]:
@@ -143,57 +150,100 @@ class _Evaluation:
     # -- one benchmark -----------------------------------------------------------------------
 
     def _benchmark(self, benchmark: Benchmark) -> None:
-        options = self.options
         reason = self._why_not(benchmark)
         if reason is None:
             try:
-                tasks = load_tasks(benchmark, options.data_dir)
+                tasks = load_tasks(benchmark, self.data)
                 reason = self._chat_cannot(benchmark, tasks)
             except NoData as error:
                 reason = str(error)
-        known = self.results["benchmarks"].get(benchmark.name)
-        if reason is not None and known is not None:  # what was run stands, whatever is lacking now
-            options.say(_line(benchmark, known) + f"  (done before; now {reason})")
-            return
         if reason is not None:
-            self.results["not_run"][benchmark.name] = reason
-            self._write()
-            options.say(f" {benchmark.title:<13} not run: {reason}")
+            self._leave_out(benchmark, reason)
             return
-        items = options.out / "items" / f"{benchmark.name}.parquet"
         settings = self._settings(benchmark, tasks)
-        if known is not None and items.is_file() and known["key"] == digest(settings):
-            options.say(_line(benchmark, known) + "  (done before)")
+        if self._is_done(benchmark, settings):
+            known = self.results["benchmarks"][benchmark.name]
+            self.options.say(line(benchmark, known, "done before"))
             return
-        self._ask(benchmark, tasks, settings, items)
+        model = self._loaded(benchmark, settings)
+        try:
+            self._ask(benchmark, tasks, settings, model)
+        except UserError as error:  # of a prompt, of the data, of the sandbox: not of the others
+            self._leave_out(benchmark, str(error))
+            if isinstance(error, Unreachable):
+                raise
+
+    def _leave_out(self, benchmark: Benchmark, reason: str) -> None:
+        """Name what is not run. What was run stands, whatever is lacking now."""
+        known = self.results["benchmarks"].get(benchmark.name)
+        if known is not None:
+            self.options.say(line(benchmark, known, f"done before; now {reason}"))
+            return
+        self.results["not_run"][benchmark.name] = reason
+        self._write()
+        self.options.say(not_run(benchmark, reason))
+
+    def _is_done(self, benchmark: Benchmark, settings: dict[str, Any]) -> bool:
+        """Whether it was run on these items in this way, with an answer for each.
+
+        What a judge has read stands when no judge is named now.
+        """
+        known = self.results["benchmarks"].get(benchmark.name, {})
+        if known.get("key") != digest(settings) or not self._items(benchmark).is_file():
+            return False
+        if benchmark.kind == "judged" and self.judge is None and known.get("score") is not None:
+            return True
+        if known.get("unanswered"):
+            return False
+        asked = benchmark.kind == "judged" and self.judge is not None
+        return not asked or known.get("judge_key") == self.judge
+
+    def _items(self, benchmark: Benchmark) -> Path:
+        return self.options.out / "items" / f"{benchmark.name}.parquet"
 
     def _ask(
-        self, benchmark: Benchmark, tasks: Tasks, settings: dict[str, Any], items: Path
+        self, benchmark: Benchmark, tasks: Tasks, settings: dict[str, Any], model: Any
     ) -> None:
         """Have the model answer, grade, and keep all of it."""
         options = self.options
         started = time.monotonic()
-        model = self._loaded(benchmark)
         rows = run(tasks, model, Selection(options.split, options.limit))
         entry = {"judge": None, **summary(benchmark, rows), **settings}
         notes = [*model.trouble.notes(), *_notes(benchmark)]
         if benchmark.kind == "judged":
             keep_answers(options.out, rows, options.name)
-            if options.judge.wanted:
-                verdicts, rows = judged(options.out, options.judge, options.say)
-                notes += verdicts.pop("notes")
-                entry |= {k: v for k, v in verdicts.items() if k not in ("full_n", "subset")}
-        write_items(items, rows)
+            if self.judge is not None:
+                try:
+                    verdicts, rows = judged(options.out, options.judge, self.data, options.say)
+                except UserError as error:
+                    if self._stands(benchmark, settings, f"not judged: {error}"):
+                        return
+                    notes.append(f"not judged: {error}")
+                else:
+                    notes += verdicts.pop("notes")
+                    entry |= {k: v for k, v in verdicts.items() if k not in ("full_n", "subset")}
+                    entry["judge_key"] = self.judge
+        write_items(self._items(benchmark), rows)
         seconds = round(time.monotonic() - started, 1)
         entry |= {"seconds": seconds, "notes": notes, "key": digest(settings)}
-        entry["context"] = options.backend.context or getattr(self._model, "max_length", None)
+        entry["unanswered"] = model.trouble.unanswered
+        context = options.backend.context or getattr(self._model, "max_length", None)
+        entry["context"] = None if options.backend.chat_only else context  # lm_eval makes one up
         self.results["benchmarks"][benchmark.name] = entry
         self.results["not_run"].pop(benchmark.name, None)
         self._write()
-        options.say(_line(benchmark, entry))
+        options.say(line(benchmark, entry))
+
+    def _stands(self, benchmark: Benchmark, settings: dict[str, Any], remark: str) -> bool:
+        """Whether the same answers were judged before; that score is kept, and it is said why."""
+        known = self.results["benchmarks"].get(benchmark.name, {})
+        if known.get("key") != digest(settings) or known.get("score") is None:
+            return False
+        self.options.say(line(benchmark, known, f"done before; now {remark}"))
+        return True
 
     def _why_not(self, benchmark: Benchmark) -> str | None:
-        if benchmark.kind == "code" and not (self.options.allow_code or self.options.unsafe):
+        if benchmark.kind == "code" and not self.options.allow_code:
             return "it runs programs that the model writes; give --allow-code"
         return None
 
@@ -212,13 +262,15 @@ class _Evaluation:
         return None
 
     def _settings(self, benchmark: Benchmark, tasks: Tasks) -> dict[str, Any]:
-        config, judge = tasks.config, self.options.judge
+        config = tasks.config
         asked = config.generation_kwargs or {}
         chosen = tasks.chosen(Selection(self.options.split, self.options.limit))
+        number = sum(map(len, chosen.values()))
         return {
-            "n": sum(map(len, chosen.values())),
+            "n": number,
             "full_n": benchmark.full,
-            "subset": sum(map(len, chosen.values())) < benchmark.full,
+            "subset": number < benchmark.full,
+            "docs": tasks.content(chosen),
             "shots": config.num_fewshot or (6 if benchmark.name == "truthfulqa" else 0),
             "chat": benchmark.chat,
             "max_tokens": asked.get("max_gen_toks"),
@@ -228,74 +280,66 @@ class _Evaluation:
             "context": self.options.backend.context,
             "dtype": self.options.backend.dtype,
             "arguments": dict(self.options.backend.arguments),
-            **({"asked_judge": _shown(judge)} if benchmark.kind == "judged" else {}),
         }
 
-    def _loaded(self, benchmark: Benchmark) -> Any:
+    def _loaded(self, benchmark: Benchmark, settings: dict[str, Any]) -> Any:
+        """The model as `run` takes it, loaded once; who sees which items is written down first."""
         from deltalearn.evaluate.harness.answers import Answers
         from deltalearn.evaluate.harness.model import RememberingModel
+        from deltalearn.evaluate.harness.served import Server
 
-        if self._model is None:
-            self._model = load(self.options.backend)
-            self._answers = Answers(self.options.out / "answers.sqlite")
         asked = self.options.backend
+        if self._model is None:
+            self._model = loaded(asked)
+            self._server = Server(self._model) if asked.kind == "openai" else None
+            self._answers = Answers(self.options.out / "answers.sqlite")
+        if benchmark.chat:
+            needs_template(self._model, asked.model)
         # All that may change an answer and does not show in the request itself.
         identity = digest(
             [asked.kind, self.identity, asked.dtype, asked.context, dict(asked.arguments)]
         )
-        server = self.options.backend.kind == "openai"
-        return RememberingModel(self._model, identity, self._answers, benchmark.title, server)
+        return RememberingModel(
+            self._model,
+            identity,
+            self._answers,
+            benchmark.title,
+            self._server,
+            group_size(asked),
+            lambda: self._enter(benchmark, settings),
+        )
 
     # -- the files ---------------------------------------------------------------------------
 
     def _write(self) -> None:
-        self.results["average"] = average(self.results["benchmarks"])
+        results = self.results
+        results["average"] = average(results["benchmarks"])
+        results["test_models"] = self.ledger.test_models(self.options.benchmarks)
         self.options.out.mkdir(parents=True, exist_ok=True)
         with replacing(self.file) as temporary:
-            temporary.write_text(json.dumps(self.results, indent=2) + "\n", encoding="utf-8")
+            temporary.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
 
-    def _enter_ledger(self) -> None:
-        """Note who has seen the items, once per model, split and limit; count them."""
+    def _enter(self, benchmark: Benchmark, settings: dict[str, Any]) -> None:
+        """Note in the ledger who is about to see which items."""
         options = self.options
-        path = options.out.parent / LEDGER
-        entry = {"model": self.identity, "split": options.split, "limit": options.limit}
-        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-        known = [json.loads(line) for line in lines]
-        if not any(entry.items() <= line.items() for line in known):
-            line = {
-                **entry,
-                "name": options.name,
-                "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            }
-            known.append(line)
-            with path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
-        seen = len({line["model"] for line in known if line["split"] != "dev"})
-        self.results["test_models"] = seen
-        self._write()
-        if options.split != "dev" and seen > 1:
-            options.say(
-                f" {seen} models have seen the test items here ({path}): a best one chosen among "
-                "them by these scores is better by chance alone; choose on --split dev"
+        seen = {
+            "model": self.identity,
+            "benchmark": benchmark.name,
+            "split": options.split,
+            "limit": options.limit,
+            "items": settings["n"],
+            "docs": settings["docs"],
+        }
+        self.ledger.enter(seen, options.name)
+
+    def _warn_of_choosing(self) -> None:
+        seen = self.results["test_models"]
+        if self.options.split != "dev" and seen > 1:
+            self.options.say(
+                f" {seen} models have seen test items of these benchmarks ({self.ledger.path}): a "
+                "best one chosen among them by these scores is better by chance alone; choose on "
+                "--split dev"
             )
-
-
-def _average_line(results: dict[str, Any]) -> str:
-    """The average of the eleven, or why there is none."""
-    found = results["average"]
-    if found is None:
-        return " no average: it takes all of the eleven"
-    subset = ", of SUBSETS" if any(e["subset"] for e in results["benchmarks"].values()) else ""
-    mmlu = BY_NAME[found["mmlu"]].title
-    ten = f"{100 * found['without_alpaca_eval']:.1f} without AlpacaEval"
-    if "score" not in found:
-        return f" average: {ten}, which is not judged ({mmlu}{subset})"
-    return f" average of the 11: {100 * found['score']:.1f}, {ten} ({mmlu}{subset})"
-
-
-def _shown(judge: JudgeOptions) -> list[str | None]:
-    """What tells one judge from another, for the key."""
-    return [judge.evaluator, judge.model, str(judge.annotations) if judge.annotations else None]
 
 
 def _identity(backend: BackendOptions) -> str:
@@ -318,23 +362,3 @@ def _notes(benchmark: Benchmark) -> list[str]:
         note = tokenizer_note()
         return [note] if note else []
     return []
-
-
-def _line(benchmark: Benchmark, entry: dict[str, Any]) -> str:
-    """One line of a terminal for one benchmark."""
-    if entry["score"] is None:
-        score = "to be judged"
-    else:
-        error = entry["stderr"]
-        spread = f" +- {100 * error:.1f}" if error is not None and math.isfinite(error) else ""
-        score = f"{100 * entry['score']:.1f}{spread}"
-    asked = f"{entry['shots']} shots" + ("" if entry["chat"] else ", no chat")
-    if entry["max_tokens"]:
-        asked += f", {entry['max_tokens']} tokens"
-    if entry.get("judge"):
-        asked += f", judged by {entry['judge']}"
-    subset = f" of {entry['full_n']:,}: a SUBSET" if entry["subset"] else ""
-    return (
-        f" {benchmark.title:<13} {score:<14} {entry['metric']}, {entry['aggregation']}, "
-        f"n {entry['n']:,}{subset}, {asked}"
-    )

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+NOTHING_RUN = 3  # exit code: every benchmark was left out
+
 
 def evaluate(
     model: Annotated[
@@ -87,8 +89,27 @@ def evaluate(
 
     if model is None:
         raise UserError("give a model: a directory, a hub id, or a server's name of it")
-    if concurrency is not None and not (url or judge_url):
-        raise UserError("--concurrency has no effect without --url or --judge-url; leave it out")
+    _refuse_idle(
+        [
+            ("--concurrency", concurrency, "--url or --judge-url", url or judge_url),
+            ("--key-env", key_env, "--url", url),
+            ("--tokenizer", tokenizer, "--url", url),
+            ("--judge-model", judge_model, "--judge", judge),
+            ("--judge-url", judge_url, "--judge", judge),
+            ("--judge-text-only", judge_text_only, "--judge", judge),
+            ("--judge-key-env", judge_key_env, "--judge-url", judge_url),
+            ("--unsafe", unsafe, "--allow-code", allow_code),
+        ]
+    )
+    if judge and annotations:
+        raise UserError("--judge has no effect beside --annotations; give one of them")
+    if url and backend == "vllm":
+        raise UserError("--backend vllm has no effect beside --url; leave one of them out")
+    if url and device:
+        raise UserError("--device has no effect beside --url; leave it out")
+    if (judge or annotations) and benchmark and "alpaca_eval" not in benchmark:
+        given = "--judge" if judge else "--annotations"
+        raise UserError(f"{given} has no effect without --benchmark alpaca_eval")
     shown = name or model.rstrip("/").rpartition("/")[2]
     pairs = (parse_override(text) for text in backend_option or [])
     options = Options(
@@ -125,4 +146,15 @@ def evaluate(
         update=update,
         say=typer.echo,
     )
-    run(options)
+    if not run(options)["benchmarks"]:
+        raise typer.Exit(NOTHING_RUN)
+
+
+def _refuse_idle(options: list[tuple[str, object, str, object]]) -> None:
+    """(option, value, what it needs, whether that is given): an option that changes nothing is a
+    misunderstanding, and is said to be one rather than ignored."""
+    from deltalearn.errors import UserError
+
+    for name, value, needed, given in options:
+        if value is not None and value is not False and not given:
+            raise UserError(f"{name} has no effect without {needed}; leave it out")

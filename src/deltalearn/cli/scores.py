@@ -32,7 +32,7 @@ def compare(
         bool, typer.Option("--no-clusters", help="Take items as drawn by themselves.")
     ] = False,
     draws: Annotated[int | None, typer.Option(help="Of the bootstrap; default 10000.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of the bootstrap; default 0.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of the bootstrap; default 0.")] = None,
     json: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write the numbers; - for stdout.")
     ] = None,

@@ -22,6 +22,7 @@ from deltalearn.files import write_text
 STDOUT = Path("-")
 MMLU_NAMES = {name.removeprefix("mmlu_"): name for name in MMLU}
 LEAST_DRAWS = 200
+PLOT_ENDINGS = ("", ".svg", ".png")
 
 
 @dataclass(frozen=True)
@@ -141,3 +142,7 @@ def _refuse_idle(options: Options) -> None:
         )
     if options.draws is not None and options.draws < LEAST_DRAWS:
         raise UserError(f"--draws {options.draws}: too few for the ends of a 95% interval")
+    if options.plot is not None and options.plot.suffix not in PLOT_ENDINGS:
+        raise UserError(
+            f"--plot {options.plot}: the plot is written as .svg and .png; give a name for both"
+        )

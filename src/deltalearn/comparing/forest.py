@@ -14,7 +14,6 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from deltalearn.comparing.numbers import Comparison, Difference, Row
 from deltalearn.comparing.words import headline, interval, judge, p_text, points, seeds
-from deltalearn.errors import UserError
 from deltalearn.files import replacing
 from deltalearn.report.wording import GAIN, LOSS, NONE, count, one_line, signed
 from deltalearn.svg import GRID, INK, MUTED, PAPER, drawing
@@ -29,8 +28,6 @@ COLOURS = {GAIN: "#0072b2", LOSS: "#d55e00", NONE: MUTED}  # the report's, of ga
 
 def save_forest(comparison: Comparison, path: Path) -> list[Path]:
     """Write `path` with the endings .svg and .png; text in the SVG is outlines."""
-    if path.suffix not in ("", ".svg", ".png"):
-        raise UserError(f"{path}: the plot is written as .svg and .png; give a name for both")
     paths = [path.with_suffix(".svg"), path.with_suffix(".png")]
     title = textwrap.wrap(_claim(comparison), TITLE_COLUMNS)
     foot = textwrap.wrap(_foot(comparison), FOOT_COLUMNS)

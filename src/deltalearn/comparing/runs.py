@@ -22,10 +22,10 @@ NAME_LENGTH = 60
 
 @dataclass(frozen=True)
 class Items:
-    """The items of one benchmark of one run, by name; `score` has NaN where there is none.
+    """The items of one benchmark of one run, by name.
 
-    facts: what must be the same in every run, (stratum, cluster, gold). lengths: characters of
-    each answer; only where asked for.
+    facts: what must be the same in every run, (stratum, cluster, gold). score: in [0, 1]. outputs:
+    the answers; empty unless asked for.
     """
 
     ids: list[str]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,10 +14,10 @@ from deltalearn.files import canonical_json
 from deltalearn.report.wording import listing, one_line
 
 # What moves scores by itself, of a benchmark. `limit` is of the whole evaluation.
-ASKED = (
-    "metric", "shots", "chat", "max_tokens", "stops", "samples", "temperature", "context",
-)  # fmt: skip
+ASKED = ("metric", "shots", "chat", "max_tokens", "stops", "samples", "temperature")
 WORTH_A_NOTE = ("backend", "data")  # of an evaluation: may move scores a little
+RAN_WITH = ("dtype", "arguments")  # of a benchmark: likewise
+CUT = re.compile("^the context left .* less than the limit$|to fit the context$")  # of its notes
 SHOWN = 8  # lines of an error
 JUDGED = "alpaca_eval"
 
@@ -54,8 +56,8 @@ def shared_benchmarks(a: Arm, b: Arm, wanted: Sequence[str] | None) -> tuple[lis
 def check(a: Arm, b: Arm, benchmarks: Sequence[str], *, allow_different: bool) -> list[str]:
     """Notes on what differs and may; UserError on what may not.
 
-    allow_different: let the settings of ASKED and the limit differ, with a note. Splits, judges
-    and ways of averaging may never differ.
+    allow_different: let the settings of ASKED, the limit and a context that cut something differ,
+    with a note. Splits, judges and ways of averaging may never differ.
     """
     runs = [*a.runs, *b.runs]
     if found := _differing(runs, {run.directory: run.results.get("split") for run in runs}):
@@ -63,14 +65,12 @@ def check(a: Arm, b: Arm, benchmarks: Sequence[str], *, allow_different: bool) -
             f"different splits: {found}; items of one are not in the other, evaluate both on one"
         )
     for name in benchmarks:
-        judges = {run.directory: run.benchmarks[name].get("judge") for run in runs}
-        if found := _differing(runs, judges):
+        if found := _two_judges(runs, name):
             raise UserError(
                 f"{title(name)}: two judges: {found}; their win rates differ by points for the "
                 "same answers, have both judged by one (or choose other benchmarks: --benchmark)"
             )
-        means = {run.directory: run.benchmarks[name].get("aggregation") for run in runs}
-        if found := _differing(runs, means):
+        if found := _differing(runs, _values(runs, name, "aggregation")):
             raise UserError(f"{title(name)}: averaged in two ways: {found}; evaluate it again")
     mismatches = _mismatches(runs, benchmarks)
     if mismatches and not allow_different:
@@ -84,10 +84,48 @@ def check(a: Arm, b: Arm, benchmarks: Sequence[str], *, allow_different: bool) -
             "--allow-different-settings"
         )
     notes = [f"NOT MEASURED ALIKE: {line}" for line in mismatches]
-    for key in WORTH_A_NOTE:
-        if found := _differing(runs, {run.directory: run.results.get(key) for run in runs}):
-            notes.append(f"different {key}: {found}")
-    return notes + _same_weights(a, b)
+    return notes + _how_it_ran(runs, benchmarks) + _cuts(runs, benchmarks) + _same_weights(a, b)
+
+
+def _two_judges(runs: Sequence[Run], name: str) -> str:
+    """In what two judges differ; empty if one judged all.
+
+    Two prompts or protocols may go by one name, so that all that is known of a judge is compared.
+    """
+    entries = {run.directory: run.benchmarks[name] for run in runs}
+    if found := _differing(runs, {at: entry.get("judge") for at, entry in entries.items()}):
+        return found
+    judges = {at: parts for at, entry in entries.items() if (parts := _judge(entry))}
+    known = [run for run in runs if run.directory in judges]
+    fields = sorted({field for parts in judges.values() for field in parts})
+    found = [
+        f"{one_line(field, 40)}: {differing}"
+        for field in fields
+        if (differing := _differing(known, {at: judges[at].get(field) for at in judges}))
+    ]
+    shown = one_line(str(entries[runs[0].directory].get("judge")), 60)
+    return f"both called {shown}, but they differ in {', '.join(found)}" if found else ""
+
+
+def _judge(entry: dict[str, Any]) -> dict[str, Any]:
+    """Everything that makes a judge the same one, as `JudgeIdentity` has it; empty if not kept."""
+    details = entry.get("alpaca_eval")
+    judge = details.get("judge") if isinstance(details, dict) else None
+    if not isinstance(judge, dict):
+        return {}
+    try:
+        how = json.loads(judge["how"])
+    except (KeyError, TypeError, ValueError):
+        return _flat(judge)
+    return _flat({**judge, "how": how})
+
+
+def _flat(value: Any, name: str = "") -> dict[str, Any]:
+    """`{"how": {"parser": "text"}}` as `{"how.parser": "text"}`, to name the least that differs."""
+    if not isinstance(value, dict):
+        return {name: value}
+    inner = (_flat(part, f"{name}.{key}" if name else str(key)) for key, part in value.items())
+    return {key: part for parts in inner for key, part in parts.items()}
 
 
 def _mismatches(runs: Sequence[Run], benchmarks: Sequence[str]) -> list[str]:
@@ -96,10 +134,45 @@ def _mismatches(runs: Sequence[Run], benchmarks: Sequence[str]) -> list[str]:
         lines.append(f"limit {found}")
     for name in benchmarks:
         for key in ASKED:
-            values = {run.directory: run.benchmarks[name].get(key) for run in runs}
-            if found := _differing(runs, values):
+            if found := _differing(runs, _values(runs, name, key)):
                 lines.append(f"{title(name)}: {key} {found}")
+        if _cuts(runs, [name]) and (found := _differing(runs, _values(runs, name, "context"))):
+            lines.append(f"{title(name)}: context {found}, which cut prompts or answers")
     return lines
+
+
+def _how_it_ran(runs: Sequence[Run], benchmarks: Sequence[str]) -> list[str]:
+    """What differs and may, one line for all benchmarks in which it differs alike."""
+    notes = []
+    for key in WORTH_A_NOTE:
+        if found := _differing(runs, {run.directory: run.results.get(key) for run in runs}):
+            notes.append(f"different {key}: {found}")
+    uncut = [name for name in benchmarks if not _cuts(runs, [name])]
+    for key, names in (("context", uncut), *((key, benchmarks) for key in RAN_WITH)):
+        alike: dict[str, list[str]] = {}
+        for name in names:
+            if found := _differing(runs, _values(runs, name, key)):
+                alike.setdefault(found, []).append(title(name))
+        end = "; nothing is known to be cut by it" if key == "context" else ""
+        for found, where in alike.items():
+            of = f" ({listing(where)})" if len(where) < len(benchmarks) else ""
+            notes.append(f"different {key}: {found}{of}{end}")
+    return notes
+
+
+def _cuts(runs: Sequence[Run], benchmarks: Sequence[str]) -> list[str]:
+    """Notes of the evaluations on what did not fit into the context, with their places."""
+    kept = [(name, run, run.benchmarks[name].get("notes")) for name in benchmarks for run in runs]
+    return [
+        f"{title(name)}: {one_line(note, 100)}, in {run.directory}"
+        for name, run, notes in kept
+        for note in (notes if isinstance(notes, list) else [])
+        if isinstance(note, str) and CUT.search(note)
+    ]
+
+
+def _values(runs: Sequence[Run], name: str, key: str) -> dict[Any, Any]:
+    return {run.directory: run.benchmarks[name].get(key) for run in runs}
 
 
 def _differing(runs: Sequence[Run], values: dict[Any, Any]) -> str:

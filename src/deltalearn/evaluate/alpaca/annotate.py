@@ -30,6 +30,8 @@ def annotate(
     """One annotation per pair, in their order.
 
     Equal answers are ties and are not asked. retry: ask again what has no preference in the cache.
+    Only replies are cached: a judge that could not be asked is asked the next time. When it cannot
+    be reached for a whole group, before it answered any, the others are not tried.
     ValueError if `ask` does not return a reply for each conversation; what it raises goes through,
     and what was judged until then is in the cache. UserError if an instruction comes twice.
     """
@@ -39,6 +41,7 @@ def annotate(
     identity = judge.identity
     keys = [comparison_key(pair, judge.seed) for pair in pairs]
     verdicts = cache.get(identity, keys) if cache else {}
+    verdicts = {key: v for key, v in verdicts.items() if v.lasting}
     if retry:
         verdicts = {key: v for key, v in verdicts.items() if v.preference is not None}
     todo = []
@@ -49,6 +52,7 @@ def annotate(
             todo.append((key, pair))
     if say and todo:
         say(f"{identity.shown}: {len(todo)} comparisons to make, {len(pairs) - len(todo)} known")
+    answered = False
     for at in range(0, len(todo), chunk):
         part = todo[at : at + chunk]
         replies = list(ask([judge.conversation(pair) for _, pair in part]))
@@ -59,8 +63,12 @@ def annotate(
             for (key, pair), reply in zip(part, replies, strict=True)
         ]
         if cache:
-            cache.add(identity, fresh)
+            cache.add(identity, [(key, verdict) for key, verdict in fresh if verdict.lasting])
         verdicts.update(fresh)
+        answered = answered or not all(verdict.unreached for _, verdict in fresh)
+        if not answered:
+            verdicts.update((key, fresh[0][1]) for key, _ in todo[at + chunk :])
+            break
     return [Annotation(p, identity, verdicts[k]) for k, p in zip(keys, pairs, strict=True)]
 
 

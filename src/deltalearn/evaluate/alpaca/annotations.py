@@ -19,6 +19,7 @@ from deltalearn.files import digest, write_text
 
 TIE = 1.5
 UNSCORED = -1  # what alpaca_eval stores for a reply that it could not read
+ERROR, UNREACHED = "error", "unreached"  # how faults begin that are no reply of the judge
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,11 +52,11 @@ class JudgeIdentity:
 class Verdict:
     """What came of a comparison.
 
-    preference: in [1, 2], the model's share plus 1; None if the reply could not be read (`fault`
-    says why). swapped: whether the model's answer was shown first, None if unknown; the preference
-    is always for output_2. asked: whether the judge saw it (equal answers are ties unasked).
-    marks: delimiters of the judge's prompt that stand in the texts. reply: what the judge wrote;
-    logprobs: of its tokens, a mapping per position.
+    preference: in [1, 2], the model's share plus 1; None if there is no reply or it could not be
+    read (`fault` says why). swapped: whether the model's answer was shown first, None if unknown;
+    the preference is always for output_2. asked: whether the judge saw it (equal answers are ties
+    unasked). marks: delimiters of the judge's prompt that stand in the texts. reply: what the judge
+    wrote; logprobs: of its tokens, a mapping per position.
     """
 
     preference: float | None
@@ -65,6 +66,16 @@ class Verdict:
     marks: tuple[str, ...] = ()
     reply: str | None = None
     logprobs: tuple[Mapping[str, float], ...] | None = None
+
+    @property
+    def lasting(self) -> bool:
+        """Whether the judge has replied; what kept it from replying may be gone the next time."""
+        return not (self.fault or "").startswith((f"{ERROR}: ", f"{UNREACHED}: "))
+
+    @property
+    def unreached(self) -> bool:
+        """Whether the judge never saw the question."""
+        return (self.fault or "").startswith(f"{UNREACHED}: ")
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deltalearn.evaluate.alpaca.annotations import JudgeIdentity, Verdict
+from deltalearn.evaluate.alpaca.annotations import ERROR, UNREACHED, JudgeIdentity, Verdict
 from deltalearn.evaluate.alpaca.evaluator import PLACES, PUBLISHED, Evaluator, load_evaluator
 from deltalearn.evaluate.alpaca.outputs import Pair, clean
 from deltalearn.evaluate.alpaca.reading import READERS, Malformed, Reply
@@ -90,7 +90,7 @@ class Judge:
         swapped = self.swapped(pair.instruction)
         preference = fault = None
         if reply.error is not None:
-            fault = f"error: {clean(reply.error)}"
+            fault = f"{UNREACHED if reply.unreached else ERROR}: {clean(reply.error)}"
         else:
             try:
                 seen = READERS[self.parser](reply, **self.evaluator.options)

@@ -30,12 +30,15 @@ class Reply:
     """What came back for one comparison.
 
     logprobs: {token: log-probability} of the likeliest tokens at each position, None if the judge
-    does not give them. error: why there is no reply, if the judge could not be asked.
+    does not give them. error: why there is no reply, if the judge could not be asked; unreached:
+    whether it never saw the question (no connection, a server in trouble), so that asking it again
+    is what to do, and the comparison may not be left out of a win rate.
     """
 
     text: str
     logprobs: tuple[Mapping[str, float], ...] | None = None
     error: str | None = None
+    unreached: bool = False
 
     @staticmethod
     def from_choice(choice: Mapping[str, Any]) -> Reply:

@@ -52,6 +52,14 @@ def find_sides(revision: str | None = None) -> Sides | None:
     return read_sides(*paths)
 
 
+def local_sides(directory: Path) -> Sides | None:
+    """The side files in `directory`, without any network; None if df_gamed.csv is not there."""
+    gamed, difficulty = directory / GAMED_FILE, directory / DIFFICULTY_FILE
+    if not gamed.is_file():
+        return None
+    return read_sides(gamed, difficulty if difficulty.is_file() else None)
+
+
 def read_sides(gamed: Path, difficulty: Path | None = None) -> Sides:
     """Read the side files. UserError if they are not what alpaca_eval 0.6.6 reads."""
     columns = _columns(gamed, COLUMNS)

@@ -41,8 +41,9 @@ def win_rate(annotations: Sequence[Annotation]) -> WinRate:
     """The win rate of one model. UserError if no reply could be read."""
     scored = [a for a in annotations if a.scored]
     if not scored:
+        fault = next((a.verdict.fault for a in annotations if a.verdict.fault), "none is given")
         raise UserError(
-            f"none of {len(annotations)} comparisons has a preference; see the faults of the judge"
+            f"none of {len(annotations)} comparisons has a preference; the first fault: {fault}"
         )
     score = np.array([a.score for a in scored])
     n = len(score)

@@ -89,7 +89,7 @@ def _vllm(options: BackendOptions) -> Any:
 def _openai(options: BackendOptions) -> Any:
     if not options.url:
         raise UserError("the back-end openai needs --url, as in http://localhost:8000/v1")
-    from lm_eval.models.openai_completions import LocalChatCompletion, LocalCompletionsAPI
+    from lm_eval.models.openai_completions import LocalChatCompletion
 
     if options.key_env:
         key = os.environ.get(options.key_env, "").strip()
@@ -100,10 +100,42 @@ def _openai(options: BackendOptions) -> Any:
     values = {"model": options.model, "num_concurrent": options.concurrency, **options.arguments}
     if options.tokenizer is None:
         return LocalChatCompletion(base_url=f"{base}/chat/completions", **values)
-    return LocalCompletionsAPI(
+    return _completions()(
         base_url=f"{base}/completions",
         tokenizer=options.tokenizer,
         tokenizer_backend="huggingface",
         max_length=options.context or 4096,
-        **values,
+        **{"add_bos_token": None, **values},
     )
+
+
+def _completions() -> Any:
+    """lm_eval's class for a server's completions, with the ids that its transformers model reads.
+
+    By itself it sends ids without those that a tokenizer adds to a text, a BOS above all, and a
+    server adds nothing to ids: plain prompts, as DROP's, would lack the BOS that they have in hf.
+    """
+    from lm_eval.models.openai_completions import LocalCompletionsAPI
+
+    class Completions(LocalCompletionsAPI):
+        def tok_encode(
+            self,
+            string: Any,
+            left_truncate_len: int | None = None,
+            add_special_tokens: bool | None = None,
+            truncation: bool = False,
+            **_: Any,
+        ) -> Any:
+            """Ids of a text, or of several; no second BOS where a chat template wrote one."""
+            if not isinstance(string, str):
+                rest = (left_truncate_len, add_special_tokens, truncation)
+                return [self.tok_encode(text, *rest) for text in string]
+            asked = self.add_bos_token if add_special_tokens is None else add_special_tokens
+            if asked is None:
+                asked = self.tokenized_requests  # a text that is sent gets its BOS at the server
+            bos = self.tokenizer.bos_token
+            add = asked and not (bos and string.startswith(bos))
+            ids = self.tokenizer(string, add_special_tokens=add, truncation=truncation).input_ids
+            return ids[-left_truncate_len:] if left_truncate_len else ids
+
+    return Completions

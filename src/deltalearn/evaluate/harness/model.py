@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from deltalearn.evaluate.harness.answers import Answers
+from deltalearn.evaluate.harness.served import Server
 from deltalearn.files import digest
 from deltalearn.progress import progress
 from deltalearn.stopping import SafeStop
 
-AT_ONCE = 128  # requests of one call, and of one commit
+AT_ONCE = 128  # requests of one call; one commit, but of servers, whose answers come singly
 SERVER_STOPS = 3  # of the four that the API takes; lm_eval adds the end of the turn
 STEP = 64  # tokens: answers that the context limits are grouped by their limit rounded down
 
@@ -23,6 +24,7 @@ class Trouble:
 
     shortened: int = 0  # answers whose limit the context lowered
     truncated: int = 0  # prompts that lose their beginning
+    unanswered: int = 0  # replies of a server without any text
 
     def notes(self) -> list[str]:
         """Lines for the results."""
@@ -31,6 +33,11 @@ class Trouble:
             lines.append(f"the context left {self.shortened:,} answers less than the limit")
         if self.truncated:
             lines.append(f"{self.truncated:,} prompts were cut on the left to fit the context")
+        if self.unanswered:
+            lines.append(
+                f"the server gave no text for {self.unanswered:,} requests (content null): they "
+                "count as empty answers, and the next run asks them again"
+            )
         return lines
 
 
@@ -38,17 +45,20 @@ class Trouble:
 class RememberingModel:
     """What `lm_eval.evaluator.evaluate` takes as a model; wraps one of lm_eval's.
 
-    identity: of the model's content and back-end. server: whether it is asked as
-    servers are. The same request asked n times is n samples, each
-    with an answer of its own. Sampled requests are seeded by their content, so that an interrupted
-    run goes on as an uninterrupted one would have.
+    identity: of the model's content and back-end. server: who asks, where the model is behind one.
+    at_once: requests of one call, which a kill may cost (of a server: those in flight alone).
+    before: called before anything is asked, and not if everything is known. The same request asked
+    n times is n samples, each with an answer of its own. Sampled requests are seeded by their
+    content, so that an interrupted run goes on as an uninterrupted one would have.
     """
 
     inner: Any
     identity: str
     answers: Answers
     title: str = ""
-    server: bool = False
+    server: Server | None = None
+    at_once: int = AT_ONCE
+    before: Callable[[], None] = lambda: None
     trouble: Trouble = field(default_factory=Trouble)
 
     rank = 0
@@ -86,42 +96,65 @@ class RememberingModel:
         # Similar lengths together, as batches want them; groups are the same after an interruption.
         order = sorted(range(len(keys)), key=lambda i: (-len(arguments[i][0]), arguments[i][0], i))
         title = f"evaluate {self.title}"
+        if any(key not in known for key in keys):
+            self.before()
         with (
             SafeStop() as stop,
             progress(title, total=len(keys), done=len(known), unit="requests") as bar,
         ):
-            for at in range(0, len(order), AT_ONCE):
-                group = order[at : at + AT_ONCE]
+            for at in range(0, len(order), self.at_once):
+                group = order[at : at + self.at_once]
                 missing = [i for i in group if keys[i] not in known]
                 if not missing:
                     continue
                 if stop.asked:
                     stop.leave(f"{title}: stopped, {len(known):,} of {len(keys):,} requests done")
-                values = self._ask(kind, [requests[i] for i in missing], arguments, missing, keys)
-                new = {keys[i]: value for i, value in zip(missing, values, strict=True)}
-                self.answers.add(new)
+                part = {keys[i]: (requests[i], arguments[i]) for i in missing}
+                if self.server is None:
+                    new = self._ask(kind, part)
+                    self.answers.add(new)
+                else:
+                    new = self._ask_server(self.server, kind, part, lambda: stop.asked)
                 known |= new
-                bar.advance(len(missing), amount=len(missing))
+                bar.advance(len(new), amount=len(new))
+                if len(new) < len(missing):
+                    stop.leave(f"{title}: stopped, {len(known):,} of {len(keys):,} requests done")
         return [known[key] for key in keys]
 
-    def _ask(
-        self,
-        kind: str,
-        requests: list[Any],
-        arguments: Sequence[tuple[Any, ...]],
-        missing: list[int],
-        keys: list[str],
-    ) -> list[Any]:
-        fitted = [
-            replace(request, arguments=self._for_server(arguments[i], keys[i]))
-            for request, i in zip(requests, missing, strict=True)
-        ]
-        _seed(keys[missing[0]])
+    def _ask(self, kind: str, part: dict[str, tuple[Any, tuple[Any, ...]]]) -> dict[str, Any]:
+        """Values by key, of a model that is here."""
+        _seed(next(iter(part)))
+        fitted = [replace(request, arguments=fitting) for request, fitting in part.values()]
         values = getattr(self.inner, kind)(fitted, disable_tqdm=True)
-        if not self.server or kind != "generate_until":
-            return values
-        stops = [arguments[i][1]["until"] for i in missing]
-        return [_cut(text, until) for text, until in zip(values, stops, strict=True)]
+        return dict(zip(part, values, strict=True))
+
+    def _ask_server(
+        self,
+        server: Server,
+        kind: str,
+        part: dict[str, tuple[Any, tuple[Any, ...]]],
+        stopped: Callable[[], bool],
+    ) -> dict[str, Any]:
+        """Values by key, each in the file as soon as it is here; fewer if `stopped`.
+
+        What came without text is an empty answer now, and not in the file: it is asked again.
+        """
+        keys, asked = list(part), [fitting for _, fitting in part.values()]
+        values: dict[str, Any] = {}
+
+        def keep(at: int, value: Any) -> None:
+            if value is None:
+                self.trouble.unanswered += 1
+                values[keys[at]] = ""
+                return
+            if kind == "generate_until":
+                value = _cut(value, asked[at][1]["until"])
+            values[keys[at]] = value
+            self.answers.add({keys[at]: value})
+
+        fitted = [self._for_server(*both) for both in zip(asked, keys, strict=True)]
+        server.ask(kind, fitted, keep, stopped)
+        return values
 
     def _for_server(self, values: tuple[Any, ...], key: str) -> tuple[Any, ...]:
         """The request as a server takes it.
@@ -131,7 +164,7 @@ class RememberingModel:
         others when it is here.
         """
         context, options = values
-        if not self.server or not isinstance(options, dict):
+        if not isinstance(options, dict):
             return values
         options = {**options, "until": options["until"][:SERVER_STOPS]}
         if options.get("do_sample"):

@@ -11,11 +11,15 @@ from typing import Any
 
 from deltalearn.errors import UserError
 from deltalearn.evaluate.tulu3 import INCLUDE_PATH
-from deltalearn.evaluate.tulu3.suite import Benchmark
+from deltalearn.evaluate.tulu3.sources import NoData
+from deltalearn.evaluate.tulu3.suite import MMLU, Benchmark
 from deltalearn.files import digest
 
 DEV_SHARE = 5  # one of so many items is for choosing
 SPLITS = ("test", "dev", "held-out")
+# Benchmarks of the same questions, under the same names, are split alike: a model that is chosen on
+# a question of one may not be reported on it in the other.
+FAMILIES = {"humanevalplus": "humaneval", **dict.fromkeys(MMLU, "mmlu")}
 
 
 @dataclass(frozen=True)
@@ -31,7 +35,8 @@ class Selection:
 
     def of(self, benchmark: str, ids: Iterable[str]) -> set[str]:
         """The chosen items."""
-        ranks = {name: int(digest([benchmark, name])[:12], 16) for name in ids}
+        family = FAMILIES.get(benchmark, benchmark)
+        ranks = {name: int(digest([family, name])[:12], 16) for name in ids}
         if self.split != "test":
             wanted = self.split == "dev"
             ranks = {n: r for n, r in ranks.items() if (r % DEV_SHARE == 0) == wanted}
@@ -60,6 +65,18 @@ class Tasks:
         }
         return {name: found for name, found in places.items() if found}
 
+    def content(self, chosen: dict[str, list[int]]) -> str:
+        """A hash of the chosen docs and of the prompts' examples: other data is another one."""
+        return digest(
+            [
+                [
+                    self.tasks[name].eval_docs.select(places).to_list(),
+                    list(self.tasks[name].dataset.get("examples") or ()),
+                ]
+                for name, places in chosen.items()
+            ]
+        )
+
 
 def quiet() -> None:
     """Keep lm_eval's bars and remarks out of the way of ours.
@@ -73,7 +90,10 @@ def quiet() -> None:
 
 
 def load_tasks(benchmark: Benchmark, data_dir: Path | None) -> Tasks:
-    """The tasks of a benchmark with their data. UserError if lm_eval or the data is not there."""
+    """The tasks of a benchmark with their data.
+
+    UserError if lm_eval is not there, NoData if the data is not, or is not what it should be.
+    """
     try:
         from lm_eval.tasks import TaskManager
 
@@ -84,7 +104,11 @@ def load_tasks(benchmark: Benchmark, data_dir: Path | None) -> Tasks:
         ) from error
     metadata = {"data_dir": str(data_dir)} if data_dir else {}
     manager = TaskManager(include_path=str(INCLUDE_PATH), include_defaults=False, metadata=metadata)
-    return Tasks(benchmark, manager.load([benchmark.task])["tasks"])
+    try:
+        return Tasks(benchmark, manager.load([benchmark.task])["tasks"])
+    except (LookupError, TypeError, ValueError, AttributeError, OSError) as error:
+        told = f"{type(error).__name__}: {error}"
+        raise NoData(f"the data of {benchmark.title} cannot be used ({told})") from error
 
 
 def run(tasks: Tasks, model: Any, selection: Selection) -> list[dict[str, Any]]:

@@ -28,6 +28,7 @@ from deltalearn.evaluate.tulu3.sources import (
     hub_file,
     numbered,
     read,
+    read_json,
 )
 
 LETTERS = "ABCD"
@@ -146,9 +147,7 @@ def bbh(task: str, data_dir: str | None = None, **_: Any) -> DatasetDict:
     if directory is None:
         rows: Iterable[Row] = hub("SaylorTwift/bbh", task, "test")
     else:
-        rows = json.loads(files(directory, "bbh", f"bbh/bbh/{task}.json")[0].read_text())[
-            "examples"
-        ]
+        rows = read_json(files(directory, "bbh", f"bbh/bbh/{task}.json")[0])["examples"]
     description, worked = shots.bbh(task)
     test = (
         doc(id=name, stratum=task, question=row["input"], target=row["target"], gold=row["target"])
@@ -241,7 +240,7 @@ def _drop_files(directory: Path, train: bool) -> Path:
 def _drop_file(path: Path) -> list[Row]:
     return [
         {**pair, "passage": value["passage"], "section_id": section}
-        for section, value in json.loads(path.read_text(encoding="utf-8")).items()
+        for section, value in read_json(path).items()
         for pair in value["qa_pairs"]
     ]
 

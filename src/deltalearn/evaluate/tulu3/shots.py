@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from deltalearn.errors import UserError
-from deltalearn.evaluate.tulu3.sources import Row, hub, read
+from deltalearn.evaluate.tulu3.sources import NoData, Row, hub, read
 from deltalearn.files import digest
 
 POPQA_IDS = (
@@ -122,12 +122,17 @@ def popqa(directory: Path | None) -> list[Row]:
     if directory is not None:
         file = directory / "tulu3_fewshot" / "popqa_15shot.json"
         if not file.is_file():
-            raise UserError(f"{file}: not there; PopQA's prompts need its examples")
-        rows = {row["id"]: row for row in read(file)}
+            raise NoData(f"{file}: not there; PopQA's prompts need its examples")
+        source, rows = str(file), {row["id"]: row for row in read(file)}
     else:
-        rows = {row["id"]: row for row in hub("akariasai/PopQA", None, "test")}
+        source = "akariasai/PopQA"
+        rows = {row["id"]: row for row in hub(source, None, "test")}
+    if lost := [i for i in POPQA_IDS if i not in rows]:
+        raise NoData(f"{source}: no row with the id {lost[0]}, an example of PopQA's prompts")
     chosen = [{"question": rows[i]["question"], "obj": rows[i]["obj"]} for i in POPQA_IDS]
-    return _published("popqa", chosen)
+    if digest(chosen)[:16] != DIGESTS["popqa"]:
+        raise NoData(f"{source}: the examples of PopQA's prompts are not the published ones")
+    return chosen
 
 
 def _published(name: str, rows: list[Row]) -> list[Row]:

@@ -36,7 +36,18 @@ FOLDERS = {  # of each benchmark, under the data directory
 
 
 class NoData(UserError):
-    """The data of a benchmark is not in the directory."""
+    """The data of a benchmark is not there, or is not what it should be: it is left out."""
+
+
+class _Read(dict):
+    """A row that knows its place, so that what it lacks can be found."""
+
+    def __init__(self, values: Row, where: str) -> None:
+        super().__init__(values)
+        self.where = where
+
+    def __missing__(self, key: str) -> Any:
+        raise NoData(f"{self.where}: no {key!r}")
 
 
 def data_directory(given: str | Path | None) -> Path | None:
@@ -59,24 +70,72 @@ def files(directory: Path, benchmark: str, *patterns: str) -> list[Path]:
 
 
 def read(path: Path) -> list[Row]:
-    """Rows of a .jsonl, .jsonl.gz, .json (a list) or .csv file."""
+    """Rows of a .jsonl, .jsonl.gz, .json (a list) or .csv file.
+
+    NoData, with file and line, if they cannot be read or there is none; a key that is asked of a
+    row and is not in it is NoData too.
+    """
     opener = gzip.open if path.suffix == ".gz" else open
-    with opener(path, "rt", encoding="utf-8-sig", newline="") as file:
-        if ".csv" in path.suffixes:
-            return list(csv.DictReader(file))
-        if ".jsonl" in path.suffixes:
-            return [json.loads(line) for line in file if line.strip()]
-        return json.load(file)
+    try:
+        with opener(path, "rt", encoding="utf-8-sig", newline="") as file:
+            rows = [_Read(_object(row, where), where) for where, row in _placed(path, file)]
+    except (OSError, EOFError, ValueError, csv.Error, RecursionError) as error:
+        raise NoData(f"{path}: cannot be read ({error})") from error
+    if not rows:
+        raise NoData(f"{path}: no rows in it")
+    return rows
+
+
+def read_json(path: Path) -> Any:
+    """The value of a JSON file that is no list of rows. NoData as of `read`."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        return json.loads(text, object_hook=lambda found: _Read(found, str(path)))
+    except (OSError, ValueError, RecursionError) as error:
+        raise NoData(f"{path}: cannot be read ({error})") from error
+
+
+def _placed(path: Path, file: Any) -> Iterator[tuple[str, Any]]:
+    """(place, row) of a file."""
+    if ".csv" in path.suffixes:
+        table = csv.DictReader(file)
+        for row in table:
+            where = f"{path}, line {table.line_num}"
+            if None in row or None in row.values():
+                raise NoData(f"{where}: not as many cells as the header has")
+            yield where, row
+    elif ".jsonl" in path.suffixes:
+        for number, line in enumerate(file, start=1):
+            if line.strip():
+                yield f"{path}, line {number}", _json(line, f"{path}, line {number}")
+    else:
+        value = json.load(file)
+        if not isinstance(value, list):
+            raise NoData(f"{path}: expected a JSON list of rows")
+        yield from ((f"{path}, row {number}", row) for number, row in enumerate(value))
+
+
+def _json(line: str, where: str) -> Any:
+    try:
+        return json.loads(line)
+    except ValueError as error:
+        raise NoData(f"{where}: not JSON ({error})") from error
+
+
+def _object(row: Any, where: str) -> Row:
+    if not isinstance(row, dict):
+        raise NoData(f"{where}: not a JSON object")
+    return row
 
 
 def hub(path: str, name: str | None, split: str) -> Iterator[Row]:
-    """Rows of a split of a hub data set. UserError if it cannot be had."""
+    """Rows of a split of a hub data set. NoData if it cannot be had."""
     import datasets
 
     try:
         yield from datasets.load_dataset(path, name, split=split)
     except (OSError, ValueError, ConnectionError) as error:
-        raise UserError(
+        raise NoData(
             f"{path}: the hub gave no data ({error}); give local files with --data-dir"
         ) from error
 
@@ -86,11 +145,12 @@ def hub_file(path: str, file: str) -> list[Row]:
     from huggingface_hub import hf_hub_download
 
     try:
-        return read(Path(hf_hub_download(path, file, repo_type="dataset")))
-    except OSError as error:
-        raise UserError(
+        place = Path(hf_hub_download(path, file, repo_type="dataset"))
+    except (OSError, ValueError) as error:
+        raise NoData(
             f"{path}: the hub gave no {file} ({error}); give local files with --data-dir"
         ) from error
+    return read(place)
 
 
 def numbered(rows: Iterable[Row], prefix: str) -> Iterator[tuple[str, Row]]:

@@ -11,12 +11,13 @@ from typing import Any
 import aiohttp
 
 from deltalearn.generate.requests import short_seed
-from deltalearn.generate.served.endpoint import Endpoint, hide
-from deltalearn.generate.served.faults import SHOWN, Answer, Fault, read_reply
+from deltalearn.generate.served.endpoint import Endpoint
+from deltalearn.generate.served.faults import Answer, Fault, read_reply
 from deltalearn.generate.served.limits import Course, Health, Pace, backoff
 from deltalearn.generate.served.server import Server, is_there, room
 from deltalearn.generate.thoughts import join_thought, split_thought
 from deltalearn.records import Request, Response, Sampling
+from deltalearn.servers import SHOWN, hide
 
 LIMITED_TRIES = 100  # rate limits that one request bears
 CHARACTERS = 4  # of a token, to estimate a prompt's tokens before the server has counted them

@@ -12,8 +12,6 @@ from deltalearn.errors import UserError
 from deltalearn.generate.requests import short_seed
 from deltalearn.records import Request, Sampling
 
-HIDDEN = b"[key]"
-
 
 @dataclass(frozen=True)
 class Endpoint:
@@ -94,14 +92,3 @@ class Endpoint:
         if template:
             body["chat_template_kwargs"] = dict(template)
         return body | dict(self.body)
-
-
-def hide(said: bytes, key: str | None) -> bytes:
-    """What a server said, without the key, which some repeat in their errors or in an answer.
-
-    Before anything is read or cut: a part of a key is to be hidden as well.
-    """
-    if key:
-        for written in (key, key.replace("/", "\\/")):  # as some write it into JSON
-            said = said.replace(written.encode(), HIDDEN)
-    return said

@@ -10,11 +10,12 @@ import aiohttp
 
 from deltalearn.errors import UserError
 from deltalearn.generate.served.asking import Asking, Question
-from deltalearn.generate.served.endpoint import Endpoint, hide
+from deltalearn.generate.served.endpoint import Endpoint
 from deltalearn.generate.served.limits import Course
 from deltalearn.generate.served.server import Server, look
 from deltalearn.generate.stage import Stop, Window
 from deltalearn.records import Request, Response, Sampling
+from deltalearn.servers import hide
 
 GATHER = 0.05  # seconds over which answers are gathered for one commit; what a crash may cost
 GROUP = 1000  # answers at which a commit comes earlier

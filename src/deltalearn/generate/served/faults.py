@@ -2,29 +2,19 @@
 
 from __future__ import annotations
 
-import email.utils
 import json
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-SHOWN = 300  # characters of a server's message that are kept
+from deltalearn.servers import NEVER, RETRIED, SHOWN, retry_after, server_message, whole
+
 MOST = 2**32  # no token id, and no number of tokens, is larger
 
 STOP_REASONS = {"stop", "eos", "eos_token", "stop_sequence", "end_turn"}
 LENGTH_REASONS = {"length", "max_tokens"}
-RETRIED = {408, 409, 425, 429, 500, 502, 503, 504, 507, 508, 520, 521, 522, 523, 524, 529}
 ABSENT = {502, 503, 504, 521, 522, 523}  # what gateways say of a server that is not there
-NEVER = {  # statuses that every other request would meet too, and what to do about them
-    401: "the server does not accept the key; check the variable that key_env names",
-    402: "the server wants to be paid; add credit to the account",
-    403: "the key may not use this model, or the server is closed to this address",
-    404: "the server has no such model or path; check its URL (it ends with its version, as in "
-    "/v1) and the model's name there",
-    405: "this is no chat endpoint; check the URL (it ends with its version, as in /v1)",
-}
 OUT_OF_QUOTA = {"insufficient_quota", "billing_hard_limit_reached"}
 
 
@@ -102,18 +92,13 @@ def _answer(choice: dict[str, Any], usage: dict[str, Any]) -> Answer:
     )
 
 
-def whole(text: str) -> str:
-    """`text` without halves of surrogate pairs: JSON can write them, and nothing can store them."""
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-
-
 def _count(value: Any) -> int | None:
     return value if isinstance(value, int) and 0 <= value < MOST else None
 
 
 def _fault_of(status: int, headers: Mapping[str, str], body: bytes) -> Fault:
-    message, code = _message(body)
-    shown = f"HTTP {status}: {message}" if message else f"HTTP {status}"
+    said, code = server_message(body)
+    shown = f"HTTP {status}: {said}" if said else f"HTTP {status}"
     if 300 <= status < 400:
         return Fault("fatal", f"{shown}: the server has moved{_target(headers)}; mend the URL")
     if status in NEVER:
@@ -135,33 +120,3 @@ def _target(headers: Mapping[str, str]) -> str:
     except ValueError:
         return ""
     return f" to {parts.scheme}://{parts.hostname}{port}{parts.path}" if parts.hostname else ""
-
-
-def _message(body: bytes) -> tuple[str, str | None]:
-    """(message, code) of an error reply, whatever its shape."""
-    text = body[: 20 * SHOWN].decode(errors="replace").strip()
-    code = None
-    try:
-        value = json.loads(text)
-        inner = value.get("error", value) if isinstance(value, dict) else value
-        if isinstance(inner, dict):
-            code = inner.get("code") or inner.get("type")
-            text = str(inner.get("message") or inner.get("detail") or text)
-        elif inner:
-            text = str(inner)
-    except ValueError:
-        pass
-    return whole(" ".join(text.split())[:SHOWN]), code if isinstance(code, str) else None
-
-
-def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds that the server asks to be left alone, None if it does not say."""
-    milliseconds = headers.get("retry-after-ms", "")
-    value = headers.get("Retry-After", "").strip()
-    for text, unit in ((milliseconds, 1000.0), (value, 1.0)):
-        try:
-            return max(0.0, float(text) / unit)
-        except ValueError:
-            continue
-    date = email.utils.parsedate_tz(value) if value else None
-    return max(0.0, email.utils.mktime_tz(date) - time.time()) if date else None

@@ -1,0 +1,53 @@
+"""The ledger beside the result directories: which models were asked which items.
+
+A best model chosen among many by the items of the test is better on them by chance alone. So who
+has seen them is written down before the first of them is asked, whatever becomes of the run.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+NAME = "evaluations.jsonl"
+
+
+class Ledger:
+    """One line for each model and set of items: benchmark, split, limit, number, digest."""
+
+    def __init__(self, directory: Path) -> None:
+        self.path = directory / NAME
+
+    def enter(self, seen: dict[str, Any], name: str) -> None:
+        """Note that the model is about to be asked; once for the same model and items."""
+        if any(seen.items() <= line.items() for line in self._lines()):
+            return
+        line = {**seen, "name": name, "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def test_models(self, benchmarks: Iterable[str]) -> int:
+        """How many models have been asked items of the test, or of its held-out part."""
+        wanted = {None, *benchmarks}  # None: a line of an earlier version, of all benchmarks
+        return len(
+            {
+                line.get("model")
+                for line in self._lines()
+                if line.get("split") != "dev" and line.get("benchmark") in wanted
+            }
+        )
+
+    def _lines(self) -> list[dict[str, Any]]:
+        """What can be read: a line that was cut when the disk was full must end no run."""
+        found = []
+        for line in self.path.read_text("utf-8").splitlines() if self.path.is_file() else []:
+            try:
+                value = json.loads(line)
+            except ValueError:
+                continue
+            found += [value] if isinstance(value, dict) else []
+        return found

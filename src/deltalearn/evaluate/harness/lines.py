@@ -1,0 +1,52 @@
+"""What a terminal shows of the suite: a line for each benchmark, its notes, the average."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from deltalearn.evaluate.tulu3.suite import BY_NAME, Benchmark
+
+
+def line(benchmark: Benchmark, entry: dict[str, Any], remark: str = "") -> str:
+    """One benchmark; remark: what to add to its line. Its notes stand below."""
+    if entry["score"] is None:
+        score = "to be judged"
+    else:
+        error = entry["stderr"]
+        spread = f" +- {100 * error:.1f}" if error is not None and math.isfinite(error) else ""
+        score = f"{100 * entry['score']:.1f}{spread}"
+    asked = f"{entry['shots']} shots" + ("" if entry["chat"] else ", no chat")
+    if entry["max_tokens"]:
+        asked += f", {entry['max_tokens']} tokens"
+    if entry.get("judge"):
+        asked += f", judged by {entry['judge']}"
+    subset = f" of {entry['full_n']:,}: a SUBSET" if entry["subset"] else ""
+    first = (
+        f" {benchmark.title:<13} {score:<14} {entry['metric']}, {entry['aggregation']}, "
+        f"n {entry['n']:,}{subset}, {asked}"
+    )
+    return "\n".join([first + (remark and f"  ({remark})"), *map(note, entry.get("notes", ()))])
+
+
+def note(text: str) -> str:
+    """A note below a benchmark's line."""
+    return f"{'':<15}note: {text}"
+
+
+def not_run(benchmark: Benchmark, reason: str) -> str:
+    """A benchmark that has no score, and why."""
+    return f" {benchmark.title:<13} not run: {reason}"
+
+
+def average_line(results: dict[str, Any]) -> str:
+    """The average of the eleven, or why there is none."""
+    found = results["average"]
+    if found is None:
+        return " no average: it takes all of the eleven"
+    subset = ", of SUBSETS" if any(e["subset"] for e in results["benchmarks"].values()) else ""
+    mmlu = BY_NAME[found["mmlu"]].title
+    ten = f"{100 * found['without_alpaca_eval']:.1f} without AlpacaEval"
+    if "score" not in found:
+        return f" average: {ten}, which is not judged ({mmlu}{subset})"
+    return f" average of the 11: {100 * found['score']:.1f}, {ten} ({mmlu}{subset})"

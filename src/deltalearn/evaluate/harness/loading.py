@@ -1,0 +1,85 @@
+"""What must be right before lm_eval's model is asked anything; what is not is said in one line."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from deltalearn.errors import UserError
+from deltalearn.evaluate.harness.backends import BackendOptions, load
+from deltalearn.evaluate.harness.model import AT_ONCE
+
+# What torch, transformers, vLLM and lm_eval raise of an argument that they cannot use.
+WRONG = (
+    TypeError, AttributeError, ValueError, LookupError, RuntimeError, OSError, AssertionError,
+)  # fmt: skip
+BATCHES = 4  # of one call, and of one commit, through transformers
+
+
+def check(options: BackendOptions) -> None:
+    """UserError where a server cannot be asked for want of its address or key."""
+    if options.kind != "openai":
+        return
+    if not options.url:
+        raise UserError("the back-end openai needs --url, as in http://localhost:8000/v1")
+    if not options.url.startswith(("http://", "https://")):
+        raise UserError(f"--url {options.url}: not an address, as http://localhost:8000/v1 is one")
+    if options.key_env and not os.environ.get(options.key_env, "").strip():
+        raise UserError(f"the environment variable {options.key_env} is not set")
+
+
+def loaded(options: BackendOptions) -> Any:
+    """lm_eval's model. UserError with what the libraries below say of their arguments."""
+    try:
+        _known_device(options)
+        model = load(options)
+        _on_device(model, options)
+        return model
+    except WRONG as error:
+        given = ", ".join(options.arguments)
+        tried = f"--dtype {options.dtype}, --device {options.device or 'default'}"
+        raise UserError(
+            f"{options.model} does not load through {options.kind} ({tried}"
+            + (f", --backend-option {given}" if given else "")
+            + f"): {type(error).__name__}: {_brief(str(error))}"
+        ) from error
+
+
+def needs_template(model: Any, name: str) -> None:
+    """UserError if the tokenizer of lm_eval's model has no chat template."""
+    tokenizer = getattr(model, "tokenizer", None)
+    if tokenizer is not None and getattr(tokenizer, "chat_template", "unknown") is None:
+        raise UserError(
+            f"the tokenizer of {name} has no chat template, by which all benchmarks but DROP are "
+            "asked; give a model that has one, or --benchmark drop"
+        )
+
+
+def group_size(options: BackendOptions) -> int:
+    """Requests of one call: what a kill may cost of a model that is here."""
+    if options.kind == "hf" and isinstance(options.batch_size, int):
+        return min(AT_ONCE, BATCHES * options.batch_size)
+    return AT_ONCE
+
+
+def _known_device(options: BackendOptions) -> None:
+    """What torch does not know raises; lm_eval would take another device without a word."""
+    if options.kind == "hf" and options.device:
+        import torch
+
+        torch.device(options.device)
+
+
+def _on_device(model: Any, options: BackendOptions) -> None:
+    import torch
+
+    used = getattr(model, "device", None)
+    if options.kind != "hf" or not options.device or not isinstance(used, torch.device):
+        return
+    if torch.device(options.device).type != used.type:
+        raise ValueError(f"the device that lm_eval takes is {used}")
+
+
+def _brief(text: str, most: int = 400) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= most else text[: most - 3] + "..."
