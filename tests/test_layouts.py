@@ -188,11 +188,35 @@ def test_low_precision(dtype, kind, attention):
 def test_flex_sees_the_same_tokens(models):
     """Its forward; on a CPU flex attention has no backward."""
     model = copy.deepcopy(models["llama"])
+    choose_rows(model, TREES, "shared", "sdpa")
     with torch.no_grad():
         for kind in ("shared", "packed"):
-            torch.testing.assert_close(
-                fast(model, TREES, kind, "flex"), slow(model, TREES), rtol=1e-6, atol=1e-6
-            )
+            rows = Rows(kind, "flex", "")
+            ours = answer_logprobs(model, make_layout(TREES, rows, "cpu"), rows)
+            torch.testing.assert_close(ours, slow(model, TREES), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("device_type", [None, "cpu", "mps"])
+def test_flex_is_refused_where_it_has_no_gradients(models, device_type):
+    """Before the start, and not in the first backward."""
+    with pytest.raises(UserError, match=r"flex has no gradients on \w+, only on cuda; use auto"):
+        choose_rows(copy.deepcopy(models["llama"]), TREES, "auto", "flex", device_type)
+
+
+LOW = [("weights", torch.bfloat16), ("autocast", torch.float32)]
+
+
+def choose_in(way: str, model) -> Rows:
+    with torch.autocast("cpu", torch.bfloat16, enabled=way == "autocast"):
+        return choose_rows(model, TREES)
+
+
+@pytest.mark.parametrize(("way", "dtype"), LOW)
+@pytest.mark.parametrize("name", SHARING)
+def test_low_precision_shares_rows(name, way, dtype):
+    """Rounding is that of what is computed in: autocast leaves the weights in float32."""
+    rows = choose_in(way, build(SHARING[name], dtype))
+    assert rows.layout == "shared", rows.reason
 
 
 @pytest.mark.parametrize("name", PADDED_ONLY)
@@ -218,31 +242,52 @@ def test_a_long_window_shares():
     torch.testing.assert_close(fast(model, TREES, "shared", "sdpa"), expected)
 
 
-def test_a_model_that_ignores_the_layout_is_found_out():
-    """No config says so: positions that a model makes up itself show in the probe alone."""
-    model = build(SHARING["llama"])
+def ignores_positions(model) -> None:
     inner = model.model.rotary_emb.forward
 
     def own_positions(x, position_ids):
         return inner(x, torch.arange(x.shape[1]).expand_as(position_ids))
 
     model.model.rotary_emb.forward = own_positions
-    rows = choose_rows(model, TREES)
+
+
+@pytest.mark.parametrize(("way", "dtype"), [*LOW, ("weights", torch.float64)])
+def test_a_model_that_ignores_the_layout_is_found_out(way, dtype):
+    """No config says so: positions that a model makes up itself show in the probe alone."""
+    model = build(SHARING["llama"], dtype)
+    ignores_positions(model)
+    rows = choose_in(way, model)
     assert rows.layout == "padded"
     assert "differ" in rows.reason
 
 
-def test_a_model_that_changes_its_logits_is_scored_whole():
-    model = build(SHARING["llama"])
+def test_what_was_found_out_stays_so_in_a_coarser_precision(monkeypatch):
+    """A difference that 16 bits would pass for rounding was seen before, in 32."""
+    differs, whole = (build(SHARING["llama"], torch.float32) for _ in range(2))
+    ignores_positions(differs)
+    assert "differ" in choose_rows(differs, TREES).reason
+    scale(whole, 2)
+    assert "more than its base model" in choose_rows(whole, TREES).reason
+    monkeypatch.setattr("deltalearn.lm.scoring.PROBE_COARSE", 1e9)
+    assert "differ" in choose_in("autocast", differs).reason
+    assert "more than its base model" in choose_in("autocast", whole).reason
+
+
+def scale(model, factor: float) -> None:
     kind = type(model)
 
-    class Doubling(kind):
+    class Scaling(kind):
         def forward(self, *args, **kwargs):
             output = super().forward(*args, **kwargs)
-            output.logits = output.logits * 2
+            output.logits = output.logits * factor
             return output
 
-    model.__class__ = Doubling
+    model.__class__ = Scaling
+
+
+def test_a_model_that_changes_its_logits_is_scored_whole():
+    model = build(SHARING["llama"])
+    scale(model, 2)
     expected = slow(model, TREES)
     rows = choose_rows(model, TREES)
     assert rows.layout == "padded"

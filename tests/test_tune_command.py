@@ -23,6 +23,7 @@ from deltalearn import cli
 from deltalearn.errors import UserError
 from deltalearn.recipe.load import load_recipe
 from deltalearn.recipe.tune_file import load_tune_recipe
+from deltalearn.tuning import check_modes
 
 QUESTIONS = ["fox?", "dog?", "lazy dog?", "over the lazy dog?", "mind?", "brown fox?"]
 SETTINGS = ["--lr", "1e-3", "--batch-size", "2", "--max-length", "90", "--device", "cpu"]
@@ -119,6 +120,12 @@ def stopped(tune, base, tmp_path, monkeypatch) -> Path:
     return tmp_path / "stopped"
 
 
+def contents(out: Path) -> dict[Path, bytes]:
+    """What a run left, but for the tokenised pairs, which can be had again."""
+    files = [p for p in out.rglob("*") if p.is_file() and "examples" not in p.parts]
+    return {p: p.read_bytes() for p in files if p.name != ".lock"}
+
+
 def weights(out: Path) -> dict:
     return load_file(out / "final" / "model.safetensors")
 
@@ -166,6 +173,33 @@ class TestPairs:
         written([*shaped("conversational"), row], pairs)
         ended = tune(*base, "--out", tmp_path / "out")
         assert "pairs: 6 of 7 used; dropped: identical" in ended.out
+
+    def test_where_each_reason_was_met_first_is_told_and_kept(self, tune, base, pairs, tmp_path):
+        same = turn("assistant", "same")
+        rows = [{"prompt": [turn("user", "?")], "chosen": [same], "rejected": [same]}] * 2
+        written([*shaped("conversational"), *rows, {"prompt": "x", "\x1b[31m": "y"}], pairs)
+        out = tmp_path / "out"
+        ended = tune(*base, "--out", out)
+        assert f"\n  first identical ids: {pairs}:7: both answers the same" in ended.out
+        assert f"\n  first no column: {pairs}:9: no 'chosen'; there are prompt, \\x1b" in ended.out
+        first = json.loads((out / "run.json").read_text())["stages"]["tune"]["counts"]["first"]
+        assert first["identical_ids"].startswith(f"{pairs}:7: ")
+        assert set(first) == {"identical_ids", "no_column"}
+
+    def test_a_split_of_a_folder_is_taken_and_told(self, tune, tiny_model, tmp_path):
+        (tmp_path / "data").mkdir()
+        for split, number in (("train", 4), ("test", 6)):
+            name = f"{split}-00000-of-00001.parquet"
+            written(shaped("conversational")[:number], tmp_path / "data" / name)
+        arguments = ["--model", tiny_model, "--pairs", tmp_path, *SETTINGS]
+        ended = tune(*arguments, "--out", tmp_path / "one")
+        assert f"split train of {tmp_path}: data/train-00000-of-00001.parquet\n" in ended.out
+        assert "pairs: 4 of 4 used" in ended.out
+        assert "pairs: 6 of 6 used" in tune(*arguments, "--split", "test", "--dry-run").out
+        shown = tune(*arguments, "--split", "test", "--preview").out
+        assert shown.startswith(f"split test of {tmp_path}: data/test-")
+        ended = tune(*arguments, "--split", "dev", "--out", tmp_path / "two")
+        assert "no split 'dev'; its files are of test, train" in ended.err
 
 
 class TestWhatIsLeft:
@@ -236,16 +270,95 @@ class TestAgain:
     def test_settings_of_speed_do_not_start_over(self, tune, base, tmp_path):
         out = tmp_path / "out"
         tune(*base, "--out", out)
-        ended = tune(*base, "--token-budget", "64", "--update", "--out", out)
-        assert "finished already" in ended.out
+        for more in ([], ["--update"]):
+            ended = tune(*base, "--token-budget", "64", *more, "--out", out)
+            assert "finished already" in ended.out, ended.err
 
-    def test_changed_pairs_are_tuned_on_again(self, tune, base, pairs, tmp_path):
+    def test_settings_of_speed_continue_an_interrupted_run(self, tune, base, stopped):
+        ended = tune(*base, "--token-budget", "64", "--out", stopped)
+        assert ended.code == 0, ended.err
+        counts = json.loads((stopped / "run.json").read_text())["stages"]["tune"]["counts"]
+        assert counts["resumed_at"] == 1
+        assert "token_budget: 64  # command line" in (stopped / "recipe.yaml").read_text()
+
+    def test_changed_pairs_are_tuned_on_again_if_told_so(self, tune, base, pairs, tmp_path):
+        """Not one byte of the finished model is gone until then."""
         out = tmp_path / "out"
         tune(*base, "--out", out)
+        before = contents(out)
         written(shaped("conversational")[:4], pairs)
         ended = tune(*base, "--out", out)
+        assert ended.code == 2
+        assert "holds a run on other pairs (content). Pass --update" in ended.err
+        assert contents(out) == before
+        ended = tune(*base, "--update", "--out", out)
         assert "pairs: 4 of 4 used" in ended.out
         assert "2 steps in" in ended.out
+
+    def test_changed_pairs_leave_a_checkpoint_alone(self, tune, base, pairs, stopped):
+        written(shaped("conversational")[:4], pairs)
+        ended = tune(*base, "--set", "checkpoint_every=1", "--out", stopped)
+        assert "other pairs (content)" in ended.err
+        written(shaped("conversational"), pairs)
+        assert tune(*base, "--set", "checkpoint_every=1", "--out", stopped).code == 0
+        counts = json.loads((stopped / "run.json").read_text())["stages"]["tune"]["counts"]
+        assert counts["resumed_at"] == 1
+
+    def test_a_changed_model_is_named(self, tune, tiny_model, pairs, tmp_path):
+        model, out = tmp_path / "model", tmp_path / "out"
+        shutil.copytree(tiny_model, model)
+        arguments = ["--model", model, "--pairs", pairs, *SETTINGS, "--out", out]
+        tune(*arguments)
+        (model / "generation_config.json").write_text('{"eos_token_id": 1}')
+        assert "holds a run on other model (content)." in tune(*arguments).err
+
+    @pytest.mark.parametrize(
+        ("arguments", "text"),
+        [
+            (["--batch-size", "7"], "6 pairs to train on do not fill one batch of 7"),
+            (
+                ["--eval-pairs", "5"],
+                "1 pairs to train on do not fill one batch of 2 (eval_pairs holds out 5 of 6); "
+                "give more pairs, fewer eval_pairs or",
+            ),
+            (["--max-length", "3"], "none of 6 pairs can be trained on"),
+            (["--pairs", "./nowhere.jsonl"], "no such file"),
+        ],
+    )
+    def test_an_update_that_cannot_run_deletes_nothing(self, tune, base, tmp_path, arguments, text):
+        out = tmp_path / "out"
+        tune(*base, "--out", out)
+        before = contents(out)
+        ended = tune(*base, *arguments, "--update", "--out", out)
+        assert ended.code == 2
+        assert text in ended.err
+        assert contents(out) == before
+        assert "finished already" in tune(*base, "--out", out).out
+
+    def test_a_note_beside_the_pairs_is_no_change(self, tune, tiny_model, tmp_path):
+        (tmp_path / "data").mkdir()
+        written(shaped("conversational"), tmp_path / "data" / "pairs.jsonl")
+        out = tmp_path / "out"
+        arguments = ["--model", tiny_model, "--pairs", tmp_path / "data", *SETTINGS, "--out", out]
+        tune(*arguments)
+        (tmp_path / "data" / "README.md").write_text("about these pairs")
+        assert "finished already" in tune(*arguments).out
+
+    @pytest.mark.parametrize(
+        "mistake",
+        [
+            ["--pairs", "./nowhere.jsonl"],
+            ["--model", "./nowhere"],
+            ["--batch-size", "100"],
+            ["--set", "layout=packed", "--set", "attention=flex"],  # refused when weights are read
+        ],
+    )
+    def test_a_start_that_failed_binds_to_nothing(self, tune, base, tmp_path, mistake):
+        out = tmp_path / "out"
+        assert tune(*base, *mistake, "--out", out).code == 2
+        ended = tune(*base, "--out", out)
+        assert ended.code == 0, ended.err
+        assert "packed" not in (out / "recipe.yaml").read_text()
 
     def test_an_interrupted_run_goes_on(self, tune, base, tmp_path, stopped):
         """The weights are those of a whole run."""
@@ -278,6 +391,17 @@ class TestModes:
         shutil.copytree(tiny_model, model, ignore=shutil.ignore_patterns("*.safetensors"))
         assert tune("--model", model, "--pairs", pairs, "--preview").code == 0
 
+    def test_preview_reads_on_until_there_is_something_to_show(self, tune, base, pairs):
+        same = turn("assistant", "same")
+        rows = [{"prompt": [turn("user", "?")], "chosen": [same], "rejected": [same]}] * 250
+        written([*rows, *shaped("conversational") * 100], pairs)
+        ended = tune(*base, "--preview")
+        assert ended.code == 0, ended.err
+        assert f"Of the first 300 pairs of {pairs}: 50 pairs;" in ended.out
+        assert "300 read, 50 kept" in ended.out
+        written(rows, pairs)
+        assert "none of 250 pairs can be trained on" in tune(*base, "--preview").err
+
     def test_dry_run_counts_real_pairs_without_weights(self, tune, tiny_model, pairs, tmp_path):
         model = tmp_path / "model"
         shutil.copytree(tiny_model, model, ignore=shutil.ignore_patterns("*.safetensors"))
@@ -287,6 +411,14 @@ class TestModes:
         assert "pairs: 6 of 6 used" in ended.out
         assert "3 steps of 2 pairs" in ended.out
         assert "At 1 useful TFLOP/s a GPU" in ended.out
+
+    def test_dry_run_holds_out_the_pairs_that_the_run_holds_out(self, tune, base, pairs):
+        """By prompt: one pair of three to a prompt holds out all three."""
+        rows = shaped("conversational")
+        more = [{**rows[i // 3], "rejected": [turn("assistant", f"no {i}")]} for i in range(9)]
+        written(more, pairs)
+        ended = tune(*base, "--eval-pairs", "1", "--dry-run")
+        assert "(1.00 epochs of 6 pairs)" in ended.out, ended.err
 
     def test_dry_run_assumes_only_what_is_missing(self, tune, base, tmp_path):
         """A recipe's `expect` stands in for a model that is not here, and for nothing else."""
@@ -314,12 +446,24 @@ class TestModes:
             (["--preview", "--dry-run"], "give one of them"),
             (["--tflops", "3"], "--tflops has no effect without --dry-run"),
             (["--dry-run", "--tflops", "0"], "a rate above zero"),
+            (["--method", "sft", "--reference", "ref"], "--reference has no effect on sft"),
         ],
     )
-    def test_options_without_effect(self, tune, base, arguments, text):
+    def test_options_without_effect(self, tune, base, tmp_path, monkeypatch, arguments, text):
+        monkeypatch.chdir(tmp_path)
         ended = tune(*base, *arguments)
         assert ended.code == 2
         assert text in ended.err
+        assert not (tmp_path / "ref").exists() and not (tmp_path / "runs").exists()
+
+    @pytest.mark.parametrize("mode", ["preview", "dry_run"])
+    @pytest.mark.parametrize("option", [{"reference": Path("ref")}, {"update": True}])
+    def test_what_only_shows_takes_no_option_of_a_run(self, mode, option):
+        modes = {"preview": False, "dry_run": False, mode: True}
+        (name,) = option
+        text = f"--{name} has no effect with --{mode.replace('_', '-')}"
+        with pytest.raises(UserError, match=text):
+            check_modes(**modes, tflops=None, **option)
 
 
 class TestMessages:
@@ -331,6 +475,9 @@ class TestMessages:
             (["--set", "tune.learning_rate=1e-4"], ["did you mean 'lr'?"]),
             (["--method", "sft", "--beta", "3"], ["beta has no effect on sft"]),
             (["--method", "dpoo"], ["tune.method", "dpo_norm", "given: 'dpoo'"]),
+            (["--set", "seed=1"], ["--set seed=1", "give --seed"]),
+            (["--set", "tune.dtype=float32"], ["give --dtype"]),
+            (["--set", "pairs.split=test"], ["give --split"]),
             (["--lr=-1"], ["command line: tune.lr", "greater than 0"]),
             (["--steps", "3", "--epochs", "1"], ["give one of them"]),
             (["--split", "train"], ["split 'train' has no effect on files"]),

@@ -15,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+WORDS = ["abcd", "bcda", "cdab", "dabc", "acbd", "bdca", "cadb", "dbac"]
 WORKER = Path(__file__).with_name("tune_worker.py")
 # Three micro-batches a step for one process, so that ranks hold different numbers of pairs.
 SETTINGS = {
@@ -47,6 +48,19 @@ def launch(
     )
 
 
+def tune_command(out: Path, processes: int, *arguments: str) -> subprocess.CompletedProcess:
+    """The command itself, for what needs a recipe."""
+    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}"]
+    command += ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", "-m", "deltalearn", "tune"]
+    return subprocess.run(
+        [*command, "--device", "cpu", "--out", str(out), *arguments],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
 def weights(out: Path) -> dict[str, torch.Tensor]:
     return load_file(out / "final" / "model.safetensors")
 
@@ -69,6 +83,10 @@ def assert_same_run(out: Path, alone: Path) -> None:
             assert ours[key] == pytest.approx(theirs[key], rel=2e-3, abs=1e-5), key
     for ours, theirs in zip(lines(out, "evals.jsonl"), lines(alone, "evals.jsonl"), strict=True):
         assert ours == pytest.approx(theirs, rel=2e-3, abs=1e-5)
+    assert_same_weights(out, alone)
+
+
+def assert_same_weights(out: Path, alone: Path) -> None:
     expected = weights(alone)
     found = weights(out)
     assert found.keys() == expected.keys()
@@ -100,6 +118,51 @@ def test_killed_and_resumed(alone, tmp_path, shard, after):
     result = json.loads((tmp_path / "result.json").read_text())
     assert result == {"scored": 0, "resumed_at": 2}
     assert_same_run(tmp_path, alone)
+
+
+def test_sharded_run_keeps_the_best_which_is_not_the_last(tmp_path):
+    """Evaluation is a forward without a backward, after which sharded weights are put back."""
+    early = {"lr": 3e-3, "eval_pairs": 3, "eval_every": 1, "patience": 1, "steps": 12}
+    one, two, last = (tmp_path / name for name in ("one", "two", "last"))
+    for out, processes, keep_best in ((one, 1, True), (two, 2, True), (last, 1, False)):
+        done = launch(out, processes, shard=processes > 1, keep_best=keep_best, **early)
+        assert done.returncode == 0, done.stderr
+    losses = [line["eval_loss"] for line in lines(one, "evals.jsonl")]
+    assert losses.index(min(losses)) == len(losses) - 2, "the last but one is the best"
+    assert_same_run(two, one)
+    best, stopped = weights(two), weights(last)
+    assert max((best[name] - stopped[name]).abs().max() for name in best) > 1e-3
+
+
+def test_sharded_run_goes_on_without_its_reference(tmp_path, alone):
+    """The references are scored again, by forwards alone, before the checkpoint is loaded."""
+    assert launch(tmp_path, 2, kill_at=3, shard=True).returncode != 0
+    (tmp_path / "reference.sqlite").unlink()
+    done = launch(tmp_path, 2, shard=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "result.json").read_text()) == {"scored": 22, "resumed_at": 2}
+    assert_same_run(tmp_path, alone)
+
+
+@pytest.mark.parametrize("metric", ["loglik", "greedy_accuracy"])
+def test_dev_scores_of_sharded_adapters(tmp_path, lab_ladder, write_lines, metric):
+    """Weights outside the layers are gathered by peft's wrapper, which the suite does not call."""
+    pairs = [{"prompt": f"rev {w}", "chosen": w[::-1], "rejected": w[:0:-1]} for w in WORDS]
+    arguments = ["--model", "package://deltalearn.lab/ladder/m", "--pairs", str(write_lines(pairs))]
+    arguments += ["--lora", "4", "--lr", "1e-2", "--steps", "2", "--batch-size", "4"]
+    dev = {"source": lab_ladder / "eval.jsonl", "metric": metric, "limit": 20, "max_tokens": 8}
+    for key, value in {**{f"dev.{k}": v for k, v in dev.items()}, "eval_every": 1}.items():
+        arguments += ["--set", f"{key}={value}"]
+    for name, processes in (("one", 1), ("two", 2)):
+        sharded = ["--shard"] * (processes > 1)
+        done = tune_command(tmp_path / name, processes, *arguments, *sharded)
+        assert done.returncode == 0, done.stderr
+    one, two = (lines(tmp_path / name, "evals.jsonl") for name in ("one", "two"))
+    assert [e["step"] for e in two] == [1, 2]
+    for ours, theirs in zip(two, one, strict=True):
+        assert ours == pytest.approx(theirs, rel=2e-3)
+    if metric == "loglik":
+        assert one[0][f"dev_{metric}"] != pytest.approx(one[1][f"dev_{metric}"], rel=1e-2)
 
 
 @pytest.mark.parametrize(

@@ -65,6 +65,21 @@ class TestSteps:
         settings = TuneSpec(batch_size=4, eval_pairs=10)
         assert dry_run(equal_pairs(50), size, settings, 0).steps == 10
 
+    def test_pairs_that_are_trained_on_are_planned(self, size):
+        """Those held out are twice as long here, and not the last ones."""
+        long = PairLengths(*(np.repeat([2 * n, n], [10, 40]) for n in (P, C, R)))
+        settings = TuneSpec(batch_size=4, eval_pairs=8)
+        plan = dry_run(long, size, settings, 0, train=np.arange(10, 50))
+        assert (plan.pairs, plan.steps) == (40, 10)
+        assert plan.layouts["shared"].tokens == 4 * (P + C + R)
+        alone = dry_run(equal_pairs(40), size, TuneSpec(batch_size=4), 0)
+        assert plan.flops == alone.flops
+
+    def test_held_out_pairs_are_named_where_too_few_are_left(self, size):
+        text = r"batch of 4 \(eval_pairs holds out 10 of 12\); give more pairs, fewer eval_pairs"
+        with pytest.raises(UserError, match=text):
+            dry_run(equal_pairs(12), size, TuneSpec(batch_size=4, eval_pairs=10), 0)
+
     def test_less_than_one_batch(self, size):
         with pytest.raises(UserError, match="3 pairs to train on do not fill one batch of 4"):
             dry_run(equal_pairs(3), size, TuneSpec(batch_size=4), 0)
@@ -91,6 +106,17 @@ class TestPlan:
     def test_a_pair_larger_than_the_budget_is_a_forward(self, size, layout, tokens):
         settings = TuneSpec(batch_size=4, token_budget=50, layout=layout)
         assert dry_run(equal_pairs(8), size, settings, 0).largest_forward == tokens
+
+    def test_an_obstacle_makes_padded_rows(self, size):
+        settings = TuneSpec(batch_size=4, token_budget=50)
+        plan = dry_run(equal_pairs(8), size, settings, 0, obstacle="why")
+        assert (plan.layout, plan.reason, plan.largest_forward) == ("padded", "why", 320)
+        settings = TuneSpec(batch_size=4, layout="padded")
+        assert dry_run(equal_pairs(8), size, settings, 0, obstacle="why").reason == ""
+        for forced, text in (("layout", "packed"), ("attention", "sdpa")):
+            with pytest.raises(UserError, match=f"{forced} '{text}' .*why"):
+                settings = TuneSpec(batch_size=4, **{forced: text})
+                dry_run(equal_pairs(8), size, settings, 0, obstacle="why")
 
     def test_sft_has_one_answer(self, size):
         plan = dry_run(equal_pairs(40), size, TuneSpec(method="sft", batch_size=4), 0)
@@ -182,6 +208,23 @@ class TestReport:
         text = self.lines(size)
         for row in ("1    whole", "2    DDP", "2    FSDP2", "4    DDP", "8    DDP", "8    FSDP2"):
             assert f"\n{row}" in text
+
+    @pytest.mark.parametrize(
+        ("changes", "there"),
+        [
+            ({"lora": LoraSpec(bits=4)}, False),
+            ({"optimizer": "adafactor"}, False),
+            ({"lora": LoraSpec()}, True),
+        ],
+    )
+    def test_no_memory_of_what_is_refused(self, size, changes, there):
+        assert ("FSDP2" in self.lines(size, **changes)) is there
+        try:
+            TuneSpec(shard=True, **changes)
+            taken = True
+        except ValueError:
+            taken = False
+        assert taken is there, "a recipe takes shard just where the table has it"
 
     def test_the_layout_that_runs_is_marked(self, size):
         (marked,) = [x for x in self.lines(size, layout="packed").splitlines() if "<-" in x]

@@ -479,6 +479,23 @@ class TestReuse:
         examples, _ = prepare(tokenizer, pair("new"), **given)
         assert len(examples) == 1
 
+    def test_an_older_rule_is_made_again(self, chatml, tmp_path, monkeypatch):
+        """Rule 1 kept nulls of Arrow in tools and calls."""
+        from deltalearn.tune import prepare as module
+
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "RULES", 1)
+            prepare(chatml, *self.rows, directory=tmp_path / "set", key="k")
+        examples, _ = prepare(chatml, pair("new"), directory=tmp_path / "set", key="k")
+        assert len(examples) == 1
+
+    def test_enough_stops_after_a_batch(self, chatml):
+        same = [pair(chosen="x", rejected="x")] * 5
+        rows = iter([*same, *map(pair, "abcdefgh")])
+        examples, counts = prepare_examples(chatml, rows, 99, enough=2, batch=3)
+        assert (counts.pairs, len(examples)) == (9, 4)
+        assert len(list(rows)) == 4, "no row is read that is not looked at"
+
     def test_without_a_key_nothing_is_reused(self, chatml, tmp_path):
         prepare(chatml, *self.rows, directory=tmp_path / "set")
         examples, _ = prepare(chatml, self.rows[0], directory=tmp_path / "set")

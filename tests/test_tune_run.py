@@ -7,29 +7,36 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 
 from deltalearn.errors import UserError
 from deltalearn.evaluate.dev import dev_scores
 from deltalearn.evaluate.items import read_items
 from deltalearn.evaluate.score import score_model
+from deltalearn.lm.layout import Tree
 from deltalearn.lm.load import load_model, load_tokenizer, place
 from deltalearn.lm.locate import locate
-from deltalearn.lm.scoring import score_answers
+from deltalearn.lm.scoring import choose_rows, score_answers
 from deltalearn.methods import METHODS
 from deltalearn.recipe import TuneSpec
 from deltalearn.recipe.schema import DevSpec, LoraSpec
+from deltalearn.recipe.tune_file import load_tune_recipe
 from deltalearn.tune import PairRow, ReferenceCache, prepare_examples, tune
 from deltalearn.tune.engine import split_held_out
 from deltalearn.tune.loop import Run
+from deltalearn.tuning import run_tune
 
 CPU = place("cpu", "float32")
 STUDENT = "package://deltalearn.lab/ladder/m"
@@ -60,9 +67,8 @@ def run(
 ):
     examples, _ = prepare_examples(tokenizer, rows(), 64)
     with ReferenceCache(cache or out / "reference.sqlite") as reference:
-        result = tune(
-            student, examples, spec, seed, out, reference=reference, placement=CPU, **more
-        )
+        more = {"placement": CPU, **more}
+        result = tune(student, examples, spec, seed, out, reference=reference, **more)
         return result, reference.scored
 
 
@@ -180,6 +186,12 @@ class TestRun:
         assert (rates[-1] == 1e-3) == (scheduler == "constant")
         assert log(tmp_path)[-1]["loss"] < 0.69
 
+    @pytest.mark.parametrize("betas", [(0.9, 1), (1, 0.95)])
+    def test_a_moment_that_would_never_move_is_refused(self, betas):
+        """At 1 Adam divides by zero: the first step would be no number."""
+        with pytest.raises(ValidationError, match="less than 1"):
+            TuneSpec(adam_betas=betas)
+
     @pytest.mark.parametrize("attention", ["sdpa", "segments"])
     def test_bfloat16_is_mixed_precision(self, student, tokenizer, tmp_path, attention):
         """Weights stay float32 while training; the saved model is bfloat16."""
@@ -262,8 +274,12 @@ class TestEvaluation:
         result, _ = run(
             student, tokenizer, tmp_path, spec, dev=lambda model: {"accuracy": next(scores)}
         )
-        assert result["best_step"] == 2
-        assert result["last"]["stopped_early"] and result["last"]["step"] == 6
+        assert (result["best_step"], result["steps"]) == (2, 6)
+        lines = log(tmp_path)
+        assert result["last"] == {**lines[-1], "final_step": 2}
+        assert (lines[-1]["stopped_early"], lines[-1]["planned_steps"]) == (True, 12)
+        assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+        assert not any("stopped_early" in line for line in lines[:-1])
         stop_at_two = self.spec.model_copy(update={"steps": 12})
 
         class Enough(Exception):
@@ -284,6 +300,32 @@ class TestEvaluation:
         for name, parameter in final.named_parameters():
             assert torch.equal(parameter, kept[name]), name
 
+    @pytest.mark.parametrize(
+        ("losses", "best", "told"),
+        [
+            ([0.5, 0.6], True, "stopped early after 4 of 40 steps in # s; final is step 2;"),
+            ([0.5, 0.6], False, "stopped early after 4 of 40 steps in # s; last step:"),
+            ([0.5] + 18 * [0.4, 0.5] + 3 * [0.6], True, "40 steps in # s; final is step 4;"),
+            ([1 / n for n in range(1, 21)], True, "40 steps in # s; last step:"),
+        ],
+        ids=["early, best", "early, last", "whole, best", "whole, last"],
+    )
+    def test_the_closing_line_says_what_was_done(
+        self, tmp_path, write_lines, monkeypatch, losses, best, told
+    ):
+        """Steps taken, not planned, and which of them `final` is."""
+        left = iter(losses)
+        monkeypatch.setattr(Run, "held_out_metrics", lambda self: {"loss": next(left)})
+        texts = [{"prompt": t, "chosen": t[::-1], "rejected": t[1:]} for t in TEXTS]
+        options = {"model.path": STUDENT, "pairs.source": str(write_lines(texts)), "device": "cpu"}
+        settings = ["batch_size=2", "steps=40", "eval_pairs=2", "eval_every=2", "lr=1e-5"]
+        patience = 1 if len(losses) == 2 else 40
+        settings += [f"patience={patience}", f"keep_best={str(best).lower()}"]
+        said = []
+        run_tune(load_tune_recipe(None, options, settings), tmp_path / "out", say=said.append)
+        shown = re.sub(r"in [\d.]+ s", "in # s", said[-1])
+        assert shown.startswith(f"{tmp_path / 'out' / 'final'}: {told}"), said[-1]
+
     def test_best_survives_a_resume(self, student, tokenizer, tmp_path):
         spec = self.spec.model_copy(update={"keep_best": True, "checkpoint_every": 1})
         whole = [0.5, 0.4, 0.3]
@@ -294,17 +336,45 @@ class TestEvaluation:
         assert result["best_step"] == 2
         assert [e["dev_accuracy"] for e in self.evals(tmp_path)] == whole
 
-    def test_dev_suite_of_a_recipe(self, student, tokenizer, tmp_path, lab_ladder):
-        """The score of the final model by the evaluate stage is the last one logged."""
-        dev = DevSpec(source=str(lab_ladder / "eval.jsonl"), limit=30)
-        spec = TuneSpec(lr=1e-3, batch_size=4, steps=4, dev=dev, eval_every=2)
+    @pytest.mark.parametrize("metric", ["expected_accuracy", "greedy_accuracy"])
+    @pytest.mark.parametrize("lora", [None, LoraSpec(r=4)], ids=["full", "lora"])
+    def test_dev_suite_of_a_recipe(self, student, tokenizer, tmp_path, lab_ladder, lora, metric):
+        """The score of the final model by the evaluate stage is the last one logged.
+
+        With adapters too, which are merged into the final model and must count on the way.
+        """
+        dev = DevSpec(source=str(lab_ladder / "eval.jsonl"), limit=30, metric=metric, max_tokens=8)
+        spec = TuneSpec(lr=1e-2 if lora else 1e-3, batch_size=4, steps=4, dev=dev, eval_every=2)
+        spec = spec.model_copy(update={"lora": lora})
         run(student, tokenizer, tmp_path, spec, dev=dev_scores(dev, student))
-        rows = score_model(
-            locate(str(tmp_path / "final")), read_items(dev.source, limit=30),
-            ("expected_accuracy",), max_tokens=8, token_budget=4096, placement=CPU, title="",
-        )  # fmt: skip
-        mean = sum(row["expected_accuracy"] for row in rows) / len(rows)
-        assert self.evals(tmp_path)[-1]["dev_expected_accuracy"] == pytest.approx(mean, rel=1e-4)
+
+        def mean(files) -> float:
+            rows = score_model(
+                files, read_items(dev.source, limit=30),
+                (metric,), max_tokens=8, token_budget=4096, placement=CPU, title="",
+            )  # fmt: skip
+            return sum(row[metric] for row in rows) / len(rows)
+
+        last = self.evals(tmp_path)[-1][f"dev_{metric}"]
+        assert last == pytest.approx(mean(locate(str(tmp_path / "final"))), rel=1e-4)
+        assert last != pytest.approx(mean(student), rel=0.02)
+
+    @pytest.mark.parametrize("lora", [None, LoraSpec(r=4)], ids=["full", "lora"])
+    @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+    def test_a_dev_suite_shares_prompts_in_low_precision_too(
+        self, student, tokenizer, tmp_path, dtype, lora
+    ):
+        """Weights under autocast are float32, but must not be held to float32's rounding."""
+        trees = [Tree([5, 6, 7], ([8, 9], [10, 11, 12]))]
+        spec = TuneSpec(lr=1e-4, batch_size=4, steps=1, lora=lora)
+        said = []
+
+        def dev(model):
+            said.append(str(choose_rows(model, trees)))
+            return {"score": 0.0}
+
+        run(student, tokenizer, tmp_path, spec, dev=dev, placement=place("cpu", dtype))
+        assert said == ["shared rows, sdpa attention (short texts on a CPU)"]
 
 
 def scores_then_stop(scores):
@@ -386,6 +456,23 @@ class TestResume:
         drop = {"seconds"}
         for a, b in zip(log(tmp_path / "whole"), log(tmp_path / "cut"), strict=True):
             assert {k: a[k] for k in a.keys() - drop} == {k: b[k] for k in b.keys() - drop}
+
+    def test_seconds_count_all_starts(self, student, tokenizer, tmp_path, monkeypatch):
+        """Work between two starts is told as one time; a checkpoint without it still loads."""
+        clock = iter(range(0, 10_000, 10))
+        watch = SimpleNamespace(monotonic=lambda: next(clock))
+        monkeypatch.setattr("deltalearn.tune.loop.time", watch)
+        self.interrupted(student, tokenizer, tmp_path, 7)
+        shutil.copytree(tmp_path, tmp_path / "old")
+        (state,) = (tmp_path / "old").glob("checkpoints/*/state.json")
+        saved = json.loads(state.read_text())
+        assert saved["progress"].pop("seconds") == 60
+        state.write_text(json.dumps(saved))
+        result, _ = run(student, tokenizer, tmp_path, self.spec)
+        assert [line["seconds"] for line in log(tmp_path)] == list(range(10, 130, 10))
+        assert result["last"]["seconds"] == 120
+        result, _ = run(student, tokenizer, tmp_path / "old", self.spec)
+        assert (result["resumed_at"], result["last"]["seconds"]) == (6, 60)
 
     @pytest.mark.parametrize(
         ("change", "named"),

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,12 +17,14 @@ from hypothesis import strategies as st
 from deltalearn.errors import UserError
 from deltalearn.pairs import write_pairs
 from deltalearn.records import Pair
+from deltalearn.tables import source_digest, split_files
 from deltalearn.tune.prepare import prepare_examples
 from deltalearn.tune.sources import MEANINGS, PairReader, PairRow, read_pairs_from
 
 SYSTEM = {"role": "system", "content": "be brief"}
 ASK = {"role": "user", "content": "What is 2+2?"}
 MORE = {"role": "user", "content": "And 3+3?"}
+TOOL = {"role": "tool", "content": "4"}
 
 
 def says(text: str) -> dict[str, str]:
@@ -168,6 +172,16 @@ def test_shapes(read, name):
     assert (reader.counts.read, reader.counts.pairs) == (1, 1)
 
 
+def test_swapped_columns_are_of_the_same_format(read):
+    """Raw text stays raw text: only what is preferred changes."""
+    (row,) = read(
+        {"prompt": "2+2 =", "chosen": " 4", "rejected": " 5"},
+        chosen_column="rejected",
+        rejected_column="chosen",
+    )
+    assert parts(row) == ("2+2 =", " 5", " 4")
+
+
 @pytest.mark.parametrize(
     ("chosen", "rejected"), [("same text", "same text"), ("ok", "ok then"), ("a b", "a c")]
 )
@@ -221,6 +235,9 @@ MORE_UNUSABLE = [
     ("prompts_differ", {"prompt": [MORE], "chosen": [ASK, GOOD], "rejected": [ASK, BAD]}),
     ("prompts_differ", {"prompt": "What is 2+2?", "chosen": [ASK, GOOD], "rejected": [MORE, BAD]}),
     ("several_turns", {"chosen": [ASK, GOOD], "rejected": [ASK, GOOD, MORE, BAD]}),
+    ("several_turns", {"prompt": [ASK], "chosen": [GOOD, TOOL, GOOD], "rejected": [BAD]}),
+    ("several_turns", {"prompt": "2+2?", "chosen": [GOOD, TOOL, GOOD], "rejected": [BAD]}),
+    ("several_turns", {"prompt": [ASK], "chosen": [GOOD], "rejected": [BAD, MORE, BAD]}),
     ("several_turns", {"prompt": [ASK], "chosen": [ASK, GOOD, MORE, GOOD], "rejected": [BAD]}),
     (
         "several_turns",
@@ -317,6 +334,95 @@ def test_tools_and_template_arguments_are_kept(read, as_text):
         {"role": "assistant", "tool_calls": [{"name": "search"}]},
         {"role": "tool", "content": "3"},
     )
+
+
+def test_nulls_that_arrow_put_into_objects_are_taken_out(tmp_path, write_lines):
+    """Rows of Parquet are those of JSONL, whatever keys the objects of other rows have."""
+
+    def row(key: str, more: dict) -> dict:
+        call = {"function": {"name": key, "arguments": {key: 1, "list": [None, {key: 2}]}}}
+        return {
+            "prompt": [ASK, {"role": "assistant", "tool_calls": [call]}, TOOL],
+            "chosen": [GOOD],
+            "rejected": [BAD],
+            "tools": [{"name": key, "parameters": {"properties": {key: {"type": "string"}}}}],
+            "chat_template_kwargs": {"nested": more},
+        }
+
+    rows = [row("city", {"a": 1}), row("unit", {"b": 2})]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "rows.parquet")
+    found = list(read_pairs_from(str(tmp_path / "rows.parquet")))
+    expected = list(read_pairs_from(str(write_lines(rows))))
+    for one, other in zip(found, expected, strict=True):
+        assert (one.prompt, one.template) == (other.prompt, other.template)
+    assert found[0].prompt[1]["tool_calls"][0]["function"]["arguments"]["list"][0] is None
+
+
+class TestSplitsOfAFolder:
+    """A folder as `hf download` leaves it is the data set that it was."""
+
+    @pytest.fixture
+    def folder(self, write_lines, tmp_path):
+        def write(*names: str) -> str:
+            for name in names:
+                row = {"prompt": name, "chosen": "a", "rejected": "b"}
+                write_lines([row], f"data/{name}.jsonl")
+            return str(tmp_path / "data")
+
+        return write
+
+    @staticmethod
+    def prompts(source: str, split: str | None = None) -> list[str]:
+        return [row.prompt[:5] for row in read_pairs_from(source, split=split)]
+
+    def test_one_is_read(self, folder):
+        source = folder(
+            "train-00000-of-00002", "train-00001-of-00002-0a1b", "test_x-00000-of-00001", "extra"
+        )
+        assert self.prompts(source) == ["train", "train"]
+        assert self.prompts(source, "test_x") == ["test_"]
+        with pytest.raises(UserError, match="no split 'dev'; its files are of test_x, train"):
+            self.prompts(source, "dev")
+
+    def test_without_train_one_must_be_named(self, folder):
+        source = folder("dev-00000-of-00001", "test-00000-of-00001")
+        with pytest.raises(UserError, match="no split 'train'; its files are of dev, test"):
+            self.prompts(source)
+
+    def test_other_folders_are_read_whole(self, folder):
+        source = folder("other-00000-of-00001", "file")
+        assert self.prompts(source) == ["file", "other"]
+        with pytest.raises(UserError, match="split 'other' has no effect on files"):
+            self.prompts(source, "other")
+
+
+class TestDigest:
+    """What identifies pairs is the files that are read, nothing beside them."""
+
+    def test_of_a_folder(self, write_lines, tmp_path):
+        source = str(write_lines(["a"], "data/rows.jsonl").parent)
+        before = source_digest(source)
+        (tmp_path / "data" / "README.md").write_text("about")
+        assert source_digest(source) == before
+        write_lines(["b"], "data/more.jsonl")
+        assert source_digest(source) != before
+
+    def test_of_a_split(self, write_lines):
+        for split in ("train", "test"):
+            file = write_lines(["a"], f"data/{split}-00000-of-00001.jsonl")
+        source = str(file.parent)
+        (name,) = source_digest(source, split_files(source, "test"))
+        assert name == "test-00000-of-00001.jsonl"
+
+    def test_of_a_saved_data_set(self, tmp_path):
+        datasets = pytest.importorskip("datasets")
+        source = str(tmp_path / "saved")
+        datasets.Dataset.from_list([{"a": 1}]).save_to_disk(source)
+        before = source_digest(source)
+        assert any(name.endswith(".arrow") for name in before)
+        (tmp_path / "saved" / "cache-1.arrow").touch()  # as `map` leaves them
+        (tmp_path / "saved" / "README.md").touch()
+        assert source_digest(source) == before
 
 
 def test_our_own_pairs_file(tmp_path, answered):

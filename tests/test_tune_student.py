@@ -25,7 +25,7 @@ from transformers import (
 )
 
 from deltalearn.errors import UserError
-from deltalearn.lm.load import Placement
+from deltalearn.lm.load import Placement, device_name, load_model
 from deltalearn.lm.locate import ModelFiles, locate
 from deltalearn.recipe.schema import TuneSpec
 from deltalearn.tune.student import (
@@ -104,6 +104,25 @@ def train(model, steps: int = 3) -> dict[str, torch.Tensor]:
 def stored(directory: Path) -> dict[str, torch.Tensor]:
     with safe_open(directory / "model.safetensors", "pt") as file:
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+
+@pytest.mark.parametrize("device", ["cuda", "cuda:1", "mps"])
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda files, placement: device_name(placement),
+        load_model,
+        lambda files, placement: load_student(files, TuneSpec(), placement, seed=0),
+        lambda files, placement: load_student(files, lora(bits=4), placement, seed=0),
+    ],
+    ids=["name", "load", "student", "quantised"],
+)
+def test_a_device_that_is_not_here_is_refused(tiny_model, monkeypatch, device, use):
+    """Neither a traceback of torch nor, in silence, another device."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
+    with pytest.raises(UserError, match=rf"device {device}: .*none here, only cpu; use one"):
+        use(locate(str(tiny_model)), Placement(device, "float32"))
 
 
 class TestFull:

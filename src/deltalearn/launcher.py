@@ -23,9 +23,11 @@ class Processes:
         self.several = int(os.environ.get("WORLD_SIZE", "1")) > 1
         self.first = is_first_process()
         if self.several:
+            import torch
             from accelerate import PartialState
 
-            PartialState(cpu=device == "cpu")
+            alone = device == "auto" and not torch.accelerator.is_available()
+            PartialState(cpu=device == "cpu" or alone)
 
     def by_first(self, work: Callable[[], T]) -> T:
         """Let the first process do `work` and give all of them its result, or its UserError."""
@@ -48,3 +50,13 @@ class Processes:
         done: list[T] = []
         self.by_first(lambda: done.append(work()))
         return done[0] if done else work()
+
+    def end(self) -> None:
+        """Leave together: a process that ends while others still hold it to be there may abort."""
+        if self.several:
+            from accelerate import PartialState
+
+            state = PartialState()
+            state.wait_for_everyone()
+            state.destroy_process_group()
+            PartialState._reset_state()

@@ -7,7 +7,8 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -21,29 +22,38 @@ from deltalearn.recipe.load import LoadedRecipe
 
 PACKAGES = ("torch", "transformers", "accelerate", "safetensors", "tokenizers", "numpy", "pyarrow")
 FORMAT = 1
+LOCK = ".lock"
 
 
 class RunDirectory:
     """A locked run directory whose manifest is rewritten after every stage."""
 
-    def __init__(self, path: Path, loaded: LoadedRecipe, *, update: bool = False) -> None:
+    def __init__(
+        self,
+        path: Path,
+        loaded: LoadedRecipe,
+        *,
+        update: bool = False,
+        may_hold: Sequence[str] = (),
+        free: Collection[str] = (),
+        hold: bool = False,
+    ) -> None:
         """Create or reopen `path` for a recipe.
 
-        Raises UserError if another process works in it, if it holds something else, or if it
-        holds a run of other settings and `update` is not set (a run of another name: always).
+        may_hold: names of files that a directory may have before its first run. free: dotted
+        settings with which a run may go on when they are others. hold: say of other settings only
+        at the next save, so that they describe what is there. Raises UserError if another process
+        works in it, if it holds something else, or if it holds a run of other settings (of which a
+        stage has begun) and `update` is not set (a run of another name: always).
         """
         self.path = path
         self.done_now = 0  # stages that had to work in this process
-        existing = _existing_manifest(path)
+        existing = _existing_manifest(path, may_hold)
         recipe = loaded.recipe.model_dump(mode="json")
         if existing:
-            _check_same(path, existing["recipe"], recipe, update)
+            _check_same(path, existing, recipe, update, free)
         path.mkdir(parents=True, exist_ok=True)
-        self._lock = FileLock(path / ".lock")
-        try:
-            self._lock.acquire(timeout=0)
-        except Timeout:
-            raise UserError(f"{path}: another deltalearn process is running here") from None
+        self._lock = _locked(path)
         self.manifest: dict[str, Any] = {
             "format": FORMAT,
             "name": loaded.recipe.name,
@@ -56,10 +66,12 @@ class RunDirectory:
             "recipe": recipe,
             "models": (existing or {}).get("models", {}),
             "stages": (existing or {}).get("stages", {}),
-            "retries": (existing or {}).get("retries", {}),
+            "answers": (existing or {}).get("answers", {}),  # what stages left in the store
         }
-        if existing is None or existing["recipe"] != recipe:
-            write_text(path / "recipe.yaml", loaded.resolved_yaml())
+        self.manifest = (existing or {}) | self.manifest  # what one command notes for itself
+        changed = existing is None or existing["recipe"] != recipe
+        self._unsaid = loaded.resolved_yaml() if changed else None
+        if changed and not (hold and existing):
             self.save()
 
     def close(self) -> None:
@@ -67,7 +79,10 @@ class RunDirectory:
         self._lock.release()
 
     def save(self) -> None:
-        """Write run.json."""
+        """Write run.json, and recipe.yaml if it is another one."""
+        if self._unsaid is not None:
+            write_text(self.path / "recipe.yaml", self._unsaid)
+            self._unsaid = None
         write_json(self.path / "run.json", self.manifest)
 
     def is_done(self, stage: str, key: str) -> bool:
@@ -87,16 +102,9 @@ class RunDirectory:
         counts = (r.get("counts", {}) for name, r in stages if name.startswith("generate/"))
         return sum(c.get("errors", 0) for c in counts)
 
-    def retries(self, stage: str, *, again: bool) -> int:
-        """How often errors of a stage of answers were asked again; once more, if there are any.
-
-        The number is part of the stage's key, so that what depends on the answers follows.
-        """
-        numbers = self.manifest["retries"]
-        record = self.manifest["stages"].get(stage, {})
-        if again and record.get("counts", {}).get("errors"):
-            numbers[stage] = numbers.get(stage, 0) + 1
-        return numbers.get(stage, 0)
+    def reopen(self, stage: str) -> None:
+        """Let a stage that is done work again: what it left is not there any more."""
+        self.manifest["stages"][stage]["state"] = "reopened"
 
     def stage(
         self,
@@ -141,6 +149,33 @@ class RunDirectory:
             self.save()
 
 
+@contextmanager
+def alone_in(path: Path) -> Iterator[None]:
+    """Keep runs out of the directory `path` while the block works in it, if it is one of a run.
+
+    UserError if one works there now: what it is about to store must not come from elsewhere.
+    """
+    if not any((path / name).exists() for name in ("run.json", LOCK)):
+        yield
+        return
+    lock = _locked(path)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _locked(path: Path) -> FileLock:
+    lock = FileLock(path / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(
+            f"{path}: another deltalearn process is running here; wait until it ends"
+        ) from None
+    return lock
+
+
 def _now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
@@ -155,14 +190,14 @@ def _machine() -> dict[str, Any]:
     }
 
 
-def _existing_manifest(path: Path) -> dict[str, Any] | None:
+def _existing_manifest(path: Path, may_hold: Sequence[str]) -> dict[str, Any] | None:
     if path.is_file():
         raise UserError(f"{path}: a file is in the way of the output directory")
     if not path.is_dir():
         return None
     manifest = path / "run.json"
     if not manifest.is_file():
-        if any(not entry.name.startswith(".") for entry in path.iterdir()):
+        if any(e.name not in may_hold and not e.name.startswith(".") for e in path.iterdir()):
             raise UserError(
                 f"{path}: not empty and not a run of deltalearn (no run.json); choose another --out"
             )
@@ -177,14 +212,17 @@ def _existing_manifest(path: Path) -> dict[str, Any] | None:
     return value
 
 
-def _check_same(path: Path, old: dict[str, Any], new: dict[str, Any], update: bool) -> None:
+def _check_same(
+    path: Path, existing: dict[str, Any], new: dict[str, Any], update: bool, free: Collection[str]
+) -> None:
+    old = existing["recipe"]
     if old["name"] != new["name"]:
         raise UserError(
             f"{path}: holds the run of another recipe ({old['name']!r}, this one is "
             f"{new['name']!r}); choose another --out"
         )
-    changed = sorted(_differences(old, new))
-    if changed and not update:
+    changed = sorted(set(_differences(old, new)) - set(free))
+    if changed and existing["stages"] and not update:
         raise UserError(
             f"{path}: holds a run with other settings ({', '.join(changed)}). Pass --update to "
             "run again what depends on them (answers and their scores are kept), or choose "

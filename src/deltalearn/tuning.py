@@ -10,6 +10,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,31 +18,47 @@ from deltalearn.errors import UserError
 from deltalearn.files import digest
 from deltalearn.launcher import Processes
 from deltalearn.lm.locate import WANTED, ModelFiles, locate
-from deltalearn.methods import FREE_TO_CHANGE
+from deltalearn.methods import FREE_TO_CHANGE, METHODS
 from deltalearn.recipe.schema import STUDENT, ModelSpec
-from deltalearn.recipe.tune_file import LoadedTune, TuneRecipe
+from deltalearn.recipe.tune_file import LoadedTune, PairsSource, TuneRecipe
 from deltalearn.resources import local_path
 from deltalearn.rundir import RunDirectory
-from deltalearn.tables import source_digest
+from deltalearn.tables import DEFAULT_SPLIT, source_digest, split_files
 
 if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
     from deltalearn.tune.dryrun import PairLengths
     from deltalearn.tune.examples import Examples
     from deltalearn.tune.prepare import ExampleCounts
 
 STAGE = "tune"
 WITHOUT_WEIGHTS = [pattern for pattern in WANTED if pattern != "*.safetensors"]
-PREVIEW_FROM = 100  # pairs read to show some of them; all would take as long as tuning's start
+PREVIEW_FROM = 100  # pairs read at a time to show some; all would take as long as tuning's start
 PREVIEW_PAIRS = 2
+MODELS_LEFT = ("final", "checkpoints")  # what is worth keeping of a run
+FOLDERS_LEFT = ("adapter", *MODELS_LEFT, "tracker")
+FILES_LEFT = ("log.jsonl", "evals.jsonl")
 SHOWN_OF_LAST_STEP = ("loss", "margin", "accuracy")
 
 Say = Callable[[str], None]
 
 
-def check_modes(*, preview: bool, dry_run: bool, tflops: float | None) -> None:
-    """UserError for a mode that another one leaves without effect."""
+def check_modes(
+    *,
+    preview: bool,
+    dry_run: bool,
+    tflops: float | None,
+    reference: Path | None = None,
+    update: bool = False,
+) -> None:
+    """UserError for a mode or an option that another one leaves without effect."""
     if preview and dry_run:
         raise UserError("--preview and --dry-run each show something and stop; give one of them")
+    shows = "--preview" if preview else "--dry-run" if dry_run else None
+    for option, given in (("--reference", reference is not None), ("--update", update)):
+        if shows and given:
+            raise UserError(f"{option} has no effect with {shows}, which writes nothing; remove it")
     if tflops is not None and not dry_run:
         raise UserError("--tflops has no effect without --dry-run; remove it")
     if tflops is not None and tflops <= 0:
@@ -60,14 +77,19 @@ def run_tune(
 
     reference: folder of reference log-probabilities, to share one between runs; default
     `out`/reference. Run it again to resume; a finished run does nothing. `say` gets a line for
-    everything worth telling. Raises UserError if `out` holds other settings and not `update`.
+    everything worth telling. Raises UserError if `out` holds a run with other settings or inputs
+    and not `update`.
     """
+    method = loaded.recipe.tune.method
+    if reference is not None and not METHODS[method].reference:
+        raise UserError(f"--reference has no effect on {method}, which has none; remove it")
     out = out or Path("runs") / loaded.recipe.name
     processes = Processes(loaded.recipe.device)
     opened: list[RunDirectory] = []
 
     def open_directory() -> None:
-        opened.append(RunDirectory(out, loaded, update=update))
+        free = {f"tune.{key}" for key in FREE_TO_CHANGE}
+        opened.append(RunDirectory(out, loaded, update=update, free=free, hold=True))
 
     processes.by_first(open_directory)
     try:
@@ -77,8 +99,10 @@ def run_tune(
             reference or out / "reference",
             processes,
             opened[0] if opened else None,
+            update,
             say if processes.first else _silent,
         ).run()
+        processes.end()
     finally:
         for directory in opened:
             directory.close()
@@ -98,24 +122,45 @@ class _Tuning:
     reference: Path
     processes: Processes
     directory: RunDirectory | None
+    update: bool
     say: Say
 
     def run(self) -> None:
-        """Tune, unless it was done for the same inputs."""
+        """Tune, unless it was done for the same inputs.
+
+        What other inputs left here is deleted when this run is known to be possible, not before.
+        """
         recipe, processes = self.recipe, self.processes
         revision = processes.by_first(lambda: recipe.model.revision or self.pinned())
         self.student = processes.first_then_others(lambda: locate(recipe.model.path, revision))
-        self.pairs = processes.by_first(lambda: source_digest(recipe.pairs.source))
+        self.pairs = processes.by_first(lambda: _pairs_digest(recipe.pairs))
         if processes.by_first(self.is_done):
             self.say(f"{self.out / 'final'}: finished already, nothing to do")
-        elif self.directory is None:
+            return
+        processes.by_first(self.refuse_other_inputs)
+        self.prepare()
+        processes.by_first(self.forget_other_run)
+        if self.directory is None:
             self.work()
         else:
-            self.directory.stage(STAGE, self.key, ["final", "log.jsonl"], self.work)
-            record = self.directory.manifest["stages"][STAGE]
-            self.say(_closing_line(self.out, record["counts"], record["seconds"]))
+            self.stage(self.directory)
 
-    @property
+    def stage(self, directory: RunDirectory) -> None:
+        """Work, and leave no record of a start that left nothing else.
+
+        Such a record would make mending a mistake in the settings look like another run.
+        """
+        try:
+            directory.stage(STAGE, self.key, ["final", "log.jsonl"], self.work)
+        except BaseException:
+            if not any((self.out / name).exists() for name in MODELS_LEFT):
+                self.forget()
+                directory.save()
+            raise
+        record = directory.manifest["stages"][STAGE]
+        self.say(_closing_line(self.out, record["counts"], record["seconds"]))
+
+    @cached_property
     def key(self) -> str:
         """Hash of all that decides the weights."""
         recipe = self.recipe
@@ -124,11 +169,17 @@ class _Tuning:
                 "pairs": [self.pairs, recipe.pairs.model_dump()],
                 "student": self.student.fingerprint,
                 "spec": recipe.tune.model_dump(exclude=FREE_TO_CHANGE),
-                "dev": source_digest(recipe.tune.dev.source) if recipe.tune.dev else None,
+                "dev": self.dev_digest,
                 "seed": recipe.seed,
                 "dtype": recipe.dtype,
             }
         )
+
+    @cached_property
+    def dev_digest(self) -> Any:
+        """Identity of the questions that the student is scored on while it is tuned."""
+        dev = self.recipe.tune.dev
+        return source_digest(dev.source) if dev else None
 
     def pinned(self) -> str | None:
         """The commit that this run began with, lest it goes on with another one."""
@@ -137,19 +188,78 @@ class _Tuning:
         return before.get("commit") if before.get("path") == self.recipe.model.path else None
 
     def is_done(self) -> bool:
-        """Whether nothing is left to do; otherwise what other settings left here is deleted."""
+        """Whether nothing is left to do."""
         assert self.directory is not None
-        if self.directory.is_done(STAGE, self.key):
-            return True
-        before = self.directory.manifest["stages"].get(STAGE)
-        if before is not None and before["key"] != self.key:
-            for name in ("adapter", "checkpoints", "final", "tracker"):
-                shutil.rmtree(self.out / name, ignore_errors=True)
-            for name in ("log.jsonl", "evals.jsonl"):
-                (self.out / name).unlink(missing_ok=True)
-        return False
+        return self.directory.is_done(STAGE, self.key)
 
-    def note_inputs(self, device: str, dtype: str) -> None:
+    @property
+    def is_other_run(self) -> bool:
+        """Whether what is here was made of other settings or inputs."""
+        assert self.directory is not None
+        before = self.directory.manifest["stages"].get(STAGE)
+        return before is not None and before["key"] != self.key
+
+    def refuse_other_inputs(self) -> None:
+        """UserError if files changed since a run here began on them, unless to start over."""
+        if self.update or not self.is_other_run:
+            return
+        raise UserError(
+            f"{self.out}: holds a run on other {', '.join(self.changed_inputs())}. Pass --update "
+            "to start over and lose its model or checkpoint, or choose another --out."
+        )
+
+    def changed_inputs(self) -> list[str]:
+        """What is not as the manifest has it."""
+        assert self.directory is not None
+        before = self.directory.manifest
+        found = {
+            "pairs (content)": (before.get("pairs", {}).get("digest"), self.pairs),
+            "model (content)": (
+                before["models"].get(STUDENT, {}).get("fingerprint"),
+                self.student.fingerprint,
+            ),
+            "tune.dev (content)": (before.get("dev"), self.dev_digest),
+        }
+        return [name for name, (old, new) in found.items() if old != new] or ["inputs"]
+
+    def forget_other_run(self) -> None:
+        """Delete what other settings or inputs left here."""
+        if self.is_other_run:
+            self.forget()
+
+    def forget(self) -> None:
+        """Delete what a run left here, and its record."""
+        assert self.directory is not None
+        for name in FOLDERS_LEFT:
+            shutil.rmtree(self.out / name, ignore_errors=True)
+        for name in FILES_LEFT:
+            (self.out / name).unlink(missing_ok=True)
+        self.directory.manifest["stages"].pop(STAGE, None)
+
+    def prepare(self) -> None:
+        """Find the device and tokenise the pairs. UserError for what would stop the run later."""
+        from deltalearn.lm.load import device_name, place
+        from deltalearn.tune.dryrun import PairLengths, check_fit, steps_on
+        from deltalearn.tune.engine import split_held_out
+
+        recipe, settings = self.recipe, self.recipe.tune
+        self.placement = place(recipe.device, recipe.dtype)
+        self.device = device_name(self.placement)
+        if line := _split_line(recipe.pairs):
+            self.say(line)
+        examples, self.counts = self.processes.first_then_others(
+            lambda: _examples(recipe, self.student, kept=(self.out / "examples", self.pairs))
+        )
+        self.say(_counts_text(self.counts))
+        train, held_out = split_held_out(examples, settings.eval_pairs or 0)
+        steps_on(len(train), len(held_out), settings)
+        lengths = PairLengths.of(examples)
+        config = _config(self.student)
+        if warning := check_fit(config, lengths, settings.method, examples.largest_id):
+            self.say(warning)
+        self.examples = examples
+
+    def note_inputs(self) -> None:
         """Say in run.json on what was tuned, and from which files by their hashes."""
         if self.directory is None:
             return
@@ -159,36 +269,34 @@ class _Tuning:
         manifest = self.directory.manifest
         manifest["models"][STUDENT] = model
         manifest["pairs"] = {"source": self.recipe.pairs.source, "digest": self.pairs}
-        manifest["machine"] |= {"device": device, "dtype": dtype}
+        manifest["dev"] = self.dev_digest
+        manifest["machine"] |= {"device": self.device, "dtype": self.placement.dtype}
         self.directory.save()
 
     def work(self) -> dict[str, Any]:
-        """Prepare the pairs and tune; all processes together."""
-        from deltalearn.lm.load import device_name, place
+        """Tune; all processes together."""
         from deltalearn.tune.engine import tune
         from deltalearn.tune.reference import ReferenceCache
 
         recipe = self.recipe
-        placement = place(recipe.device, recipe.dtype)
-        self.note_inputs(device_name(placement), placement.dtype)
-        examples, counts = self.processes.first_then_others(
-            lambda: _examples(recipe, self.student, kept=(self.out / "examples", self.pairs))
-        )
-        self.say(_counts_line(counts))
-        with ReferenceCache(self.reference / "answers.sqlite") as cache:
+        self.note_inputs()
+        file = self.reference / "answers.sqlite"
+        # Two that make it at the same time find it locked: SQLite does not wait to change modes.
+        with self.processes.first_then_others(lambda: ReferenceCache(file)) as cache:
             result = tune(
                 self.student,
-                examples,
+                self.examples,
                 recipe.tune,
                 recipe.seed,
                 self.out,
                 reference=cache,
-                placement=placement,
+                placement=self.placement,
                 title=recipe.name,
                 dev=self.dev(),
                 say=self.say,
             )
-            return {**counts.as_dict(), "reference_scored": cache.scored, **result}
+            read = {**self.counts.as_dict(), "first": self.counts.first}
+            return {**read, "reference_scored": cache.scored, **result}
 
     def dev(self) -> Callable[[Any], dict[str, float]] | None:
         """What scores the student while it is tuned, or None if the recipe does not ask."""
@@ -199,20 +307,48 @@ class _Tuning:
         return dev_scores(self.recipe.tune.dev, self.student)
 
 
+def _pairs_digest(pairs: PairsSource) -> Any:
+    """Identity of the pairs by the files that are read."""
+    return source_digest(pairs.source, split_files(pairs.source, pairs.split))
+
+
+def _split_line(pairs: PairsSource) -> str | None:
+    """Which files are read, where their names tell splits and only one is taken."""
+    files = split_files(pairs.source, pairs.split)
+    if files is None:
+        return None
+    names = [str(file.relative_to(local_path(pairs.source))) for file in files]
+    if len(names) > 3:
+        names = [*names[:2], f"... ({len(names) - 3} more)", names[-1]]
+    return f"split {pairs.split or DEFAULT_SPLIT} of {pairs.source}: {', '.join(names)}"
+
+
+def _config(student: ModelFiles) -> PretrainedConfig:
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(student.directory, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{student.name}: its config cannot be read: {error}") from error
+
+
 def _examples(
     recipe: TuneRecipe,
     student: ModelFiles,
     *,
-    limit: int | None = None,
     kept: tuple[Path, Any] | None = None,
+    **some: int,
 ) -> tuple[Examples, ExampleCounts]:
-    """Tokenised pairs. kept: a folder for the next start to find them in, and their digest."""
+    """Tokenised pairs. kept: a folder for the next start to find them in, and their digest.
+
+    some: how `prepare_examples` stops early.
+    """
     from deltalearn.lm.load import load_tokenizer
     from deltalearn.tune.prepare import prepare_examples
     from deltalearn.tune.sources import read_pairs_from
 
     columns = recipe.pairs.model_dump(exclude={"source"})
-    limit = min(filter(None, (limit, recipe.tune.max_pairs)), default=None)
+    limit = recipe.tune.max_pairs
     folder, pairs = kept or (None, None)
     return prepare_examples(
         load_tokenizer(student, chat=False),
@@ -221,38 +357,57 @@ def _examples(
         truncation=recipe.tune.truncation,
         directory=folder,
         key={"source": pairs, "columns": columns, "limit": limit},
+        **some,
     )
 
 
-def _counts_line(counts: ExampleCounts) -> str:
+def _counts_text(counts: ExampleCounts) -> str:
+    """How many pairs are used, what was lost for which reasons, and where each was met first."""
+    from deltalearn.tune.preview import visible
+
     lost = {"unusable rows": counts.unusable, "dropped": counts.dropped}
     parts = [f"pairs: {counts.examples:,} of {counts.pairs:,} used"]
     for what, reasons in lost.items():
         if found := [f"{r.replace('_', ' ')} {n:,}" for r, n in reasons.items() if n]:
             parts.append(f"{what}: {', '.join(found)}")
-    return "; ".join(parts)
+    places = [f"  first {r.replace('_', ' ')}: {visible(at)}" for r, at in counts.first.items()]
+    return "\n".join(["; ".join(parts), *places])
 
 
 def _closing_line(out: Path, counts: dict[str, Any], seconds: float) -> str:
-    last = [f"{k} {counts['last'][k]:.4f}" for k in SHOWN_OF_LAST_STEP if k in counts["last"]]
-    return (
-        f"{out / 'final'}: {counts['steps']:,} steps in {seconds:,.1f} s"
-        f"; last step: {', '.join(last)}"
-    )
+    """Steps taken, which of them `final` is if not the last, and what the last one showed.
+
+    Time is that of the steps, over all starts of the run; `seconds`, of this start, where a log
+    has no times.
+    """
+    last, steps = counts["last"], counts["steps"]
+    taken = f"{steps:,} steps"
+    if last.get("stopped_early"):
+        taken = f"stopped early after {steps:,} of {last['planned_steps']:,} steps"
+    parts = [f"{taken} in {last.get('seconds', seconds):,.1f} s"]
+    if last.get("final_step", steps) != steps:
+        parts.append(f"final is step {last['final_step']:,}")
+    shown = [f"{k} {last[k]:.4f}" for k in SHOWN_OF_LAST_STEP if k in last]
+    return f"{out / 'final'}: {'; '.join([*parts, 'last step: ' + ', '.join(shown)])}"
 
 
 def preview_pairs(loaded: LoadedTune) -> str:
-    """Two pairs among the first ones, token by token, as the model will see them."""
+    """Two pairs among the first ones, token by token, as the model will see them.
+
+    More is read only where the first ones cannot be used.
+    """
     from deltalearn.lm.load import load_tokenizer
+    from deltalearn.tune.dryrun import PairLengths, check_fit
     from deltalearn.tune.preview import preview
 
     recipe = loaded.recipe
     files = _tokenizer_files(recipe.model)
-    examples, counts = _examples(recipe, files, limit=PREVIEW_FROM)
-    head = f"Of the first {PREVIEW_FROM} pairs of {recipe.pairs.source}: "
-    return (
-        head + preview(load_tokenizer(files, chat=False), examples, PREVIEW_PAIRS, counts).rstrip()
-    )
+    examples, counts = _examples(recipe, files, enough=PREVIEW_PAIRS, batch=PREVIEW_FROM)
+    lengths = PairLengths.of(examples)
+    warning = check_fit(_config(files), lengths, recipe.tune.method, examples.largest_id)
+    page = preview(load_tokenizer(files, chat=False), examples, PREVIEW_PAIRS, counts).rstrip()
+    head = f"Of the first {counts.pairs:,} pairs of {recipe.pairs.source}: "
+    return "\n".join(filter(None, [_split_line(recipe.pairs), warning, head + page]))
 
 
 def _tokenizer_files(spec: ModelSpec, *, network: bool = True) -> ModelFiles:
@@ -287,54 +442,67 @@ def report_dry_run(loaded: LoadedTune, tflops: float | None = None) -> str:
     nothing to expect); otherwise they are assumed, and the report says so. tflops: useful
     TFLOP/s that a GPU is expected to reach, for hours.
     """
-    from transformers import AutoConfig
-
-    from deltalearn.tune.dryrun import dry_run, format_dry_run, known_shape
+    from deltalearn.tune.dryrun import (
+        check_fit,
+        dry_run,
+        find_obstacle,
+        format_dry_run,
+        known_shape,
+    )
+    from deltalearn.tune.engine import split_held_out
     from deltalearn.tune.memory import measure_model
 
     recipe = loaded.recipe
     files = None
     try:
         files = _tokenizer_files(recipe.model, network=recipe.expect is None)
-        config = AutoConfig.from_pretrained(files.directory, trust_remote_code=False)
+        config = _config(files)
         about_model = "config read"
-    except (UserError, OSError, ValueError) as error:
+    except UserError:
         if recipe.expect is None:
-            raise UserError(f"{recipe.model.path}: its config cannot be read: {error}") from error
+            raise
         files = None
         config = known_shape(recipe.expect.shape)
         about_model = f"not on this disk; ASSUMED: the shape of {recipe.expect.shape}"
-    lengths, about_pairs = _lengths(recipe, files)
+    lengths, examples, about_pairs = _lengths(recipe, files)
+    method, held_out = recipe.tune.method, recipe.tune.eval_pairs or 0
+    warning = check_fit(config, lengths, method, -1 if examples is None else examples.largest_id)
+    train = None if examples is None else split_held_out(examples, held_out)[0]
     dtype = "bfloat16" if recipe.dtype == "auto" else recipe.dtype  # as on a GPU
     sizes = tuple(
         measure_model(config, dtype, recipe.tune.lora, shard=shard) for shard in (False, True)
     )
-    plan = dry_run(lengths, sizes[0], recipe.tune, recipe.seed)
+    obstacle = find_obstacle(config, lengths, method)
+    plan = dry_run(lengths, sizes[0], recipe.tune, recipe.seed, train=train, obstacle=obstacle)
     head = [
         f"Dry run of {recipe.name}: no weights read, nothing trained",
         f"model     {recipe.model.path}: {about_model}",
         f"pairs     {recipe.pairs.source}: {about_pairs}",
+        *filter(None, [warning]),
     ]
     return "\n".join(head) + "\n" + format_dry_run(plan, sizes, recipe.tune, dtype, tflops)
 
 
-def _lengths(recipe: TuneRecipe, files: ModelFiles | None) -> tuple[PairLengths, str]:
-    """Lengths of all usable pairs, and how they were come by."""
+def _lengths(
+    recipe: TuneRecipe, files: ModelFiles | None
+) -> tuple[PairLengths, Examples | None, str]:
+    """Lengths of all usable pairs, the pairs if they are here, and how lengths were come by."""
     from deltalearn.tune.dryrun import PairLengths, draw_lengths
 
     expect, settings = recipe.expect, recipe.tune
     here = local_path(recipe.pairs.source).exists()
     if files is not None and (here or expect is None):
         examples, counts = _examples(recipe, files)
-        arrays = examples.prompt_lengths, examples.chosen_lengths, examples.rejected_lengths
-        return PairLengths(*arrays), _counts_line(counts)
+        lines = filter(None, [_counts_text(counts), _split_line(recipe.pairs)])
+        return PairLengths.of(examples), examples, "\n".join(lines)
     assert expect is not None
     medians = expect.prompt_tokens, expect.chosen_tokens, expect.rejected_tokens
     pairs = min(expect.pairs, settings.max_pairs or expect.pairs)
     drawn = draw_lengths(pairs, medians, expect.spread, settings.max_length, recipe.seed)
     missing = "its pairs are here, but not the tokenizer" if here else "not on this disk"
-    return drawn, (
+    assumed = (
         f"{missing}; ASSUMED: {pairs:,} usable pairs with lognormal lengths, medians of "
         f"{medians[0]:,} (prompt), {medians[1]:,} (chosen) and {medians[2]:,} (rejected) tokens, "
         f"spread {expect.spread:g}, cut to {settings.max_length:,} tokens"
     )
+    return drawn, None, assumed

@@ -33,19 +33,36 @@ class Placement:
 
 
 def place(device: str = "auto", dtype: str = "auto") -> Placement:
-    """Resolve "auto": the first GPU in bfloat16 if there is one, else the CPU in float32."""
+    """Resolve "auto": the first GPU in bfloat16 if there is one, else the CPU in float32.
+
+    A device that is named need not be here, since with Ray it is a worker's: `require_device` is
+    asked by what uses it.
+    """
     if device == "auto":
-        if torch.cuda.is_available():
-            device = "cuda"
-        else:
-            device = "mps" if torch.backends.mps.is_available() else "cpu"
+        device = devices_here()[0]
     if dtype == "auto":
         dtype = "bfloat16" if device == "cuda" else "float32"
     return Placement(device, dtype)
 
 
+def devices_here() -> list[str]:
+    """What torch can compute on in this process, best first; the CPU always is."""
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    return [*(name for name, usable in there.items() if usable), "cpu"]
+
+
+def require_device(device: str) -> None:
+    """UserError if `device` is not here: torch would give a traceback, accelerate use the CPU."""
+    if device.partition(":")[0] not in (here := devices_here()):
+        raise UserError(
+            f"device {device}: torch {torch.__version__} finds none here, only {', '.join(here)}; "
+            "use one of these, or auto"
+        )
+
+
 def device_name(placement: Placement) -> str:
-    """The device as its maker calls it, or "cpu" or "mps"."""
+    """The device as its maker calls it, or "cpu" or "mps"; UserError if it is not here."""
+    require_device(placement.device)
     return torch.cuda.get_device_name() if placement.device == "cuda" else placement.device
 
 
@@ -73,8 +90,9 @@ def load_model(
     The sampling defaults a model ships with (top_k, repetition_penalty, ...) are dropped: what is
     sampled is what the recipe says. Its end-of-turn ids are kept. quantization: a config of
     transformers for weights in fewer bits, made on the device while loading. UserError if the
-    files do not make a whole model.
+    files do not make a whole model, or if the device is not here.
     """
+    require_device(placement.device)
     quantized = {}
     if quantization is not None:
         quantized = {"quantization_config": quantization, "device_map": {"": placement.device}}

@@ -8,6 +8,7 @@ use is chosen from its config and then tried on it.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import wraps
 
@@ -62,6 +63,7 @@ def attach(model: PreTrainedModel) -> None:
     own = {"forward": forward, "_takes_layouts": True, "__module__": kind.__module__}
     model.__class__ = type(kind.__name__, (kind,), own)  # the name goes into saved configs
     model._needs_whole_forward = False
+    model._disproved = {}  # layouts that a probe has ruled out, and how
     model._head_buffers = Buffers()
 
 
@@ -116,12 +118,16 @@ def choose_rows(
 
     "auto" takes shared rows where the model can, else padded ones. Whatever is chosen, except
     padded rows, is compared with the model's own logits on a few random tokens; a disagreement
-    falls back to padded rows, or is a UserError if the layout was asked for by name. device_type:
-    where the model will run, if it is not there yet; flex attention is then tried as a mask.
+    falls back to padded rows, or is a UserError if the layout was asked for by name. What has once
+    been ruled out stays so for this model: a later choice may be tried in a coarser precision.
+    device_type: where the model will run, if it is not there yet; flex attention is then tried as
+    a mask.
     """
     attach(model)
-    obstacle = _obstacle(model, trees)
-    model._needs_whole_forward = _probe(model, PADDED) > _tolerance(model)
+    kind = "shared" if layout == "auto" else layout
+    obstacle = _obstacle(model, trees) or model._disproved.get(kind, "")
+    difference, tolerance = _probe(model, PADDED)
+    model._needs_whole_forward |= difference > tolerance
     if model._needs_whole_forward:
         obstacle = obstacle or "the model does more than its base model and head"
     if layout == "padded" or (layout == "auto" and obstacle):
@@ -130,17 +136,17 @@ def choose_rows(
         return Rows("padded", None, obstacle or "asked for")
     if obstacle:
         raise UserError(f"layout {layout!r} cannot be used: {obstacle}; use padded or auto")
-    kind = "shared" if layout == "auto" else layout
     before = model.config._attn_implementation
     model.set_attn_implementation(SEAM)
     device_type = device_type or model.device.type
     rows = Rows(kind, *_attention(device_type, trees, kind, attention))
     tried = rows if model.device.type == device_type else replace(rows, attention="sdpa")
-    difference = _probe(model, tried)
-    if difference <= _tolerance(model):
+    difference, tolerance = _probe(model, tried)
+    if difference <= tolerance:
         return rows
     model.set_attn_implementation(before)
     found = f"{rows.layout} rows differ from padded ones by {difference:.1e} on this model"
+    model._disproved[kind] = found
     if layout != "auto":
         raise UserError(f"layout {layout!r} cannot be used: {found}; use padded or auto")
     return Rows("padded", None, found)
@@ -166,7 +172,12 @@ def _obstacle(model: PreTrainedModel, trees: Sequence[Tree]) -> str:
 
 
 def _attention(device_type: str, trees: Sequence[Tree], kind: str, asked: str) -> tuple[str, str]:
-    """(back-end, reason)."""
+    """(back-end, reason). UserError for one that has no gradients on this device."""
+    if asked == "flex" and device_type != "cuda":
+        raise UserError(
+            f"attention flex has no gradients on {device_type}, only on cuda; use auto, segments "
+            "or sdpa"
+        )
     if asked != "auto":
         return asked, "asked for"
     if device_type == "cuda":
@@ -180,13 +191,28 @@ def _attention(device_type: str, trees: Sequence[Tree], kind: str, asked: str) -
     return "segments", "long texts on a CPU"
 
 
-def _tolerance(model: PreTrainedModel) -> float:
-    return PROBE_TOLERANCE.get(next(model.parameters()).dtype, PROBE_COARSE)
+@contextmanager
+def _precision(model: PreTrainedModel) -> Iterator[list[torch.dtype]]:
+    """In what `model` computes its logits within the block, last at the end of the list.
+
+    It is seen at the head, not read off the weights: under autocast, and where sharded weights
+    are gathered in 16 bits, these are float32 all the same.
+    """
+    seen = [next(model.parameters()).dtype]
+    head = model.get_output_embeddings()
+    handle = head.register_forward_hook(lambda _module, _args, logits: seen.append(logits.dtype))
+    try:
+        yield seen
+    finally:
+        handle.remove()
 
 
 @torch.no_grad()
-def _probe(model: PreTrainedModel, rows: Rows) -> float:
-    """Largest difference to the model's own logits, relative to the largest log-probability."""
+def _probe(model: PreTrainedModel, rows: Rows) -> tuple[float, float]:
+    """(largest difference to the model's own logits, what rounding may make of it).
+
+    Both are relative to the largest log-probability.
+    """
     generator = torch.Generator().manual_seed(0)
     vocabulary = model.get_input_embeddings().weight.shape[0]
 
@@ -200,11 +226,13 @@ def _probe(model: PreTrainedModel, rows: Rows) -> float:
     ]
     was_training = model.training
     model.eval()
-    truth = _whole_logprobs(model, make_layout(trees, PADDED, model.device)).double()
+    with _precision(model) as seen:
+        truth = _whole_logprobs(model, make_layout(trees, PADDED, model.device)).double()
     ours = layout_logprobs(model, make_layout(trees, rows, model.device), rows).double()
     model.train(was_training)
     difference = ((ours - truth).abs().max() / truth.abs().max()).item()
-    return difference if difference == difference else float("inf")
+    difference = difference if difference == difference else float("inf")
+    return difference, PROBE_TOLERANCE.get(seen[-1], PROBE_COARSE)
 
 
 @torch.no_grad()

@@ -26,7 +26,7 @@ class PairsSource(Spec):
     """Where pairs are read from: a file, a folder or a hub id, and in which columns they stand."""
 
     source: str = Field(min_length=1)
-    split: str | None = None  # of a hub data set
+    split: str | None = None  # of a hub data set, or of a folder with files of several
     prompt_column: str | None = None  # default: found by the usual names
     chosen_column: str | None = None
     rejected_column: str | None = None
@@ -65,6 +65,23 @@ class TuneRecipe(Spec):
         return (self.seed,)
 
 
+# What --set does not reach, and what does.
+OPTIONS_OF = {
+    "seed": "--seed",
+    "device": "--device",
+    "dtype": "--dtype",
+    "model": "--model",
+    "model.path": "--model",
+    "pairs": "--pairs",
+    "pairs.source": "--pairs",
+    "out": "--out",
+    "limit": "--limit",
+    "reference": "--reference",
+}
+for _key in ("split", "prompt_column", "chosen_column", "rejected_column"):
+    OPTIONS_OF[_key] = OPTIONS_OF[f"pairs.{_key}"] = f"--{_key.replace('_', '-')}"
+
+
 @dataclass(frozen=True)
 class LoadedTune(LoadedRecipe):
     """A validated tune recipe and the origin of each given value."""
@@ -97,6 +114,8 @@ def load_tune_recipe(
     for text in overrides or []:
         keys, value = parse_override(text)
         inside = keys[1:] if keys[0] == "tune" and len(keys) > 1 else keys  # as `run --set` has it
+        if option := OPTIONS_OF.get(".".join(inside)):
+            raise UserError(f"--set {text}: --set reaches the settings of tuning; give {option}")
         given.append((["tune", *inside], value, "--set"))
     given = [(keys, value, origin) for keys, value, origin in given if value is not None]
     _make_room(values, origins, {keys[1]: value for keys, value, _ in given if keys[0] == "tune"})

@@ -165,6 +165,7 @@ def trainable_state(model: nn.Module) -> Tensors:
 def load_trainable(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
     """Put `weights` into the model; those of the main process, if it is sharded."""
     if isinstance(model, FSDPModule):
+        model.reshard()  # a forward that no backward followed has left its own weights whole
         set_model_state_dict(model, dict(weights), options=SPREAD)
         return
     named = dict(model.named_parameters())

@@ -8,11 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from transformers import AutoConfig, PretrainedConfig
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from deltalearn.errors import UserError
-from deltalearn.lm.layout import LAYOUTS
+from deltalearn.lm.layout import LAYOUTS, Tree
+from deltalearn.lm.scoring import _obstacle
 from deltalearn.methods import METHODS
+from deltalearn.tune.examples import Examples
 from deltalearn.tune.memory import GIB, ModelSize, estimate_memory
 from deltalearn.tune.plan import Lengths, plan_step, plan_tokens
 from deltalearn.tune.schedule import batch_at, total_steps
@@ -32,8 +36,17 @@ class PairLengths:
     chosen: np.ndarray
     rejected: np.ndarray
 
+    @classmethod
+    def of(cls, examples: Examples) -> PairLengths:
+        """Those of prepared pairs."""
+        return cls(examples.prompt_lengths, examples.chosen_lengths, examples.rejected_lengths)
+
     def __len__(self) -> int:
         return len(self.prompts)
+
+    def documents(self, method: str) -> np.ndarray:
+        """Tokens of each prompt with the longer answer, which is how far positions go."""
+        return self.prompts + np.max(self.answers(method), axis=0)
 
     def answers(self, method: str) -> list[np.ndarray]:
         """Lengths of the answers that `method` trains on."""
@@ -64,7 +77,8 @@ class DryRun:
     warmup: int
     planned: int
     layouts: dict[str, LayoutPlan]
-    layout: str  # the one that the run takes, if its model can
+    layout: str  # the one that the run takes, as far as a config tells
+    reason: str  # why padded rows, if the run did not ask for them
     largest_forward: int
     flops: float
     reference_flops: float
@@ -100,22 +114,116 @@ def draw_lengths(
     return PairLengths(prompts, *(np.minimum(a, max_length - prompts) for a in answers))
 
 
-def dry_run(lengths: PairLengths, size: ModelSize, settings: Settings, seed: int) -> DryRun:
-    """Plan some steps of the run in every layout; UserError if there is not one batch of pairs."""
-    pairs = len(lengths) - (settings.eval_pairs or 0)
+def steps_on(pairs: int, held_out: int, settings: Settings) -> int:
+    """Steps of a run on `pairs`, not counting those held out; UserError if they fill no batch."""
     steps = total_steps(pairs, settings.batch_size, settings.steps, settings.epochs)
     if steps == 0:
+        fewer = ", fewer eval_pairs" if held_out else ""
+        why = f" (eval_pairs holds out {held_out:,} of {pairs + held_out:,})" if held_out else ""
         raise UserError(
-            f"{max(pairs, 0)} pairs to train on do not fill one batch of {settings.batch_size}; "
-            "give more pairs or a smaller batch size"
+            f"{pairs:,} pairs to train on do not fill one batch of {settings.batch_size}{why}; "
+            f"give more pairs{fewer} or a smaller batch size"
         )
+    return steps
+
+
+def check_fit(
+    config: PretrainedConfig, lengths: PairLengths, method: str, largest_id: int = -1
+) -> str | None:
+    """Whether the model of `config` has a place for every token, before its weights are read.
+
+    largest_id: of the pairs. UserError if an id or a position has no row in the model's tables.
+    Positions that are computed (RoPE) have no end, and what goes beyond those that the model was
+    made for is a warning, which is returned.
+    """
+    text = config.get_text_config()
+    rows = getattr(text, "vocab_size", None)
+    if rows is not None and largest_id >= rows:
+        raise UserError(
+            f"the tokenizer makes id {largest_id:,} of these pairs and the model has {rows:,} rows "
+            "of embeddings: they are not of one model, or tokens were added and the model was not "
+            "resized"
+        )
+    context = getattr(text, "max_position_embeddings", None)
+    longest = int(lengths.documents(method).max())
+    if context is None or context < 1 or longest <= context:
+        return None
+    found = f"the longest prompt with its answer has {longest:,} tokens"
+    remedy = f"--max-length {context}"
+    if _has_position_table(config, context):
+        raise UserError(f"{found} and the model has {context:,} positions; give {remedy}")
+    return (
+        f"warning: {found} and the model was made for {context:,} positions; give {remedy} to "
+        "leave out what goes beyond them"
+    )
+
+
+def _has_position_table(config: PretrainedConfig, context: int) -> bool:
+    """Whether positions are rows of a table with room for `context` (some keep a few more)."""
+    if getattr(config.get_text_config(), "rope_parameters", None) is not None:
+        return False
+    model = _without_storage(config)
+    tables = [m.weight for m in model.modules() if isinstance(m, nn.Embedding)]
+    tokens = model.get_input_embeddings().weight
+    tables = [t for t in tables if t is not tokens] + [b for b in model.buffers() if b.ndim == 2]
+    return any(context <= len(table) < context + 8 for table in tables)
+
+
+def _without_storage(config: PretrainedConfig) -> PreTrainedModel:
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config)
+
+
+def find_obstacle(config: PretrainedConfig, lengths: PairLengths, method: str) -> str:
+    """Why the model of `config` must have padded rows; empty if its config tells no reason.
+
+    The run's own test, on a model without storage. The run also tries the layout on the weights.
+    """
+    at = int(lengths.documents(method).argmax())
+    answers = tuple(range(int(a[at])) for a in lengths.answers(method))
+    return _obstacle(_without_storage(config), [Tree(range(int(lengths.prompts[at])), answers)])
+
+
+def _layout(settings: Settings, obstacle: str) -> str:
+    """The layout of the run; UserError where the run would refuse what was asked for."""
+    if obstacle and settings.layout in ("shared", "packed"):
+        raise UserError(
+            f"layout {settings.layout!r} cannot be used: {obstacle}; use padded or auto"
+        )
+    if obstacle and settings.attention != "auto":
+        raise UserError(
+            f"attention {settings.attention!r} has no effect on padded rows: {obstacle}"
+        )
+    if settings.layout == "auto":
+        return "padded" if obstacle else "shared"
+    return settings.layout
+
+
+def dry_run(
+    lengths: PairLengths,
+    size: ModelSize,
+    settings: Settings,
+    seed: int,
+    *,
+    train: np.ndarray | None = None,
+    obstacle: str = "",
+) -> DryRun:
+    """Plan some steps of the run in every layout; UserError if there is not one batch of pairs.
+
+    train: places of the pairs that are not held out; default, for assumed pairs: all but the last.
+    obstacle: why the model must have padded rows.
+    """
+    if train is None:
+        train = np.arange(max(0, len(lengths) - (settings.eval_pairs or 0)))
+    pairs = len(train)
+    steps = steps_on(pairs, len(lengths) - pairs, settings)
     places = np.unique(np.linspace(0, steps - 1, min(steps, PLANNED_STEPS)).astype(int))
     answers = lengths.answers(settings.method)
     batches = []
     for step in places.tolist():
-        order = batch_at(step, pairs, settings.batch_size, seed)
+        order = train[batch_at(step, pairs, settings.batch_size, seed)]
         batches.append([(int(lengths.prompts[i]), [int(a[i]) for a in answers]) for i in order])
-    layout = "shared" if settings.layout == "auto" else settings.layout
+    layout = _layout(settings, obstacle)
     training, forward = useful_flops(lengths, size, settings)
     return DryRun(
         pairs=pairs,
@@ -125,8 +233,9 @@ def dry_run(lengths: PairLengths, size: ModelSize, settings: Settings, seed: int
         planned=len(places),
         layouts={kind: _plan(batches, settings.token_budget, kind) for kind in LAYOUTS},
         layout=layout,
+        reason=obstacle if settings.layout == "auto" else "",
         largest_forward=max(settings.token_budget, _longest(lengths, answers, layout)),
-        flops=float(training.mean()) * settings.batch_size,
+        flops=float(training[train].mean()) * settings.batch_size,
         reference_flops=float(forward.sum()) if METHODS[settings.method].reference else 0.0,
     )
 
@@ -225,6 +334,8 @@ def _layout_lines(plan: DryRun) -> list[str]:
         lines.append(
             f"{kind:<9}{epoch:>16,.0f}{found.padding:>9.1%}{found.again:>14.1%}   {rounds}{mark}"
         )
+    if plan.reason:
+        lines.append(f"Padded rows: {plan.reason}")
     return lines
 
 
@@ -238,8 +349,9 @@ def _memory_lines(
         f"{'on' if settings.gradient_checkpointing else 'off'}:",
     ]
     rows = []
+    several = ("DDP", "FSDP2") if _can_shard(settings) else ("DDP",)
     for gpus in GPUS:
-        for shard, name in enumerate(("DDP", "FSDP2") if gpus > 1 else ("whole",)):
+        for shard, name in enumerate(several if gpus > 1 else ("whole",)):
             found = estimate_memory(
                 sizes[shard],
                 settings,
@@ -257,6 +369,11 @@ def _memory_lines(
     if not rows[0][2].complete:
         lines.append("Activations are not included: this architecture cannot be run on shapes.")
     return lines
+
+
+def _can_shard(settings: Settings) -> bool:
+    """Whether a recipe with these settings may have `shard`."""
+    return settings.optimizer == "adamw" and (settings.lora is None or settings.lora.bits is None)
 
 
 def _time_lines(plan: DryRun, tflops: float | None) -> list[str]:

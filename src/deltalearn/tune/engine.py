@@ -67,9 +67,10 @@ def tune(
     Continues from the newest checkpoint under `out`/checkpoints if there is one. Under a launcher
     (torchrun, accelerate launch) every process calls it with the same arguments. dev: scores of a
     model while tuning, the first of which decides keep_best and patience. say: gets lines on how
-    the run is set up. Returns counts and the last logged metrics. Raises UserError if there is
-    less than one batch of examples, if a checkpoint belongs to another run, or if the first loss
-    is not what it must be.
+    the run is set up. Returns counts, of which `steps` are those that were taken, and under
+    `last` the last logged metrics with the step whose weights are `out`/final. Raises UserError
+    if there is less than one batch of examples, if a checkpoint belongs to another run, or if the
+    first loss is not what it must be.
     """
     train, held_out = split_held_out(examples, settings.eval_pairs or 0)
     steps = total_steps(len(train), settings.batch_size, settings.steps, settings.epochs)
@@ -143,18 +144,20 @@ def tune(
         Progress(**saved),
     )
     last = run.loop(start)
+    done = final_step = last.get("step", start)
     if settings.keep_best and run.progress.best is not None:
         checkpoints.load_best()
+        final_step = run.progress.best_step
     finish()
     weights = whole_weights(accelerator, policy)
     if accelerator.is_main_process:
         save_student(weights, student, settings, placement, out / "final")
     accelerator.wait_for_everyone()
     checkpoints.remove()
-    result = {"steps": steps, "examples": len(train), "resumed_at": start, "rows": str(rows)}
+    result = {"steps": done, "examples": len(train), "resumed_at": start, "rows": str(rows)}
     if run.evaluates:
         result |= {"held_out": len(held_out), "best_step": run.progress.best_step}
-    return {**result, "last": last}
+    return {**result, "last": {**last, "final_step": final_step}}
 
 
 def estimate(

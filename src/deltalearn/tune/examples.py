@@ -72,6 +72,11 @@ class Examples(Sequence[Example]):
             found.update(self._tokens[start:end].astype("<i4", copy=False).data)
         return found.hexdigest()
 
+    @cached_property
+    def largest_id(self) -> int:
+        """The largest token id; -1 without any."""
+        return max((int(self._tokens[a:b].max(initial=-1)) for a, b in self._runs()), default=-1)
+
     def _runs(self) -> Iterator[tuple[int, int]]:
         """The stretches of tokens that the examples cover, neighbours joined."""
         if not len(self):

@@ -10,8 +10,8 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
+from transformers import PreTrainedModel
 
 from deltalearn.errors import UserError
 from deltalearn.files import write_text
@@ -30,22 +31,27 @@ from deltalearn.stopping import SafeStop
 from deltalearn.tune.checkpoint import Checkpoints
 from deltalearn.tune.losses import loss_at_start
 from deltalearn.tune.plan import plan_step
+from deltalearn.tune.processes import base_model
 from deltalearn.tune.schedule import batch_at, learning_rate
 from deltalearn.tune.settings import Settings
 from deltalearn.tune.step import Objective
 
 START_TOLERANCE = 1e-3  # how far the first loss may be from its exact value
 START_TOLERANCE_LOW = 2e-2  # in 16 bits a product rounds by the shape of its batch
-Dev = Callable[[nn.Module], dict[str, float]]  # scores of a model, the first one decides
+Dev = Callable[[PreTrainedModel], dict[str, float]]  # scores of a model, the first one decides
 
 
 @dataclass
 class Progress:
-    """What a checkpoint must remember beyond weights: the evaluations so far."""
+    """What a checkpoint must remember beyond weights: the evaluations and the time so far.
+
+    Every field has a default, so that checkpoints from before it was added still load.
+    """
 
     best: float | None = None  # of what is maximised
     best_step: int = 0
     since_best: int = 0  # evaluations without a gain
+    seconds: float = 0.0  # of training, over all starts of the run
 
     def better(self, score: float, step: int) -> bool:
         """Take note of an evaluation; whether it is the best so far."""
@@ -77,20 +83,24 @@ class Run:
     progress: Progress = field(default_factory=Progress)
 
     def loop(self, start: int) -> dict[str, Any]:
-        """Run steps start..steps; one line each in log.jsonl, evaluations in evals.jsonl."""
+        """Run steps start..steps; one line each in log.jsonl, evaluations in evals.jsonl.
+
+        Returns the last line of log.jsonl. Stopping early adds `stopped_early` and
+        `planned_steps` to it.
+        """
         every = self.settings.checkpoint_every or max(1, math.ceil(self.steps / 5))
         main = self.accelerator.is_main_process
         log, evals = self.out / "log.jsonl", self.out / "evals.jsonl"
         record = _keep_lines(log, start) if main else {}
         if main and self.evaluates:
             _keep_lines(evals, start)
-        began = time.monotonic()
+        began = time.monotonic() - self.progress.seconds
         with SafeStop() as stop, progress(self.title, total=self.steps, unit="tokens") as bar:
             bar.advance(start)
             for step in range(start, self.steps):
                 record = self.step(step, stop.asked)
                 stopping = record.pop("stop") > 0
-                record["seconds"] = round(time.monotonic() - began, 3)
+                self.progress.seconds = record["seconds"] = round(time.monotonic() - began, 3)
                 done = step + 1
                 if main:
                     _append(log, record)
@@ -98,7 +108,10 @@ class Run:
                     bar.advance(1, amount=record["tokens"], note=f"loss {record['loss']:.4f}")
                 due = done % self.eval_every == 0 or done == self.steps
                 if self.evaluates and due and self.evaluate(done, evals if main else None):
-                    record["stopped_early"] = True
+                    record |= {"stopped_early": True, "planned_steps": self.steps}
+                    if main:
+                        _keep_lines(log, step)
+                        _append(log, record)
                     break
                 if stopping or (done % every == 0 and done < self.steps):
                     self.checkpoints.save(done, vars(self.progress))
@@ -192,7 +205,8 @@ class Run:
             record |= {f"eval_{k}": v for k, v in self.held_out_metrics().items()}
         score = -record.get("eval_loss", math.nan)
         if self.dev is not None:
-            scores = self.dev(self.accelerator.unwrap_model(self.policy))
+            with self.bare_model() as model:
+                scores = self.dev(model)
             score = next(iter(scores.values()))
             record |= {f"dev_{name}": value for name, value in scores.items()}
         self.policy.train()
@@ -203,6 +217,25 @@ class Run:
             self.track(record, step)
         patience = self.settings.patience
         return patience is not None and self.progress.since_best >= patience
+
+    @contextmanager
+    def bare_model(self) -> Iterator[PreTrainedModel]:
+        """The model of transformers as it is now, adapters at work, for code that knows no peft.
+
+        Inside peft's wrapper it lacks what the wrapper's forward brings along: the precision, and
+        the sharded weights outside the layers, whole. Within the block it has both.
+        """
+        policy = self.accelerator.unwrap_model(self.policy)
+        model = base_model(policy)
+        if model is policy:
+            yield model
+        elif isinstance(policy, FSDPModule):
+            policy.unshard()
+            yield model
+            policy.reshard()
+        else:
+            with self.accelerator.autocast():
+                yield model
 
     @torch.no_grad()
     def held_out_metrics(self) -> dict[str, float]:

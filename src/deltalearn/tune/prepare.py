@@ -24,7 +24,7 @@ from deltalearn.tune.examples import Collector, Examples, read_about
 from deltalearn.tune.sources import PairReader, PairRow
 
 BATCH = 2000  # pairs tokenised at a time
-RULES = 1  # raise it when the same pair becomes other ids, so that no older folder is used
+RULES = 2  # raise it when the same pair becomes other ids, so that no older folder is used
 SIDES = ("chosen", "rejected")
 REASONS = {  # why a pair is dropped, in the order in which it is tested
     "refused": "the chat template does not take the prompt",
@@ -82,6 +82,8 @@ def prepare_examples(
     truncation: str = "drop",
     directory: Path | None = None,
     key: object = None,
+    enough: int | None = None,
+    batch: int = BATCH,
 ) -> tuple[Examples, ExampleCounts]:
     """Tokenise pairs for the student.
 
@@ -90,6 +92,7 @@ def prepare_examples(
     end-of-turn ids (so that cutting teaches neither a length nor an end; a prompt is never cut),
     or "error". directory: keep the result there and map it into memory; if it holds the result of
     the same `key` (JSON that identifies `rows`), tokenizer and settings, it is used as it is.
+    enough: read no further, at the end of a `batch` of rows, once so many pairs are kept.
 
     UserError with truncation "error" if a pair is too long, and if no pair is left at all.
     """
@@ -101,8 +104,10 @@ def prepare_examples(
             return found
     work = _Preparation(tokenizer, max_length, truncation)
     with Collector(directory) as collector:
-        for part in _batches(rows):
+        for part in _batches(rows, batch):
             collector.add(work.ids(part))
+            if enough is not None and work.counts.examples >= enough:
+                break
         counts = work.counts
         if isinstance(rows, PairReader):
             counts.unusable = dict(rows.counts.unusable)
@@ -122,10 +127,10 @@ def _prepared(directory: Path, key: str) -> tuple[Examples, ExampleCounts] | Non
         return None
 
 
-def _batches(rows: Iterable[PairRow]) -> Iterator[list[PairRow]]:
+def _batches(rows: Iterable[PairRow], size: int) -> Iterator[list[PairRow]]:
     """Rows in order, chats and raw text never together."""
     for _, group in groupby(rows, key=lambda row: isinstance(row.prompt, str)):
-        while part := list(islice(group, BATCH)):
+        while part := list(islice(group, size)):
             yield part
 
 

@@ -1,8 +1,9 @@
-"""Pairs from what people have: everything TRL's DPOTrainer takes, and columns of a model ladder.
+"""Pairs from what people have: the shapes of text that TRL takes, and columns of a model ladder.
 
 Read row by row in constant memory. A row that is no pair is counted by reason with the place of
-the first, never a crash. An implicit prompt is what both conversations have in common by turns,
-never by characters (PEERS B13), and a string prompt may stand beside conversations (B14).
+the first, never a crash. An answer is one turn of text. An implicit prompt is what both
+conversations have in common by turns, never by characters (PEERS B13), and a string prompt may
+stand beside conversations (B14).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 from deltalearn.errors import UserError
 from deltalearn.records import Message
 from deltalearn.resources import local_path
-from deltalearn.tables import Row, rows
+from deltalearn.tables import DEFAULT_SPLIT, Row, file_rows, is_saved, rows, split_files
 
 FINISHED = ("stop", "length")
 TURN = re.compile(r"(?:\A|\n\n)(Human|Assistant):")  # of Anthropic's HH-RLHF
@@ -31,7 +32,7 @@ MEANINGS = {
     "no_prompt": "answers as plain text without a prompt",
     "no_answer": "the last turn is not the assistant's text, or the prompt's is",
     "prompts_differ": "the prompts of both sides differ",
-    "several_turns": "several turns after what both sides have in common",
+    "several_turns": "an answer of several turns",
     "finish_reason": "a finish reason other than stop or length",
 }
 REMEDIES = {
@@ -128,6 +129,7 @@ def read_pairs_from(
 ) -> PairReader:
     """Pairs of `source`: .jsonl, .parquet, a folder of them, a saved data set, or a hub id.
 
+    split: of a hub id, and of a folder that holds several; default "train".
     Without names, the columns are `chosen`, `rejected` and, if there is one, `prompt` (else
     `messages`). Answers are text or conversations; see `PairRow` for what they become. A side's
     finish reason is read from `<its column>_finish_reason`; `tools` and `chat_template_kwargs` are
@@ -158,8 +160,8 @@ class _Columns:
     @property
     def chat(self) -> bool:
         """Whether plain text is a turn of a chat: in any columns but TRL's own."""
-        names = (self.prompt or "prompt", self.chosen, self.rejected)
-        return names != ("prompt", "chosen", "rejected")
+        answers = {self.chosen, self.rejected}  # swapped, they are TRL's own still
+        return self.prompt not in (None, "prompt") or answers != {"chosen", "rejected"}
 
     def pair(self, row: Row) -> PairRow:
         """The pair of one row, or _Unfit."""
@@ -231,13 +233,24 @@ def _text_or_turns(cell: Any, name: str) -> str | list[Message]:
 def _turn(turn: Any, index: int, name: str) -> Message:
     if not isinstance(turn, dict) or not isinstance(turn.get("role"), str):
         raise _Unfit("wrong_type", f"turn {index} of {name!r} has no role")
-    turn = {key: value for key, value in turn.items() if value is not None}
+    turn = _without_nulls(turn)
     content = turn.get("content")
     if isinstance(content, list) and all(_is_text_part(part) for part in content):
         turn["content"] = "".join(part["text"] for part in content)
     elif not isinstance(content, str) and (turn["role"] != "assistant" or "tool_calls" not in turn):
         raise _Unfit("wrong_type", f"turn {index} of {name!r} has no text")
     return turn
+
+
+def _without_nulls(value: Any) -> Any:
+    """`value` without keys that hold null, at any depth.
+
+    Arrow gives the objects of a column the keys of all rows, null where a row has none. Templates
+    would render those nulls, and the same rows would be other tokens than from JSONL.
+    """
+    if isinstance(value, dict):
+        return {key: _without_nulls(v) for key, v in value.items() if v is not None}
+    return [_without_nulls(v) for v in value] if isinstance(value, list) else value
 
 
 def _is_text_part(part: Any) -> bool:
@@ -282,6 +295,8 @@ def _turns_around(
     """
     for side in (chosen, rejected):
         if not isinstance(side, str) and len(side) > 1:
+            if side[0]["role"] == "assistant":
+                raise _several_turns(len(side))
             users = [turn["content"].strip() for turn in side[:-1] if turn["role"] == "user"]
             if prompt.strip() not in users:
                 raise _Unfit("prompts_differ", "the conversation does not repeat the prompt")
@@ -295,14 +310,20 @@ def _answer_after(prompt: list[Message], side: str | list[Message]) -> str:
         return side
     if len(side) == 1:
         return _assistant_text(side[0])
+    if side[0]["role"] == "assistant" and prompt[0]["role"] != "assistant":
+        raise _several_turns(len(side))
     shared = next((i for i, (a, b) in enumerate(zip(prompt, side, strict=False)) if a != b), None)
     if shared is not None or len(side) <= len(prompt):
         roles = {prompt[shared]["role"], side[shared]["role"]} if shared is not None else set()
         reason = "several_turns" if roles == {"assistant"} else "prompts_differ"
         raise _Unfit(reason, "the conversation does not begin with the prompt's turns")
     if len(side) > len(prompt) + 1:
-        raise _Unfit("several_turns", f"{len(side) - len(prompt)} turns follow the prompt")
+        raise _several_turns(len(side) - len(prompt))
     return _assistant_text(side[-1])
+
+
+def _several_turns(turns: int) -> _Unfit:
+    return _Unfit("several_turns", f"{turns} turns follow the prompt; an answer is one turn")
 
 
 def _assistant_text(turn: Message) -> str:
@@ -330,15 +351,18 @@ def _template_arguments(value: Mapping[str, Any]) -> dict[str, Any]:
             raise _Unfit("wrong_type", f"'tools' is not JSON: {error}") from None
     if not isinstance(tools, list | None) or not isinstance(others, dict | None):
         raise _Unfit("wrong_type", "'tools' must be a list, 'chat_template_kwargs' an object")
-    others = {key: value for key, value in (others or {}).items() if value is not None}
-    return ({"tools": tools} if tools else {}) | others
+    return _without_nulls(({"tools": tools} if tools else {}) | (others or {}))
 
 
 def _rows(source: str, split: str | None) -> Iterator[Row]:
-    """Rows of a source of `deltalearn.tables`, or of a folder that `datasets` saved to disk."""
+    """Rows of a source of `deltalearn.tables`, or of a folder that `datasets` saved to disk.
+
+    A folder with files of several splits is read like the hub data set that it was.
+    """
     folder = local_path(source)
-    if not any((folder / name).is_file() for name in ("state.json", "dataset_dict.json")):
-        yield from rows(source, split)
+    if not is_saved(folder):
+        files = split_files(source, split)
+        yield from rows(source, split) if files is None else file_rows(files)
         return
     import datasets
 
@@ -347,9 +371,10 @@ def _rows(source: str, split: str | None) -> Iterator[Row]:
     except Exception as error:  # damaged files raise a dozen unrelated kinds
         raise UserError(f"{source}: this saved data set does not load: {error}") from error
     if isinstance(data, datasets.DatasetDict):
-        if (split or "train") not in data:
-            raise UserError(f"{source}: no split {split or 'train'!r}; there are {', '.join(data)}")
-        data = data[split or "train"]
+        split = split or DEFAULT_SPLIT
+        if split not in data:
+            raise UserError(f"{source}: no split {split!r}; there are {', '.join(data)}")
+        data = data[split]
     elif split is not None:
         raise UserError(f"{source}: split {split!r} has no effect on one data set; remove it")
     for number, value in enumerate(data, start=1):

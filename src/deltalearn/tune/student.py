@@ -14,7 +14,7 @@ from transformers import BitsAndBytesConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from deltalearn.errors import UserError
-from deltalearn.lm.load import Placement, load_model, load_tokenizer
+from deltalearn.lm.load import Placement, load_model, load_tokenizer, require_device
 from deltalearn.lm.locate import ModelFiles
 from deltalearn.tune.settings import Lora, Settings
 
@@ -35,9 +35,10 @@ def load_student(
     lora.bits 4 keeps the frozen weights as double-quantised nf4 (QLoRA, Dettmers et al. 2023), put
     on `placement.device` at once, since quantising happens there.
 
-    Raises UserError if the files do not make a whole model, if peft or bitsandbytes is missing,
-    or if an entry of lora.targets names no layer.
+    Raises UserError if the files do not make a whole model, if `placement.device` is not here, if
+    peft or bitsandbytes is missing, or if an entry of lora.targets names no layer.
     """
+    require_device(placement.device)
     lora = settings.lora
     if lora is None:
         return load_model(files, Placement("cpu", "float32"))
