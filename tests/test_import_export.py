@@ -264,6 +264,9 @@ def test_the_command_says_what_became_of_the_rows(write_lines, tmp_path):
     first, again = deltalearn(*command).stdout, deltalearn(*command).stdout
     assert first.startswith("2 rows read, 2 answers added (3B 1, 1B 1)\n")
     assert "  2 had no finish reason and are taken to have ended by themselves\n" in first
-    assert "  1 rows had no answer to take\n" in first and "rows.jsonl:2: no column '3B'" in first
+    assert (
+        "  1 rows or cells had no answer to take\n" in first
+        and "rows.jsonl:2: no column '3B'" in first
+    )
     assert again.startswith("2 rows read, 0 answers added (none new)\n")
     assert "  2 were there already\n" in again

@@ -125,6 +125,12 @@ def test_minimal_recipe_gets_the_papers_defaults(load):
         ("arms.delta.choosen=big", "arms.delta.choosen", "chosen"),
         ("arms.delta.tune.metod=sft", "arms.delta.tune.metod", "method"),
         ("evaluate.metric=[loglik]", "evaluate.metric", "metrics"),
+        ("models.big.server.base_url=x", "models.big.server.base_url", "url"),
+        ("models.big.server.api_key=x", "models.big.server.api_key", "key_env"),
+        ("models.big.server.extra_body={}", "models.big.server.extra_body", "body"),
+        ("models.big.server.max_concurrency=9", "models.big.server.max_concurrency", "concurrency"),
+        ("models.big.server.prices.promt=1.0", "models.big.server.prices.promt", "prompt"),
+        ("generate.ray.worker=1", "generate.ray.worker", "workers"),
     ],
 )
 def test_unknown_key_names_file_key_and_nearest(error, override, key, nearest):
@@ -180,6 +186,70 @@ def test_bad_value_names_the_key(error, override, key):
 
 def test_a_model_name_must_be_usable_as_a_file_name(error):
     assert "models." in error("models={'../x': {path: y}}")
+
+
+# -- servers -------------------------------------------------------------------------------------
+
+SERVER = "models.big.server.url=http://localhost:8000/v1"
+KEY = "sk-do-not-show-me-4711"
+
+
+@pytest.mark.parametrize("value", [KEY, "4711", "'do not show me'", "['4711']", "MY-4711", "''"])
+def test_key_env_must_look_like_a_variable_and_is_not_repeated(error, value):
+    """Somebody may have put the key itself there."""
+    text = error(SERVER, f"models.big.server.key_env={value}")
+    assert "models.big.server: key_env must be the name of an environment variable" in text
+    assert "export MY_KEY=" in text
+    assert "4711" not in text and "show" not in text
+
+
+def test_names_of_variables_are_taken(load):
+    for name in ("MY_KEY", "_k", "key2"):
+        recipe = load(SERVER, f"models.big.server.key_env={name}").recipe
+        assert recipe.models["big"].server.key_env == name
+
+
+@pytest.mark.parametrize(
+    ("field", "remedy"),
+    [
+        ("model", "server.model"),
+        ("messages", "the prompts"),
+        ("temperature", "generate.temperature"),
+        ("top_p", "generate.top_p"),
+        ("max_tokens", "generate.max_tokens"),
+        ("max_completion_tokens", "server.length_field"),
+        ("seed", "generate.seed"),
+        ("n", "generate.samples"),
+        ("stream", "never streamed"),
+    ],
+)
+def test_the_body_of_a_request_sets_nothing_that_is_set_elsewhere(error, field, remedy):
+    """It would be asked for under the key of what the recipe says."""
+    text = error(SERVER, f"models.big.server.body={{top_k: 5, {field}: 4711}}")
+    assert f"models.big.server: body must not set {field}" in text
+    assert remedy in text and "4711" not in text
+
+
+@pytest.mark.parametrize(
+    "field",
+    ["api_key", "Authorization", "x-api-key", "token", "access_token", "password", "client_secret",
+     "apiKey", "hf_token"],
+)  # fmt: skip
+@pytest.mark.parametrize("inside", ["{%s: %s}", "{extra: {%s: %s}}", "{all: [1, {%s: %s}]}"])
+def test_the_body_of_a_request_holds_no_secret(error, field, inside):
+    """Recipes are written into runs, and bodies into stores."""
+    text = error(SERVER, f"models.big.server.body={inside % (field, KEY)}")
+    assert field in text and "looks like a key or a password" in text and "key_env" in text
+    assert KEY not in text
+
+
+def test_fields_that_servers_know_are_taken(load):
+    body = {
+        "top_k": 20, "min_tokens": 5, "stop_token_ids": [2], "eos_token": "</s>", "token_type": "x",
+        "max_thinking_tokens": 9, "skip_special_tokens": False, "extra": {"temperature": 1.0},
+    }  # fmt: skip
+    recipe = load(SERVER, f"models.big.server.body={yaml.safe_dump(body)}").recipe
+    assert recipe.models["big"].server.body == body
 
 
 # -- keys without effect -------------------------------------------------------------------------

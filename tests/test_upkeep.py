@@ -277,8 +277,8 @@ def test_a_forgotten_model_can_be_asked_again(path):
 def test_a_name_of_two_models_or_of_none_deletes_nothing(path):
     put(path, answer(requests("T", "q1")[0], "t"), T="small")
     before = contents(path)
-    for name, message in (("small", "give one of S, T"), ("tiny", "no such model")):
-        fails(deltalearn("responses", "forget", path, name), f"{name}: ", message)
+    for name, message in (("small", "give one of S, T"), ("tiny", "it has large, small")):
+        fails(deltalearn("responses", "forget", path, name), name, message)
     assert contents(path) == before
     assert forgotten(path, "T") == 1
     assert forgotten(path, "small") == 2, "the name is unambiguous now"

@@ -12,13 +12,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deltalearn.files import read_jsonl_lazily, write_jsonl
+from deltalearn.files import digest, read_jsonl_lazily, write_jsonl
 from deltalearn.lm.locate import ModelFiles, locate
 from deltalearn.recipe.schema import GenerateSpec, GeneratorSpec, PromptsSpec, ServerSpec
 from deltalearn.records import Prompt, Request, Sampling
 from deltalearn.rundir import RunDirectory
 
 if TYPE_CHECKING:
+    from deltalearn.generate import ResponseStore
     from deltalearn.generate.requests import Settings
     from deltalearn.generate.served import Endpoint
     from deltalearn.generate.stage import Engine, Prices
@@ -185,6 +186,7 @@ def read_and_keep_prompts(spec: PromptsSpec, folder: Path, say: Say) -> dict[str
 
 
 STORE = "responses.sqlite"
+STORE_FILES = (STORE, f"{STORE}-wal", f"{STORE}-shm")
 
 
 @dataclass(frozen=True)
@@ -213,27 +215,71 @@ class AnswerStage:
         return self.respondent.requests(kept, self.prompts)
 
     def inputs(self) -> dict[str, Any]:
-        """What the key is made of; with retry_errors another one, if there are errors."""
+        """What the key is made of."""
         settings = self.respondent.settings
         return {
             "prompts": self.prompts_key,
             "model": self.respondent.identity,
             "how": settings.how(),
             "samples": settings.samples,
-            "retries": self.directory.retries(self.name, again=self.retry_errors),
         }
+
+    def review(self) -> None:
+        """Reopen the stage if it is done and the store has not what it left, or errors to retry.
+
+        Answers may have been forgotten, merged or imported meanwhile.
+        """
+        directory = self.directory
+        if not directory.is_done(self.name, digest(self.inputs())):
+            return
+        errors = directory.counts(self.name)["errors"]
+        if (self.retry_errors and errors) or not self._is_as_left():
+            directory.reopen(self.name)
+
+    def _is_as_left(self) -> bool:
+        from deltalearn.generate import ResponseStore
+        from deltalearn.generate.stage import fingerprint
+
+        left = self.directory.manifest["answers"].get(self.name, {})
+        with ResponseStore(self.directory.path / STORE, existing=True) as store:
+            mark = store.mark()
+            if mark != left.get("mark"):  # or else nobody has stored or deleted anything
+                if fingerprint(store, self.requests) != left.get("fingerprint"):
+                    return False
+                self._call(store)
+                left["mark"] = mark
+                self.directory.save()
+        return True
+
+    def _call(self, store: ResponseStore) -> None:
+        respondent = self.respondent
+        store.name_model(respondent.identity, respondent.name, respondent.settings.how())
+
+    @property
+    def content(self) -> str:
+        """Hash of the answers that the stage left."""
+        return self.directory.manifest["answers"][self.name]["fingerprint"]
 
     def work(self) -> dict[str, Any]:
         """Ask what the store does not have; counts."""
         from deltalearn.generate import ResponseStore, generate
+        from deltalearn.generate.stage import fingerprint
 
+        requests = self.requests
         with ResponseStore(self.directory.path / STORE) as store:
-            store.name_model(self.respondent.identity, self.respondent.name)
-            return generate(
+            self._call(store)
+            before = store.mark()
+            counts = generate(
                 store,
-                self.requests,
+                requests,
                 lambda: self.respondent.engine(self.say),
                 title=self.respondent.name,
                 prices=self.respondent.prices,
                 retry_errors=self.retry_errors,
             )
+            left, mark = self.directory.manifest["answers"], store.mark()
+            for other in left.values():
+                if other["mark"] == before:  # what came since is not another stage's
+                    other["mark"] = mark
+            left[self.name] = {"mark": mark, "fingerprint": fingerprint(store, requests)}
+        return counts

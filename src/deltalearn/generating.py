@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from deltalearn.answering import STORE, AnswerStage, Respondent, read_and_keep_prompts
+from deltalearn.answering import (
+    STORE,
+    STORE_FILES,
+    AnswerStage,
+    Respondent,
+    read_and_keep_prompts,
+)
 from deltalearn.errors import UserError
 from deltalearn.files import digest
 from deltalearn.recipe.generate_file import GenerateRecipe, LoadedGenerate
@@ -40,7 +46,8 @@ def run_generate(
     holds other settings and not `update`.
     """
     recipe = loaded.recipe
-    directory = RunDirectory(out or Path("runs") / recipe.name, loaded, update=update)
+    out = out or Path("runs") / recipe.name
+    directory = RunDirectory(out, loaded, update=update, may_hold=STORE_FILES)
     try:
         return _Generating(recipe, directory, retry_errors, say).run()
     finally:
@@ -91,6 +98,7 @@ class _Generating:
             self.say,
         )
         self.directory.manifest["models"][respondent.name] = respondent.record
+        stage.review()
         counts = self.stage(stage.name, stage.inputs(), stage.work)
         if counts["errors"]:
             store = self.directory.path / STORE
@@ -182,12 +190,9 @@ def write_pairs_of_store(
 
     try:
         spec = PairsSpec(**rules)
-        if settings is not None:
-            json.loads(settings)
     except ValidationError as error:
         raise UserError(explain(OPTIONS, error, PairsSpec)) from error
-    except ValueError as error:
-        raise UserError(f"--settings {settings}: not JSON: {error}") from error
+    _check_settings(settings)
     if out.suffix != ".parquet":
         raise UserError(f"{out}: pairs are written to a .parquet file")
     counts = PairCounts()
@@ -195,3 +200,12 @@ def write_pairs_of_store(
         candidates = ladder_candidates(opened, chosen, rejected, settings)
         write_pairs(out, build_pairs(candidates, counts, **spec.model_dump()), chosen, rejected)
     return f"{out}: {counts_line(counts.as_dict())}"
+
+
+def _check_settings(settings: str | None) -> None:
+    try:
+        usable = settings is None or isinstance(json.loads(settings), dict)
+    except ValueError as error:
+        raise UserError(f"--settings {settings}: not JSON: {error}") from error
+    if not usable:
+        raise UserError(f'--settings {settings}: give an object, such as {{"max_tokens": 2048}}')

@@ -11,7 +11,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from deltalearn.answering import STORE, AnswerStage, Respondent, read_and_keep_prompts
+from deltalearn.answering import (
+    STORE,
+    STORE_FILES,
+    AnswerStage,
+    Respondent,
+    read_and_keep_prompts,
+)
 from deltalearn.files import digest, write_json
 from deltalearn.lm.locate import ModelFiles, locate
 from deltalearn.recipe.load import LoadedRecipe
@@ -37,7 +43,8 @@ def run_recipe(
     Run it again to resume; a finished run does nothing. retry_errors: ask again for answers that
     ended in errors, and do again what depends on them. `say` gets one line per stage that worked.
     """
-    directory = RunDirectory(out or Path("runs") / loaded.recipe.name, loaded, update=update)
+    out = out or Path("runs") / loaded.recipe.name
+    directory = RunDirectory(out, loaded, update=update, may_hold=STORE_FILES)
     try:
         pipeline = Pipeline(loaded, directory, say, retry_errors=retry_errors)
         for stage in STAGES[: STAGES.index(until) + 1]:
@@ -145,7 +152,10 @@ class Pipeline:
         """Every needed model's answers, in responses.sqlite."""
         for name in self.recipe.generators:
             stage = self._answers(name)
+            stage.review()
             self._stage(stage.name, stage.inputs(), [STORE], stage.work)
+            # What is made of answers follows them, however they came into the store.
+            self.keys[stage.name] = digest([self.keys[stage.name], stage.content])
 
     def pairs(self) -> None:
         """One Parquet file per pairing, a pure function of the store."""

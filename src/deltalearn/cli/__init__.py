@@ -94,11 +94,7 @@ def run(
     )
     if not directory.done_now:
         typer.echo(f"{directory.path}: everything is done already, nothing to do")
-    if failed := directory.errors():
-        typer.echo(
-            f"{failed:,} requests ended in errors and made no pair: see `deltalearn responses "
-            f"errors {directory.path}`; ask them again with --retry-errors"
-        )
+    answers.say_errors(directory)
     if until == STAGES[-1]:
         from deltalearn.report.terminal import print_summary
 
@@ -152,7 +148,9 @@ def tune(
     seed: Annotated[int | None, typer.Option(help="Default 0.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps.")] = None,
     dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16.")] = None,
-    split: Annotated[str | None, typer.Option(help="Of a hub data set; default train.")] = None,
+    split: Annotated[
+        str | None, typer.Option(help="Of a hub data set or a folder of one; default train.")
+    ] = None,
     prompt_column: Annotated[str | None, typer.Option(help="Default: by its usual names.")] = None,
     chosen_column: Annotated[str | None, typer.Option(help="Default: chosen.")] = None,
     rejected_column: Annotated[str | None, typer.Option(help="Default: rejected.")] = None,
@@ -184,7 +182,7 @@ def tune(
     from deltalearn.recipe.tune_file import load_tune_recipe
     from deltalearn.tuning import check_modes, preview_pairs, report_dry_run, run_tune
 
-    check_modes(preview=preview, dry_run=dry_run, tflops=tflops)
+    check_modes(preview=preview, dry_run=dry_run, tflops=tflops, reference=reference, update=update)
     options = {
         "model.path": model,
         "pairs.source": pairs,

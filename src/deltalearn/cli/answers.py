@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+if TYPE_CHECKING:
+    from deltalearn.rundir import RunDirectory
+
+SUFFIXES = (".sqlite", ".db")  # of a store that is a file by itself
 EXIT_WITH_ERRORS = 3  # everything was asked, and some requests ended in errors
 
 responses = typer.Typer(no_args_is_help=True, help="Look after a store of answers.")
@@ -130,8 +134,20 @@ def _of_whole_recipe(
         typer.echo(dry_run_of_recipe(loaded, out, retry_errors=retry))
         return
     directory = run_recipe(loaded, out, update=update, until="generate", retry_errors=retry)
-    if directory.errors():
+    if not directory.done_now:
+        typer.echo(f"{directory.path}: everything is answered already, nothing to do")
+    if say_errors(directory):
         raise typer.Exit(EXIT_WITH_ERRORS)
+
+
+def say_errors(directory: RunDirectory) -> bool:
+    """Tell of requests of a run that ended in errors; whether there are any."""
+    if failed := directory.errors():
+        typer.echo(
+            f"{failed:,} requests ended in errors and make no pair: see `deltalearn responses "
+            f"errors {directory.path}`; ask them again with --retry-errors"
+        )
+    return failed > 0
 
 
 def pairs(
@@ -140,7 +156,7 @@ def pairs(
     rejected: Annotated[str, typer.Option(help="The model whose answers are not.")],
     out: Annotated[Path, typer.Option(help="A Parquet file in TRL's format.")],
     settings: Annotated[
-        str | None, typer.Option(help="JSON: which answers, where a model has several kinds.")
+        str | None, typer.Option(help="JSON, whole or a part: which answers, if of several kinds.")
     ] = None,
     truncated: Annotated[str, typer.Option(help="Of answers cut at the limit: drop or keep.")] = (
         "drop"
@@ -234,7 +250,7 @@ def export(
 
 @responses.command("import")
 def import_(
-    store: Annotated[Path, typer.Argument(help="responses.sqlite, made if it is not there.")],
+    store: Annotated[Path, typer.Argument(help="A directory, or a file .sqlite; may be new.")],
     source: Annotated[str, typer.Argument(help="JSONL, JSON, Parquet, a folder, or a hub id.")],
     column: Annotated[
         list[str] | None,
@@ -248,15 +264,17 @@ def import_(
     """Take answers that others wrote: ladder columns, AlpacaEval, TRL, Argilla, distilabel."""
     from deltalearn.generate.importer import import_responses
     from deltalearn.generate.store import ResponseStore
+    from deltalearn.rundir import alone_in
 
-    with ResponseStore(_path(store)) as opened:
+    path = _path(store)
+    with alone_in(path.parent), ResponseStore(path) as opened:
         found = import_responses(opened, source, split=split, models=column or [], name=model_name)
     models = ", ".join(f"{name} {n:,}" for name, n in found.models.items())
     typer.echo(f"{found.read:,} rows read, {found.added:,} answers added ({models or 'none new'})")
     for number, meaning in (
         (found.there, "were there already"),
         (found.assumed_ends, "had no finish reason and are taken to have ended by themselves"),
-        (found.skipped_count, "rows had no answer to take"),
+        (found.skipped_count, "rows or cells had no answer to take"),
     ):
         if number:
             typer.echo(f"  {number:,} {meaning}")
@@ -270,8 +288,9 @@ def merge(
 ) -> None:
     """Take over the answers of another store."""
     from deltalearn.generate.upkeep import merge as merge_stores
+    from deltalearn.rundir import alone_in
 
-    with _open(store) as opened:
+    with alone_in(_path(store).parent), _open(store) as opened:
         done = merge_stores(opened, _path(other))
     typer.echo(
         f"{done.added:,} added, {done.mended:,} errors mended, {done.same:,} the same, "
@@ -283,10 +302,11 @@ def merge(
 def forget(
     store: Store, model: Annotated[str, typer.Argument(help="Name or identity of a model.")]
 ) -> None:
-    """Delete all answers of a model, and give back their room."""
+    """Delete the answers that a name stands for, and give back their room."""
     from deltalearn.generate.upkeep import forget_model
+    from deltalearn.rundir import alone_in
 
-    with _open(store) as opened:
+    with alone_in(_path(store).parent), _open(store) as opened:
         typer.echo(f"{forget_model(opened, model):,} answers of {model} deleted")
 
 
@@ -297,4 +317,6 @@ def _open(store: Path):
 
 
 def _path(store: Path) -> Path:
-    return store / "responses.sqlite" if store.is_dir() else store
+    """The file: of a directory, and of a name that is not there and does not look like a file's."""
+    is_file = store.is_file() or (store.suffix in SUFFIXES and not store.is_dir())
+    return store if is_file else store / "responses.sqlite"

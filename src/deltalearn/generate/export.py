@@ -10,7 +10,7 @@ from typing import Any
 
 from deltalearn.errors import UserError
 from deltalearn.files import replacing
-from deltalearn.generate.store import RESPONSE, ResponseStore, response_of
+from deltalearn.generate.store import RESPONSE, Group, ResponseStore, response_of
 
 AT_ONCE = 2000  # rows written together
 SUFFIXES = (".jsonl", ".parquet")
@@ -19,16 +19,12 @@ SUFFIXES = (".jsonl", ".parquet")
 def export(store: ResponseStore, path: Path, models: Iterable[str] = ()) -> int:
     """Write answers, errors too, a row each, to a .jsonl or .parquet file; return how many.
 
-    models: names or identities; none: all. `importer` reads the file back as it was.
+    models: names or identities; none: all. `importer` reads the file back as it was; only the time
+    at which an answer came is not written, and is that of the import afterwards.
     """
     if path.suffix not in SUFFIXES:
         raise UserError(f"{path}: answers are written to a .jsonl or a .parquet file")
-    wanted = list(models)
-    known = store.db.execute("SELECT name, identity FROM models ORDER BY name").fetchall()
-    for name in wanted:
-        if not any(name in names for names in known):
-            shown = ", ".join(names[0] for names in known) or "none"
-            raise UserError(f"{store.path}: no model {name!r}; it has {shown}")
+    wanted = [group for name in models for group in store.named(name)]
     found = _export_rows(store, wanted)
     if path.suffix == ".jsonl":
         count = 0
@@ -40,19 +36,25 @@ def export(store: ResponseStore, path: Path, models: Iterable[str] = ()) -> int:
     return _write_parquet(path, found)
 
 
-def _export_rows(store: ResponseStore, models: list[str]) -> Iterator[dict[str, Any]]:
+def _export_rows(store: ResponseStore, wanted: list[Group]) -> Iterator[dict[str, Any]]:
+    # By the tables, not the view `labels`: it reads an index, and answers may have to be saved
+    # from a store whose index is damaged.
+    given = store.db.execute("SELECT model, settings, name FROM names ORDER BY id")
+    labels = {(model, settings): name for model, settings, name in given}
     query = (
-        f"SELECT m.name, m.identity, p.messages, s.how, r.sample, r.prompt_id, r.engine, {RESPONSE} "  # noqa: S608, E501
+        "SELECT r.model, r.settings, m.name, m.identity, p.messages, s.how, r.sample, "  # noqa: S608
+        f"r.prompt_id, r.engine, {RESPONSE} "
         "FROM responses r JOIN models m ON m.id = r.model JOIN prompts p ON p.id = r.prompt "
         "JOIN settings s ON s.id = r.settings "
-        "WHERE ?1 = '[]' OR m.name IN (SELECT value FROM json_each(?1)) "
-        "OR m.identity IN (SELECT value FROM json_each(?1)) ORDER BY r.id"
+        "WHERE ?1 = '[]' OR (r.model, r.settings) IN (SELECT json_extract(value, '$[0]'), "
+        "json_extract(value, '$[1]') FROM json_each(?1)) ORDER BY r.id"
     )
-    cursor = store.db.cursor().execute(query, [json.dumps(models)])
-    for name, identity, messages, how, sample, prompt_id, engine, *rest in cursor:
+    groups = json.dumps([[group.model, group.settings] for group in wanted])
+    cursor = store.db.cursor().execute(query, [groups])
+    for model, settings, name, identity, messages, how, sample, prompt_id, engine, *rest in cursor:
         r = response_of(tuple(rest))
         yield {
-            "model": name,
+            "model": labels.get((model, settings), name),
             "messages": json.loads(messages),
             "response": r.text,
             "thought": r.thought,

@@ -191,14 +191,27 @@ def _flush(store: ResponseStore, pending: dict[str, Answer], result: Imported, e
         by_engine.setdefault(answer.engine or engine, []).append((answer.request, answer.response))
     for made_by, answered in by_engine.items():
         store.add(answered, engine=made_by)
-    names = dict(store.db.execute("SELECT identity, name FROM models"))
-    for identity, name in {answer.request.model: answer.model for answer in new}.items():
-        if names[identity] == identity:  # nobody has called it anything yet
-            store.name_model(identity, name)
+    _name_new(store, new)
     result.there += len(have)
     result.added += len(new)
     result.models.update(answer.model for answer in new)
     pending.clear()
+
+
+def _name_new(store: ResponseStore, new: list[Answer]) -> None:
+    """Call answers what their file does, unless somebody has called them something already."""
+    names = dict(store.db.execute("SELECT identity, name FROM models"))
+    query = (
+        "SELECT m.identity, s.how FROM names n JOIN models m ON m.id = n.model "
+        "JOIN settings s ON s.id = n.settings"
+    )
+    named = set(store.db.execute(query))
+    told_apart = {identity for identity, _ in named}
+    for place, name in {(a.request.model, a.request.how): a.model for a in new}.items():
+        identity, how = place
+        unnamed = names[identity] == identity or identity in told_apart
+        if unnamed and place not in named:
+            store.name_model(identity, name, how)
 
 
 def _is_exported(value: dict[str, Any]) -> bool:

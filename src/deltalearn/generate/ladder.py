@@ -5,9 +5,10 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 from deltalearn.errors import UserError
-from deltalearn.generate.store import RESPONSE, ResponseStore, response_of
+from deltalearn.generate.store import RESPONSE, Group, ResponseStore, response_of
 from deltalearn.records import Message, Prompt, Request, Response
 
 AT_ONCE = 4096  # prompts looked up together
@@ -31,15 +32,16 @@ def ladder_candidates(
 ) -> Iterator[Candidate]:
     """All answers of two models in the store to the same prompt and with the same sample number.
 
-    chosen, rejected: names or identities. how: the settings (JSON) of both, needed where a model
-    has answers with several. A prompt that only one of them has seen comes with None. UserError if
-    there is no such model, or if it is not clear which answers are meant.
+    chosen, rejected: names or identities; of one model asked in two ways, two names. how: settings
+    (a JSON object) of both, or a part of them that tells which, needed where a model has answers
+    with several. A prompt that only one of them has seen comes with None. UserError if there is no
+    such model, or if it is not clear which answers are meant.
     """
-    sides = [_model_and_settings(store, name, how) for name in (chosen, rejected)]
-    if sides[0][0] == sides[1][0]:
-        raise UserError(f"{chosen} and {rejected} are the same model: there is no delta")
+    sides = [_group(store, name, how) for name in (chosen, rejected)]
+    if sides[0] == sides[1]:
+        raise UserError(f"{chosen} and {rejected} are the same answers: there is no delta")
     # One index scan a side, merged by (prompt, sample): memory does not grow with their number.
-    streams = [_stream(store, *side) for side in sides]
+    streams = [_stream(store, side) for side in sides]
     for (prompt, sample), *found in _merged(*streams):
         row = store.db.execute("SELECT messages FROM prompts WHERE id = ?", [prompt]).fetchone()
         turns = tuple(Message(**turn) for turn in json.loads(row[0]))
@@ -51,40 +53,43 @@ Place = tuple[int, int]  # prompt, sample
 Found = tuple[str, Response]  # the prompt's name, the answer
 
 
-def _model_and_settings(store: ResponseStore, name: str, how: str | None) -> tuple[int, int]:
-    models = store.db.execute(
-        "SELECT id, identity FROM models WHERE name = ?1 OR identity = ?1", [name]
-    ).fetchall()
-    if not models:
-        known = [row[0] for row in store.db.execute("SELECT name FROM models ORDER BY name")]
-        raise UserError(f"{store.path}: no model {name!r}; it has {', '.join(known) or 'none'}")
-    if len(models) > 1:
-        shown = ", ".join(identity for _, identity in models)
-        raise UserError(f"{store.path}: {name!r} names several models; give one of {shown}")
-    settings = store.db.execute(
-        "SELECT id, how FROM settings WHERE id IN (SELECT DISTINCT settings FROM responses "
-        "WHERE model = ?)",
-        [models[0][0]],
-    ).fetchall()
-    if not settings:
-        raise UserError(f"{store.path}: {name} has no answers yet")
-    meant = [s for s in settings if how is None or json.loads(s[1]) == json.loads(how)]
+def _group(store: ResponseStore, name: str, how: str | None) -> Group:
+    """The one group of answers that is meant."""
+    groups = store.named(name)
+    identities = dict.fromkeys(group.identity for group in groups)
+    if len(identities) > 1:
+        raise UserError(
+            f"{store.path}: {name!r} names several models; give one of {', '.join(identities)}"
+        )
+    meant = groups if how is None else _fitting(groups, json.loads(how))
     if len(meant) != 1:
-        shown = "\n".join(f"  {text}" for _, text in settings)
+        shown = "\n".join(f"  {group.how}" for group in groups)
         raise UserError(
             f"{store.path}: {name} has answers with {len(meant)} settings that fit; name one with "
             f"--settings:\n{shown}"
         )
-    return models[0][0], meant[0][0]
+    return meant[0]
 
 
-def _stream(store: ResponseStore, model: int, settings: int) -> Iterator[tuple[Place, Found]]:
+def _fitting(groups: list[Group], wanted: dict[str, Any]) -> list[Group]:
+    """Groups that were asked in just this way, or else those whose settings hold these values.
+
+    Two models of a pair may have been asked in different ways, so that no whole settings fit both.
+    """
+    settings = [(group, json.loads(group.how)) for group in groups]
+    exact = [group for group, how in settings if how == wanted]
+    return exact or [
+        group for group, how in settings if all(how.get(k) == v for k, v in wanted.items())
+    ]
+
+
+def _stream(store: ResponseStore, group: Group) -> Iterator[tuple[Place, Found]]:
     cursor = store.db.cursor()
     query = (
         f"SELECT prompt, sample, prompt_id, {RESPONSE} FROM responses "  # noqa: S608 (constants)
         "WHERE model = ? AND settings = ? ORDER BY prompt, sample"
     )
-    for prompt, sample, prompt_id, *row in cursor.execute(query, [model, settings]):
+    for prompt, sample, prompt_id, *row in cursor.execute(query, group[:2]):
         yield (prompt, sample), (prompt_id, response_of(tuple(row)))
 
 

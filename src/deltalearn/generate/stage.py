@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -108,6 +110,20 @@ def survey(
     return total, missing
 
 
+def fingerprint(store: ResponseStore, requests: Iterable[Request]) -> str:
+    """Hash of the answers that the store has to `requests`, of all that pairs are made of.
+
+    Two runs that were answered the same have the same one, whenever and by whatever engine.
+    """
+    hashed, source = hashlib.sha256(), iter(requests)
+    while part := list(itertools.islice(source, WINDOW)):
+        found = store.get(r.key for r in part)
+        for r in filter(None, (found.get(request.key) for request in part)):
+            content = [r.key, r.thought, r.text, r.finish_reason, r.tokens]
+            hashed.update(json.dumps(content).encode())
+    return hashed.hexdigest()
+
+
 def _windows(
     store: ResponseStore, requests: Iterable[Request], forget_errors: bool = False
 ) -> Iterator[Window]:
@@ -144,7 +160,8 @@ def _answer(
         for response in group:
             del asked[response.key]
         counts.note(group)
-        shown = [f"{counts['failed']:,} failed"] if counts["failed"] else []
+        numbers = ((counts[name], name) for name in ("cached", "failed"))
+        shown = [f"{number:,} {name}" for number, name in numbers if number]
         shown += [f"cost {counts.cost(prices):.2f}"] if prices else []
         bar.advance(len(group), amount=sum(r.tokens for r in group), note="  ".join(shown))
 

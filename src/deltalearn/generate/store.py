@@ -14,19 +14,26 @@ import time
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from deltalearn.errors import UserError
 from deltalearn.files import canonical_json, digest
 from deltalearn.records import Prompt, Request, Response
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS models (
     id       INTEGER PRIMARY KEY,
     identity TEXT NOT NULL UNIQUE,    -- fingerprint of its files, or its name at a server
     name     TEXT NOT NULL            -- what a person called it last
+);
+CREATE TABLE IF NOT EXISTS names (    -- one model may be asked in two ways under two names
+    id       INTEGER PRIMARY KEY,     -- grows: of two names the greater was given last
+    name     TEXT NOT NULL,
+    model    INTEGER NOT NULL REFERENCES models,
+    settings INTEGER NOT NULL REFERENCES settings,
+    UNIQUE (model, settings, name)
 );
 CREATE TABLE IF NOT EXISTS prompts (
     id       INTEGER PRIMARY KEY,
@@ -61,7 +68,18 @@ CREATE TABLE IF NOT EXISTS responses (
     checksum          BLOB NOT NULL   -- of the columns CONTENT
 );
 CREATE INDEX IF NOT EXISTS responses_by_model ON responses (model, settings, prompt, sample);
+CREATE TABLE IF NOT EXISTS state (
+    mark TEXT NOT NULL                -- drawn anew whenever answers come or go
+);
+INSERT INTO state SELECT hex(randomblob(16)) WHERE NOT EXISTS (SELECT * FROM state);
+CREATE VIEW IF NOT EXISTS called AS   -- every name of every group of answers that there is
+SELECT coalesce(n.id, 0) AS id, coalesce(n.name, m.name) AS name, g.model, g.settings
+FROM (SELECT DISTINCT model, settings FROM responses) g JOIN models m ON m.id = g.model
+LEFT JOIN names n ON n.model = g.model AND n.settings = g.settings;
+CREATE VIEW IF NOT EXISTS labels AS   -- of each group, the name that was given last
+SELECT model, settings, name, max(id) AS id FROM called GROUP BY model, settings;
 """
+NEW_MARK = "UPDATE state SET mark = hex(randomblob(16))"
 RESPONSE = (
     "key, text, token_ids, finish_reason, prompt_tokens, error, thought, completion_tokens, "
     "seconds, seed, fault, tries"
@@ -77,6 +95,15 @@ VALUES (
     (SELECT id FROM prompts WHERE digest = ?), ?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?
 )
 """  # noqa: S608 (CONTENT is a constant)
+
+
+class Group(NamedTuple):
+    """The answers of one model to one way of asking it, which a name stands for."""
+
+    model: int
+    settings: int
+    identity: str
+    how: str
 
 
 class ResponseStore:
@@ -136,14 +163,24 @@ class ResponseStore:
 
     # -- writing -----------------------------------------------------------------------------
 
-    def name_model(self, identity: str, name: str) -> None:
-        """Remember what a person calls the model of this identity."""
+    def name_model(self, identity: str, name: str, how: str | None = None) -> None:
+        """Remember what a person calls the answers of a model to the settings `how` (JSON).
+
+        Without `how`: all answers of the model that have no name of their own.
+        """
         with self.db:
             self.db.execute(
                 "INSERT INTO models (identity, name) VALUES (?, ?) "
                 "ON CONFLICT (identity) DO UPDATE SET name = excluded.name",
                 [identity, name],
             )
+            if how is not None:
+                self.db.execute("INSERT OR IGNORE INTO settings (how) VALUES (?)", [how])
+                self.db.execute(
+                    "INSERT OR REPLACE INTO names (name, model, settings) VALUES (?, (SELECT id "
+                    "FROM models WHERE identity = ?), (SELECT id FROM settings WHERE how = ?))",
+                    [name, identity, how],
+                )
 
     def add(self, answered: Sequence[tuple[Request, Response]], *, engine: str) -> None:
         """Store responses to their requests in one transaction; `engine` is its name and version.
@@ -176,6 +213,7 @@ class ResponseStore:
             many("INSERT OR IGNORE INTO settings (how) VALUES (?)", settings)
             many("INSERT OR IGNORE INTO prompts (digest, messages) VALUES (?, ?)", texts)
             many(INSERT, rows)
+            self.db.execute(NEW_MARK)
 
     def drop_errors(self, keys: Iterable[str]) -> int:
         """Forget the error rows among `keys`, so that they are asked again; return how many."""
@@ -185,6 +223,8 @@ class ResponseStore:
                 "AND key IN (SELECT value FROM json_each(?))",
                 [json.dumps(list(keys))],
             )
+            if cursor.rowcount:
+                self.db.execute(NEW_MARK)
         return cursor.rowcount
 
     # -- reading -----------------------------------------------------------------------------
@@ -205,6 +245,30 @@ class ResponseStore:
     def count(self) -> int:
         """Number of rows, errors included."""
         return self.db.execute("SELECT count(*) FROM responses").fetchone()[0]
+
+    def mark(self) -> str:
+        """Another text whenever answers have come or gone since it was read."""
+        return self.db.execute("SELECT mark FROM state").fetchone()[0]
+
+    def named(self, name: str) -> list[Group]:
+        """The answers that a name, or the identity of a model, stands for.
+
+        UserError if there are none, with the names that there are.
+        """
+        query = (
+            "SELECT DISTINCT c.model, c.settings, m.identity, s.how FROM called c "
+            "JOIN models m ON m.id = c.model JOIN settings s ON s.id = c.settings "
+            "WHERE c.name = ?1 OR m.identity = ?1 ORDER BY c.model, c.settings"
+        )
+        if found := [Group(*row) for row in self.db.execute(query, [name])]:
+            return found
+        given = (
+            "SELECT name FROM names UNION SELECT name FROM models UNION SELECT identity FROM models"
+        )
+        if (name,) in self.db.execute(given).fetchall():
+            raise UserError(f"{self.path}: {name} has no answers yet")
+        known = [row[0] for row in self.db.execute("SELECT DISTINCT name FROM called ORDER BY 1")]
+        raise UserError(f"{self.path}: no model {name!r}; it has {', '.join(known) or 'none'}")
 
     def _select(self, columns: str, keys: Iterable[str]) -> Iterator[tuple]:
         # json_each takes any number of keys; `columns` is a constant of this module.

@@ -13,7 +13,14 @@ from typing import Any
 from deltalearn.errors import UserError
 from deltalearn.files import digest
 from deltalearn.generate.requests import request_key, seen_messages
-from deltalearn.generate.store import CONTENT, SCHEMA_VERSION, ResponseStore, checksum, is_damage
+from deltalearn.generate.store import (
+    CONTENT,
+    NEW_MARK,
+    SCHEMA_VERSION,
+    ResponseStore,
+    checksum,
+    is_damage,
+)
 from deltalearn.records import Message
 
 AT_ONCE = 20_000  # rows of one transaction
@@ -22,12 +29,13 @@ AT_ONCE = 20_000  # rows of one transaction
 def overview(store: ResponseStore) -> list[dict[str, Any]]:
     """A row for every model and way of asking it, with its numbers of answers and tokens."""
     query = """
-        SELECT m.name, m.identity, s.how, count(*), count(DISTINCT r.prompt),
+        SELECT l.name, m.identity, s.how, count(*), count(DISTINCT r.prompt),
                sum(r.finish_reason = 'length'), sum(r.finish_reason = 'error'),
                sum(coalesce(r.completion_tokens, length(r.token_ids) / 4)), group_concat(DISTINCT
                r.engine)
-        FROM responses r JOIN models m ON m.id = r.model JOIN settings s ON s.id = r.settings
-        GROUP BY r.model, r.settings ORDER BY m.name, s.how
+        FROM labels l JOIN responses r ON r.model = l.model AND r.settings = l.settings
+        JOIN models m ON m.id = l.model JOIN settings s ON s.id = l.settings
+        GROUP BY l.model, l.settings ORDER BY l.name, s.how
     """
     names = (
         "model", "identity", "how", "responses", "prompts", "truncated", "errors", "tokens",
@@ -39,8 +47,8 @@ def overview(store: ResponseStore) -> list[dict[str, Any]]:
 def faults(store: ResponseStore) -> list[tuple[str, str, int, str]]:
     """(model, kind of fault, how many, one example) of all errors."""
     query = """
-        SELECT m.name, coalesce(r.fault, 'unknown'), count(*), max(r.error)
-        FROM responses r JOIN models m ON m.id = r.model
+        SELECT l.name, coalesce(r.fault, 'unknown'), count(*), max(r.error)
+        FROM labels l JOIN responses r ON r.model = l.model AND r.settings = l.settings
         WHERE r.finish_reason = 'error' GROUP BY 1, 2 ORDER BY 3 DESC
     """
     return store.db.execute(query).fetchall()
@@ -131,11 +139,22 @@ class Merged:
     different: int = 0  # another answer to the same request; ours stays
 
 
+TAKE_NAMES = """
+INSERT OR IGNORE INTO main.names (name, model, settings)
+SELECT c.name, mine.id, ours.id FROM other.called c
+JOIN other.models m ON m.id = c.model JOIN main.models mine ON mine.identity = m.identity
+JOIN other.settings s ON s.id = c.settings JOIN main.settings ours ON ours.how = s.how
+WHERE NOT EXISTS (SELECT 1 FROM main.responses r WHERE r.model = mine.id AND r.settings = ours.id)
+AND NOT EXISTS (SELECT 1 FROM main.names n WHERE n.model = mine.id AND n.settings = ours.id)
+ORDER BY c.id
+"""  # of groups of answers that we neither have nor have a name for
+
+
 def merge(store: ResponseStore, other: Path) -> Merged:
     """Take over what `other` has and `store` has not. UserError if it is no store of this kind.
 
     An answer takes the place of an error. Where both have an answer, ours stays: with sampling, or
-    other hardware, the same request may well be answered in two ways.
+    other hardware, the same request may well be answered in two ways. Likewise our names stay.
     """
     with ResponseStore(other, existing=True):
         pass  # complains if it is none
@@ -154,6 +173,7 @@ def merge(store: ResponseStore, other: Path) -> Merged:
                 db.execute(
                     f"INSERT OR IGNORE INTO {table} ({columns}) SELECT {columns} FROM other.{table}"  # noqa: S608
                 )
+            db.execute(TAKE_NAMES)
         last = 0
         while True:
             with db:
@@ -212,6 +232,8 @@ def _merge_part(db: sqlite3.Connection, after: int, end: int, result: Merged) ->
         """,  # noqa: S608 (columns are a constant)
         part,
     ).rowcount
+    if added:
+        db.execute(NEW_MARK)
     result.added += added - mended
     result.mended += mended
     result.same += same
@@ -222,24 +244,35 @@ def _merge_part(db: sqlite3.Connection, after: int, end: int, result: Merged) ->
 
 
 def forget_model(store: ResponseStore, name: str) -> int:
-    """Delete all answers of a model (by name or identity) and what only they needed; how many.
+    """Delete the answers that a name, or a model's identity, stands for; how many.
 
-    UserError if there is none of that name, or several.
+    What only they needed goes with them, their other names too. UserError if there are none of
+    that name, or some of several models.
     """
-    found = store.db.execute(
-        "SELECT id, identity FROM models WHERE name = ?1 OR identity = ?1", [name]
-    ).fetchall()
-    if len(found) != 1:
-        shown = ", ".join(identity for _, identity in found)
-        hint = f"several models are called so; give one of {shown}" if found else "no such model"
-        raise UserError(f"{store.path}: {name}: {hint}")
+    groups = store.named(name)
+    identities = dict.fromkeys(group.identity for group in groups)
+    if len(identities) > 1:
+        raise UserError(
+            f"{store.path}: {name}: several models are called so; give one of "
+            f"{', '.join(identities)}"
+        )
+    deleted = 0
     with store.db:
-        deleted = store.db.execute("DELETE FROM responses WHERE model = ?", [found[0][0]]).rowcount
-        store.db.execute("DELETE FROM models WHERE id = ?", [found[0][0]])
-        for table in ("prompts", "settings"):
-            column = table.removesuffix("s") if table == "prompts" else table
-            store.db.execute(
-                f"DELETE FROM {table} WHERE id NOT IN (SELECT {column} FROM responses)"  # noqa: S608
-            )
+        for group in groups:
+            deleted += store.db.execute(
+                "DELETE FROM responses WHERE model = ? AND settings = ?", group[:2]
+            ).rowcount
+        store.db.execute(NEW_MARK)
+        store.db.execute("UPDATE models SET name = identity WHERE name = ?", [name])
+        for statement in UNUSED:
+            store.db.execute(statement)
     store.db.execute("VACUUM")
     return deleted
+
+
+UNUSED = (
+    "DELETE FROM names WHERE (model, settings) NOT IN (SELECT model, settings FROM responses)",
+    "DELETE FROM models WHERE id NOT IN (SELECT model FROM responses)",
+    "DELETE FROM settings WHERE id NOT IN (SELECT settings FROM responses)",
+    "DELETE FROM prompts WHERE id NOT IN (SELECT prompt FROM responses)",
+)

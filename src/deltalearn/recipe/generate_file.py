@@ -68,8 +68,15 @@ def load_generate_recipe(
     if place is not None:
         where, values = read_values(place)
     origins = dict.fromkeys(leaves(values), getattr(where, "name", OPTIONS))
+    called: dict[str, str] = {}
     for text in models:
         name, path = name_and_path(text)
+        if name in called:
+            raise UserError(
+                f"--model {called[name]} and --model {text} are both called {name!r}; give each a "
+                "name of its own: --model NAME=PATH"
+            )
+        called[name] = text
         override(values, origins, ["models", name], {"path": path}, OPTIONS)
     given = []
     for dotted, value in options.items():

@@ -6,6 +6,7 @@ import difflib
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from types import NoneType
 from typing import Any, get_args
 
 import yaml
@@ -247,17 +248,25 @@ def _suggestion(root: type[BaseModel], location: tuple) -> str:
     near = difflib.get_close_matches(str(location[-1]), meant, n=1, cutoff=0.5)
     if near:
         return f"; did you mean {meant[near[0]]!r}?"
-    return f"; valid keys here: {', '.join(valid)}"
+    return f"; valid keys here: {', '.join(valid)}" if valid else ""
 
 
 def _keys_at(root: type[BaseModel], location: tuple) -> list[str]:
     """Field names that the schema has at `location` under `root`."""
     model: Any = root
     for part in location:
+        model = _present(model)
         if isinstance(model, type) and issubclass(model, BaseModel):
             model = model.model_fields[part].annotation if part in model.model_fields else None
         else:  # dict[Name, X]: any key leads to X
             model = get_args(model)[-1] if get_args(model) else None
+    model = _present(model)
     if isinstance(model, type) and issubclass(model, BaseModel):
         return list(model.model_fields)
     return []
+
+
+def _present(annotation: Any) -> Any:
+    """X of `X | None`, anything else as it is."""
+    parts = get_args(annotation)
+    return next(x for x in parts if x is not NoneType) if NoneType in parts else annotation

@@ -5,6 +5,7 @@ Errors raised here name the key; `deltalearn.recipe.load` adds the file and the 
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
@@ -12,9 +13,26 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from deltalearn.methods import DEFAULT_GAMMA, DEFAULT_SMOOTHING, METHODS
 
+VARIABLE = r"[A-Za-z_][A-Za-z0-9_]*"  # of the environment
+OWN_FIELDS = {  # of a request to a server: what sets them, and is part of an answer's key
+    "model": "server.model",
+    "messages": "the prompts, and system",
+    "temperature": "generate.temperature",
+    "top_p": "generate.top_p",
+    "max_tokens": "generate.max_tokens",
+    "max_completion_tokens": "generate.max_tokens, with server.length_field",
+    "seed": "generate.seed",
+    "n": "generate.samples",
+    "stream": "answers are never streamed",
+}
+SECRET = re.compile(  # not max_tokens, stop_token_ids, eos_token and the like
+    r"(^|_)(api_?key|authorization|passwords?|passwd|secrets?|secret_?key|credentials?)$"
+    r"|^((api|access|auth|bearer|hf|id|refresh|session)_?)?token$"
+)
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
 Name = Annotated[str, Field(pattern=NAME)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Decay = Annotated[float, Field(ge=0, lt=1)]  # of a running mean, which at 1 would never move
 T = TypeVar("T")
 Listed = Annotated[
     T, Field(strict=False)
@@ -66,9 +84,33 @@ class ServerSpec(Spec):
     body: dict[str, Any] = Field(default_factory=dict)  # further fields of a request
     prices: PricesSpec | None = None
 
+    # Checks are of the whole section, whose values an error does not repeat: one may be a key.
+
+    @model_validator(mode="before")
+    @classmethod
+    def _names_its_key(cls, values: Any) -> Any:
+        name = values.get("key_env") if isinstance(values, dict) else None
+        if name is not None and not re.fullmatch(VARIABLE, str(name)):
+            raise ValueError(
+                "key_env must be the name of an environment variable, not the key itself: "
+                "export MY_KEY=... and give key_env: MY_KEY"
+            )
+        return values
+
+    @model_validator(mode="after")
+    def _body_adds_only(self) -> ServerSpec:
+        for key in self.body:
+            if remedy := OWN_FIELDS.get(key):
+                raise ValueError(f"body must not set {key}, which is set elsewhere: {remedy}")
+        if secret := _secret_in(self.body):
+            raise ValueError(
+                f"body.{secret} looks like a key or a password, and recipes are written into runs: "
+                "put it into an environment variable and name that in key_env"
+            )
+        return self
+
     @model_validator(mode="after")
     def _no_secret(self) -> ServerSpec:
-        # Of the whole section, whose values an error does not repeat.
         parts = urlsplit(self.url)
         if parts.username or parts.password or parts.query:
             raise ValueError(
@@ -76,6 +118,18 @@ class ServerSpec(Spec):
                 "into an environment variable and name that in key_env"
             )
         return self
+
+
+def _secret_in(value: Any) -> str | None:
+    """Dotted path of the first key in nested values that is called like a secret."""
+    if isinstance(value, list):
+        return next(filter(None, map(_secret_in, value)), None)
+    for key, inner in value.items() if isinstance(value, dict) else ():
+        if SECRET.search(str(key).lower().replace("-", "_")):
+            return str(key)
+        if deeper := _secret_in(inner):
+            return f"{key}.{deeper}"
+    return None
 
 
 class ModelSpec(Spec):
@@ -219,7 +273,7 @@ class TuneSpec(Spec):
     warmup_ratio: Fraction = 0.03
     min_lr_ratio: Fraction = 0.1
     optimizer: Literal["adamw", "adamw_8bit", "adafactor"] = "adamw"
-    adam_betas: Listed[tuple[Fraction, Fraction]] = (0.9, 0.95)
+    adam_betas: Listed[tuple[Decay, Decay]] = (0.9, 0.95)
     weight_decay: float = Field(default=0.0, ge=0)
     max_grad_norm: float = Field(default=1.0, gt=0)
     max_length: int = Field(default=2048, ge=2)  # prompt and answer together
