@@ -17,52 +17,30 @@ from typing import TYPE_CHECKING, Any
 from deltalearn.errors import UserError
 from deltalearn.files import digest
 from deltalearn.launcher import Processes
-from deltalearn.lm.locate import WANTED, ModelFiles, locate
+from deltalearn.lm.locate import locate
 from deltalearn.methods import FREE_TO_CHANGE, METHODS
-from deltalearn.recipe.schema import STUDENT, ModelSpec
-from deltalearn.recipe.tune_file import LoadedTune, PairsSource, TuneRecipe
-from deltalearn.resources import local_path
+from deltalearn.recipe.schema import STUDENT
+from deltalearn.recipe.tune_file import LoadedTune, TuneRecipe
 from deltalearn.rundir import RunDirectory
-from deltalearn.tables import DEFAULT_SPLIT, source_digest, split_files
+from deltalearn.tables import source_digest
+from deltalearn.tuning.inputs import (
+    counts_text,
+    pairs_digest,
+    read_config,
+    read_examples,
+    split_line,
+)
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig
-
-    from deltalearn.tune.dryrun import PairLengths
-    from deltalearn.tune.examples import Examples
-    from deltalearn.tune.prepare import ExampleCounts
+    pass
 
 STAGE = "tune"
-WITHOUT_WEIGHTS = [pattern for pattern in WANTED if pattern != "*.safetensors"]
-PREVIEW_FROM = 100  # pairs read at a time to show some; all would take as long as tuning's start
-PREVIEW_PAIRS = 2
 MODELS_LEFT = ("final", "checkpoints")  # what is worth keeping of a run
 FOLDERS_LEFT = ("adapter", *MODELS_LEFT, "tracker")
 FILES_LEFT = ("log.jsonl", "evals.jsonl")
 SHOWN_OF_LAST_STEP = ("loss", "margin", "accuracy")
 
 Say = Callable[[str], None]
-
-
-def check_modes(
-    *,
-    preview: bool,
-    dry_run: bool,
-    tflops: float | None,
-    reference: Path | None = None,
-    update: bool = False,
-) -> None:
-    """UserError for a mode or an option that another one leaves without effect."""
-    if preview and dry_run:
-        raise UserError("--preview and --dry-run each show something and stop; give one of them")
-    shows = "--preview" if preview else "--dry-run" if dry_run else None
-    for option, given in (("--reference", reference is not None), ("--update", update)):
-        if shows and given:
-            raise UserError(f"{option} has no effect with {shows}, which writes nothing; remove it")
-    if tflops is not None and not dry_run:
-        raise UserError("--tflops has no effect without --dry-run; remove it")
-    if tflops is not None and tflops <= 0:
-        raise UserError(f"--tflops {tflops:g}: a rate above zero is needed")
 
 
 def run_tune(
@@ -133,7 +111,7 @@ class _Tuning:
         recipe, processes = self.recipe, self.processes
         revision = processes.by_first(lambda: recipe.model.revision or self.pinned())
         self.student = processes.first_then_others(lambda: locate(recipe.model.path, revision))
-        self.pairs = processes.by_first(lambda: _pairs_digest(recipe.pairs))
+        self.pairs = processes.by_first(lambda: pairs_digest(recipe.pairs))
         if processes.by_first(self.is_done):
             self.say(f"{self.out / 'final'}: finished already, nothing to do")
             return
@@ -245,16 +223,16 @@ class _Tuning:
         recipe, settings = self.recipe, self.recipe.tune
         self.placement = place(recipe.device, recipe.dtype)
         self.device = device_name(self.placement)
-        if line := _split_line(recipe.pairs):
+        if line := split_line(recipe.pairs):
             self.say(line)
         examples, self.counts = self.processes.first_then_others(
-            lambda: _examples(recipe, self.student, kept=(self.out / "examples", self.pairs))
+            lambda: read_examples(recipe, self.student, kept=(self.out / "examples", self.pairs))
         )
-        self.say(_counts_text(self.counts))
+        self.say(counts_text(self.counts))
         train, held_out = split_held_out(examples, settings.eval_pairs or 0)
         steps_on(len(train), len(held_out), settings)
         lengths = PairLengths.of(examples)
-        config = _config(self.student)
+        config = read_config(self.student)
         if warning := check_fit(config, lengths, settings.method, examples.largest_id):
             self.say(warning)
         self.examples = examples
@@ -307,73 +285,6 @@ class _Tuning:
         return dev_scores(self.recipe.tune.dev, self.student)
 
 
-def _pairs_digest(pairs: PairsSource) -> Any:
-    """Identity of the pairs by the files that are read."""
-    return source_digest(pairs.source, split_files(pairs.source, pairs.split))
-
-
-def _split_line(pairs: PairsSource) -> str | None:
-    """Which files are read, where their names tell splits and only one is taken."""
-    files = split_files(pairs.source, pairs.split)
-    if files is None:
-        return None
-    names = [str(file.relative_to(local_path(pairs.source))) for file in files]
-    if len(names) > 3:
-        names = [*names[:2], f"... ({len(names) - 3} more)", names[-1]]
-    return f"split {pairs.split or DEFAULT_SPLIT} of {pairs.source}: {', '.join(names)}"
-
-
-def _config(student: ModelFiles) -> PretrainedConfig:
-    from transformers import AutoConfig
-
-    try:
-        return AutoConfig.from_pretrained(student.directory, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{student.name}: its config cannot be read: {error}") from error
-
-
-def _examples(
-    recipe: TuneRecipe,
-    student: ModelFiles,
-    *,
-    kept: tuple[Path, Any] | None = None,
-    **some: int,
-) -> tuple[Examples, ExampleCounts]:
-    """Tokenised pairs. kept: a folder for the next start to find them in, and their digest.
-
-    some: how `prepare_examples` stops early.
-    """
-    from deltalearn.lm.load import load_tokenizer
-    from deltalearn.tune.prepare import prepare_examples
-    from deltalearn.tune.sources import read_pairs_from
-
-    columns = recipe.pairs.model_dump(exclude={"source"})
-    limit = recipe.tune.max_pairs
-    folder, pairs = kept or (None, None)
-    return prepare_examples(
-        load_tokenizer(student, chat=False),
-        read_pairs_from(recipe.pairs.source, **columns, limit=limit),
-        recipe.tune.max_length,
-        truncation=recipe.tune.truncation,
-        directory=folder,
-        key={"source": pairs, "columns": columns, "limit": limit},
-        **some,
-    )
-
-
-def _counts_text(counts: ExampleCounts) -> str:
-    """How many pairs are used, what was lost for which reasons, and where each was met first."""
-    from deltalearn.tune.preview import visible
-
-    lost = {"unusable rows": counts.unusable, "dropped": counts.dropped}
-    parts = [f"pairs: {counts.examples:,} of {counts.pairs:,} used"]
-    for what, reasons in lost.items():
-        if found := [f"{r.replace('_', ' ')} {n:,}" for r, n in reasons.items() if n]:
-            parts.append(f"{what}: {', '.join(found)}")
-    places = [f"  first {r.replace('_', ' ')}: {visible(at)}" for r, at in counts.first.items()]
-    return "\n".join(["; ".join(parts), *places])
-
-
 def _closing_line(out: Path, counts: dict[str, Any], seconds: float) -> str:
     """Steps taken, which of them `final` is if not the last, and what the last one showed.
 
@@ -389,120 +300,3 @@ def _closing_line(out: Path, counts: dict[str, Any], seconds: float) -> str:
         parts.append(f"final is step {last['final_step']:,}")
     shown = [f"{k} {last[k]:.4f}" for k in SHOWN_OF_LAST_STEP if k in last]
     return f"{out / 'final'}: {'; '.join([*parts, 'last step: ' + ', '.join(shown)])}"
-
-
-def preview_pairs(loaded: LoadedTune) -> str:
-    """Two pairs among the first ones, token by token, as the model will see them.
-
-    More is read only where the first ones cannot be used.
-    """
-    from deltalearn.lm.load import load_tokenizer
-    from deltalearn.tune.dryrun import PairLengths, check_fit
-    from deltalearn.tune.preview import preview
-
-    recipe = loaded.recipe
-    files = _tokenizer_files(recipe.model)
-    examples, counts = _examples(recipe, files, enough=PREVIEW_PAIRS, batch=PREVIEW_FROM)
-    lengths = PairLengths.of(examples)
-    warning = check_fit(_config(files), lengths, recipe.tune.method, examples.largest_id)
-    page = preview(load_tokenizer(files, chat=False), examples, PREVIEW_PAIRS, counts).rstrip()
-    head = f"Of the first {counts.pairs:,} pairs of {recipe.pairs.source}: "
-    return "\n".join(filter(None, [_split_line(recipe.pairs), warning, head + page]))
-
-
-def _tokenizer_files(spec: ModelSpec, *, network: bool = True) -> ModelFiles:
-    """Config and tokenizer of a model, of a hub model without its weights."""
-    path = local_path(spec.path)
-    if path.is_dir():
-        return ModelFiles(spec.path, path, "")
-    from huggingface_hub import snapshot_download
-
-    try:
-        path = Path(
-            snapshot_download(
-                spec.path,
-                revision=spec.revision,
-                allow_patterns=WITHOUT_WEIGHTS,
-                local_files_only=not network,
-            )
-        )
-    except Exception as error:  # the hub raises a dozen unrelated kinds; all mean "not to be had"
-        reason = (str(error).strip().splitlines() or [repr(error)])[0]
-        raise UserError(
-            f"{spec.path}: no directory of that name here, and the Hugging Face hub did not give "
-            f"it ({type(error).__name__}: {reason})"
-        ) from error
-    return ModelFiles(spec.path, path, "")
-
-
-def report_dry_run(loaded: LoadedTune, tflops: float | None = None) -> str:
-    """What the run would take, without weights, and without network if the recipe has `expect`.
-
-    Lengths are counted where pairs and tokenizer are on this disk (or can be had, if there is
-    nothing to expect); otherwise they are assumed, and the report says so. tflops: useful
-    TFLOP/s that a GPU is expected to reach, for hours.
-    """
-    from deltalearn.tune.dryrun import (
-        check_fit,
-        dry_run,
-        find_obstacle,
-        format_dry_run,
-        known_shape,
-    )
-    from deltalearn.tune.engine import split_held_out
-    from deltalearn.tune.memory import measure_model
-
-    recipe = loaded.recipe
-    files = None
-    try:
-        files = _tokenizer_files(recipe.model, network=recipe.expect is None)
-        config = _config(files)
-        about_model = "config read"
-    except UserError:
-        if recipe.expect is None:
-            raise
-        files = None
-        config = known_shape(recipe.expect.shape)
-        about_model = f"not on this disk; ASSUMED: the shape of {recipe.expect.shape}"
-    lengths, examples, about_pairs = _lengths(recipe, files)
-    method, held_out = recipe.tune.method, recipe.tune.eval_pairs or 0
-    warning = check_fit(config, lengths, method, -1 if examples is None else examples.largest_id)
-    train = None if examples is None else split_held_out(examples, held_out)[0]
-    dtype = "bfloat16" if recipe.dtype == "auto" else recipe.dtype  # as on a GPU
-    sizes = tuple(
-        measure_model(config, dtype, recipe.tune.lora, shard=shard) for shard in (False, True)
-    )
-    obstacle = find_obstacle(config, lengths, method)
-    plan = dry_run(lengths, sizes[0], recipe.tune, recipe.seed, train=train, obstacle=obstacle)
-    head = [
-        f"Dry run of {recipe.name}: no weights read, nothing trained",
-        f"model     {recipe.model.path}: {about_model}",
-        f"pairs     {recipe.pairs.source}: {about_pairs}",
-        *filter(None, [warning]),
-    ]
-    return "\n".join(head) + "\n" + format_dry_run(plan, sizes, recipe.tune, dtype, tflops)
-
-
-def _lengths(
-    recipe: TuneRecipe, files: ModelFiles | None
-) -> tuple[PairLengths, Examples | None, str]:
-    """Lengths of all usable pairs, the pairs if they are here, and how lengths were come by."""
-    from deltalearn.tune.dryrun import PairLengths, draw_lengths
-
-    expect, settings = recipe.expect, recipe.tune
-    here = local_path(recipe.pairs.source).exists()
-    if files is not None and (here or expect is None):
-        examples, counts = _examples(recipe, files)
-        lines = filter(None, [_counts_text(counts), _split_line(recipe.pairs)])
-        return PairLengths.of(examples), examples, "\n".join(lines)
-    assert expect is not None
-    medians = expect.prompt_tokens, expect.chosen_tokens, expect.rejected_tokens
-    pairs = min(expect.pairs, settings.max_pairs or expect.pairs)
-    drawn = draw_lengths(pairs, medians, expect.spread, settings.max_length, recipe.seed)
-    missing = "its pairs are here, but not the tokenizer" if here else "not on this disk"
-    assumed = (
-        f"{missing}; ASSUMED: {pairs:,} usable pairs with lognormal lengths, medians of "
-        f"{medians[0]:,} (prompt), {medians[1]:,} (chosen) and {medians[2]:,} (rejected) tokens, "
-        f"spread {expect.spread:g}, cut to {settings.max_length:,} tokens"
-    )
-    return drawn, None, assumed
