@@ -374,14 +374,16 @@ def test_a_storm_over_five_thousand_requests(ask, store):
             server, requests, tries=6, timeout=10.0, patience=60.0, concurrency=128, wait=0.002
         )
     assert counts["generated"] == store.count() == len(found) == 5000
+    late = 0  # good replies that a busy machine made late: those in flight, should it stall once
     for question, response in found.items():
         faults = fates[question]
         if faults[:1] == ["400"] or len(faults) > 10:
             assert response.finish_reason == "error" and response.text == "" and response.error
         else:
             assert response.text == f"answer to {question}", (faults, response)
-            # A busy machine may make a good reply late: one more try, and it is counted.
             assert response.tries == server.asked[question] >= len(faults) + 1
+            late += response.tries - len(faults) - 1
+    assert late <= 128
     errors = Counter(r.fault for r in found.values() if r.finish_reason == "error")
     assert set(errors) == {"refused", "server", "connection", "malformed"}
     assert counts["errors"] == sum(errors.values())

@@ -26,8 +26,8 @@ class Processes:
             import torch
             from accelerate import PartialState
 
-            alone = device == "auto" and not torch.accelerator.is_available()
-            PartialState(cpu=device == "cpu" or alone)
+            no_gpu = device == "auto" and not torch.accelerator.is_available()
+            PartialState(cpu=device == "cpu" or no_gpu)
 
     def by_first(self, work: Callable[[], T]) -> T:
         """Let the first process do `work` and give all of them its result, or its UserError."""

@@ -42,6 +42,10 @@ class Question:
             body["return_token_ids"] = True
         return body
 
+    def hidden(self, text: str) -> str:
+        """`text` without the key."""
+        return hide(text.encode(errors="replace"), self.key).decode()
+
 
 class Asking:
     """Asks one request after the other, from any number of workers."""
@@ -123,16 +127,13 @@ class Asking:
             reason = f"no answer within {self._endpoint.timeout:g} s"
             raise Fault("timeout", reason, retry=True) from None
         except (aiohttp.ClientError, OSError) as error:
-            reason = self._hidden(f"connection lost ({type(error).__name__}: {error})")
+            reason = self._question.hidden(f"connection lost ({type(error).__name__}: {error})")
             raise Fault("connection", reason, retry=True, absent=True) from None
         answer = read_reply(status, headers, hide(content, self._question.key))
         used = (answer.prompt_tokens or 0) + (answer.completion_tokens or 0)
         if used:
             self._tokens.give_back(expected - used)
         return answer
-
-    def _hidden(self, text: str) -> str:
-        return hide(text.encode(errors="replace"), self._question.key).decode()
 
     async def _room(self, request: Request) -> int | None:
         """Tokens for an answer within vLLM's context, if that is why it refused."""

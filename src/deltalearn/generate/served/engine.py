@@ -15,7 +15,6 @@ from deltalearn.generate.served.limits import Course
 from deltalearn.generate.served.server import Server, look
 from deltalearn.generate.stage import Stop, Window
 from deltalearn.records import Request, Response, Sampling
-from deltalearn.servers import hide
 
 GATHER = 0.05  # seconds over which answers are gathered for one commit; what a crash may cost
 GROUP = 1000  # answers at which a commit comes earlier
@@ -94,7 +93,7 @@ class _Run:
         self._server = await look(self._session, self._endpoint)
         if not self._server.lists(self._endpoint.model):
             # Some take names that they do not list; the others say 404 to the first request.
-            self._say(self._hidden(f"warning: {self._without_model()}"))
+            self._say(self._question.hidden(f"warning: {self._without_model()}"))
         asking = Asking(self._session, self._question, self._server, self._course, self._say)
         for _ in range(self._endpoint.concurrency):
             self._workers.append(asyncio.create_task(self._work(asking)))
@@ -128,10 +127,7 @@ class _Run:
             text = f"{self._endpoint.shown} ({self._endpoint.model}): {self._course.failure}"
             if not self._server.lists(self._endpoint.model):
                 text += f" (it has {self._server.shown})"
-            raise UserError(self._hidden(text))
-
-    def _hidden(self, text: str) -> str:
-        return hide(text.encode(errors="replace"), self._question.key).decode()
+            raise UserError(self._question.hidden(text))
 
     async def close(self) -> None:
         """End workers and connections."""
