@@ -335,3 +335,15 @@ def test_the_bar_tells_what_was_there_and_what_failed(tmp_path, monkeypatch):
     with ResponseStore(path) as store:
         stage.generate(store, asked, Engine, title="m")
     assert notes == ["1 cached  1 failed", "1 cached  2 failed"]
+
+
+@pytest.mark.parametrize(
+    "option", [("--engine", "vllm"), ("--device", "cpu"), ("--dtype", "float16")]
+)
+def test_an_option_for_a_model_that_is_here_is_refused_beside_a_server(tmp_path, option):
+    refused = deltalearn(
+        "generate", "--model", "a=m", "--prompts", prompts_file(tmp_path, 1), "--url",
+        "http://localhost:1/v1", *option, "--out", tmp_path / "out",
+    )  # fmt: skip
+    fails(refused, f"{option[0]} has no effect beside --url")
+    assert not (tmp_path / "out").exists()

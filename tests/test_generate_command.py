@@ -227,7 +227,7 @@ def test_pairs_of_a_store_leave_errors_out(command, tmp_path):
         (["--set", "generate.enginee=vllm"], ["enginee", "engine"]),
         (["--engine", "vllm", "--set", "generate.vllm.python=/no/python"], ["/no/python"]),
         (["--samples", "2"], ["samples has no effect at temperature 0"]),
-        (["--url", "localhost:8000"], ["http://localhost:8000/v1"]),
+        (["--url", "localhost:8000", "--device", "auto"], ["http://localhost:8000/v1"]),
     ],
 )
 def test_options_that_cannot_be_meant(options, texts, tmp_path):

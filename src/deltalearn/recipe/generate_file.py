@@ -78,6 +78,7 @@ def load_generate_recipe(
             )
         called[name] = text
         override(values, origins, ["models", name], {"path": path}, OPTIONS)
+    _refuse_idle(options)
     given = []
     for dotted, value in options.items():
         keys = dotted.split(".")
@@ -98,6 +99,16 @@ def load_generate_recipe(
         return LoadedGenerate(GenerateRecipe.model_validate(values), origins)
     except ValidationError as error:
         raise UserError(explain(where, error, GenerateRecipe)) from error
+
+
+def _refuse_idle(options: Mapping[str, Any]) -> None:
+    """UserError for options about a model that is here, beside the URL of a server."""
+    if options.get("models.server.url") is None:
+        return
+    for key in ("generate.engine", "device", "dtype"):
+        if options.get(key) not in (None, "auto"):
+            option = key.rpartition(".")[2]
+            raise UserError(f"--{option} has no effect beside --url: the server decides; remove it")
 
 
 def name_and_path(text: str) -> tuple[str, str]:
