@@ -64,12 +64,12 @@ Answer = Callable[[Path], dict[str, Any]]  # a file of conversations to seconds 
 
 def ours(job: dict[str, Any]) -> Answer:
     """The stage `generate` with the vLLM engine."""
-    from deltalearn.generate.requests import RequestPlan, Settings
+    from deltalearn.generate.engines.vllm_offline import VllmEngine, VllmOptions
     from deltalearn.generate.stage import generate
-    from deltalearn.generate.store import ResponseStore
-    from deltalearn.generate.vllm_engine import VllmEngine, VllmOptions
     from deltalearn.lm.locate import locate
     from deltalearn.records import Prompt, Sampling
+    from deltalearn.responses.requests import RequestPlan, Settings
+    from deltalearn.responses.store import ResponseStore
 
     files = locate(job["model"])
     sampling = Sampling(temperature=0.0, top_p=1.0, max_tokens=job["max_tokens"])

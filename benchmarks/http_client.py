@@ -204,9 +204,11 @@ def versions() -> dict[str, str]:
 
 def ours(job: dict[str, Any]) -> dict[str, Any]:
     """`generate` with the served engine, into a store."""
-    from deltalearn.generate import RequestPlan, ResponseStore, Settings, generate
-    from deltalearn.generate.served import Endpoint, ServedEngine
+    from deltalearn.generate import generate
+    from deltalearn.generate.engines.openai_server import ServedEngine
+    from deltalearn.openai_api import Endpoint
     from deltalearn.records import Sampling
+    from deltalearn.responses import RequestPlan, ResponseStore, Settings
 
     sampling = Sampling(TEMPERATURE, TOP_P, MAX_TOKENS)
     plan = RequestPlan(f"served:{MODEL}", Questions(job["requests"]), Settings(sampling))

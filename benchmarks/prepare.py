@@ -31,8 +31,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # as in the command li
 
 from common import MIXES, TEMPLATE, draw_lengths, machine, versions
 
-from deltalearn.tune.prepare import prepare_examples
-from deltalearn.tune.sources import read_pairs_from
+from deltalearn.formats.preferences import read_pairs_from
+from deltalearn.tune.tokenize import prepare_examples
 
 VOCABULARY = 8000
 WORDS = 20_000

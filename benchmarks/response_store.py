@@ -60,8 +60,8 @@ class Prompts:
 
 def requests(job: dict[str, Any], model: str) -> Any:
     """What one model is asked; can be read again."""
-    from deltalearn.generate import RequestPlan, Settings
     from deltalearn.records import Sampling
+    from deltalearn.responses import RequestPlan, Settings
 
     prompts = Prompts(job["rows"] // len(MODELS))
     return RequestPlan(model, prompts, Settings(Sampling(0.7, 0.95, 512)))
@@ -93,7 +93,7 @@ class Answers:
 
 def write(job: dict[str, Any]) -> dict[str, Any]:
     """Add all rows, one model after the other; clocks run inside `add` alone."""
-    from deltalearn.generate import ResponseStore
+    from deltalearn.responses import ResponseStore
 
     answers, times, path = Answers(), [], Path(job["store"])
     with ResponseStore(path) as store:
@@ -117,7 +117,7 @@ def batches(source: Any, size: int) -> Iterator[list[Any]]:
 
 def read_meanwhile(job: dict[str, Any]) -> dict[str, Any]:
     """Read until all is written: how many rows there are, and some of them at random."""
-    from deltalearn.generate import ResponseStore
+    from deltalearn.responses import ResponseStore
 
     path, rng, times, wrong = Path(job["store"]), random.Random(1), [], 0
     while not path.with_suffix(".begun").exists():
@@ -164,8 +164,8 @@ def number_of(messages: str) -> str:
 
 def read(job: dict[str, Any]) -> dict[str, Any]:
     """Look every request up, as the stage does to count all answers."""
-    from deltalearn.generate import ResponseStore
     from deltalearn.generate.stage import WINDOW
+    from deltalearn.responses import ResponseStore
 
     rows, seconds = 0, 0.0
     with ResponseStore(Path(job["store"]), existing=True) as store:
@@ -181,7 +181,7 @@ def pairs(job: dict[str, Any]) -> dict[str, Any]:
     """Both models side by side, into Parquet."""
     import pyarrow.parquet as pq
 
-    from deltalearn.generating import write_pairs_of_store
+    from deltalearn.pipeline.pairs import write_pairs_of_store
 
     out, prompts = Path(job["out"]) / "pairs.parquet", job["rows"] // len(MODELS)
     began = time.perf_counter()
@@ -193,8 +193,8 @@ def pairs(job: dict[str, Any]) -> dict[str, Any]:
 
 def check(job: dict[str, Any]) -> dict[str, Any]:
     """SQLite's own check of its pages, and all keys made again."""
-    from deltalearn.generate import ResponseStore
-    from deltalearn.generate.upkeep import check
+    from deltalearn.responses import ResponseStore
+    from deltalearn.responses.maintenance import check
 
     with ResponseStore(Path(job["store"]), existing=True) as store:
         began = time.perf_counter()
@@ -205,8 +205,8 @@ def check(job: dict[str, Any]) -> dict[str, Any]:
 
 def export(job: dict[str, Any]) -> dict[str, Any]:
     """All rows into Parquet."""
-    from deltalearn.generate import ResponseStore
-    from deltalearn.generate.export import export
+    from deltalearn.responses import ResponseStore
+    from deltalearn.responses.export import export
 
     with ResponseStore(Path(job["store"]), existing=True) as store:
         began = time.perf_counter()

@@ -173,9 +173,9 @@ def _peft_config(job: dict[str, Any]) -> Any:
 
 def run_ours(job: dict[str, Any]) -> dict[str, Any]:
     """Train through the public functions of `deltalearn.tune`; its log has the numbers."""
-    from deltalearn.heap import keep_freed_memory
     from deltalearn.lm.load import Placement, load_model
     from deltalearn.lm.locate import locate
+    from deltalearn.util.malloc import keep_freed_memory
 
     keep_freed_memory()  # as the command line does
     _start(job)

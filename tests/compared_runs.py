@@ -10,11 +10,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from deltalearn.comparing.command import Options, compare, run_compare
+from deltalearn.compare.command import Options, compare, run_compare
 from deltalearn.evaluate.alpaca.length import Judged, length_controlled
 from deltalearn.evaluate.harness.results import COLUMNS
-from deltalearn.evaluate.paired.sampling import Sampling
 from deltalearn.evaluate.tulu3.suite import ALL, BY_NAME
+from deltalearn.stats.sampling import Sampling
 
 JUDGE = "weighted_alpaca_eval_gpt4_turbo (gpt-4-1106-preview)"
 FAST = 1_000  # draws

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from deltalearn.evaluate.table import write_scores
-from deltalearn.files import write_json, write_jsonl
+from deltalearn.evaluate.reference.table import write_scores
 from deltalearn.pairs import write_pairs
 from deltalearn.records import Message, Pair, Response
+from deltalearn.util.files import write_json, write_jsonl
 
 SCRIPT = "<script>alert(1)</script>"
 IMAGE = '"><img src=x onerror=alert(1)>'

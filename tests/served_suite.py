@@ -10,8 +10,8 @@ from typing import Any
 from fault_server import FaultServer, Reply, answer_to
 
 from deltalearn.evaluate.harness.backends import BackendOptions
-from deltalearn.evaluating import Options, evaluate
-from deltalearn.judging import JudgeOptions
+from deltalearn.pipeline.evaluate import Options, evaluate
+from deltalearn.pipeline.judge import JudgeOptions
 
 TEMPLATE = '''<|im_start|>user
 {instruction}

@@ -33,9 +33,9 @@ from deltalearn.evaluate.alpaca.annotations import (
 from deltalearn.evaluate.alpaca.bootstrap import bootstrap
 from deltalearn.evaluate.alpaca.glm import fit_newton
 from deltalearn.evaluate.alpaca.length import FULL, MINIMAL, Judged, length_controlled
+from deltalearn.evaluate.alpaca.length_data import find_sides, read_sides
 from deltalearn.evaluate.alpaca.outputs import Output, Pair, pair_up, read_outputs
 from deltalearn.evaluate.alpaca.result import comparison_table, item_rows, summary
-from deltalearn.evaluate.alpaca.sides import find_sides, read_sides
 from deltalearn.evaluate.alpaca.winrate import win_rate
 
 HERE = Path(__file__).parent

@@ -19,10 +19,10 @@ from test_generate_command import counts_of_pairs, prompts_file, say_no_to_q2
 from test_upkeep import answer, failure, put, requests
 
 from deltalearn.generate import stage
-from deltalearn.generate.store import ResponseStore
+from deltalearn.pipeline.directory import RunDirectory
 from deltalearn.recipe.generate_file import load_generate_recipe
 from deltalearn.records import Response
-from deltalearn.rundir import RunDirectory
+from deltalearn.responses.store import ResponseStore
 
 
 @pytest.fixture
@@ -86,7 +86,7 @@ def test_an_unchanged_store_is_not_read_again(generate, tmp_path, monkeypatch):
         generate(server)
         mark = json.loads((tmp_path / "out" / "run.json").read_text())["answers"]["generate/a"]
         url = server.url
-    from deltalearn import generating
+    from deltalearn.pipeline import generate as generating
 
     def fails_(*_: object) -> None:
         raise AssertionError("it is read again")
@@ -103,7 +103,7 @@ def test_an_unchanged_store_is_not_read_again(generate, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("change", ["add", "drop_errors", "forget", "merge"])
 def test_whatever_changes_answers_changes_the_mark(tmp_path, change):
-    from deltalearn.generate.upkeep import forget_model, merge
+    from deltalearn.responses.maintenance import forget_model, merge
 
     first, second, third = requests("M", "q1", "q2", "q3")
     path = put(tmp_path / "store.sqlite", answer(first, "a"), failure(second))

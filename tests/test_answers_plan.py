@@ -14,15 +14,15 @@ import pytest
 import yaml
 from test_cli import small
 
-from deltalearn import generating
-from deltalearn.answering import Respondent
-from deltalearn.generate import plan
-from deltalearn.generate.store import ResponseStore
+from deltalearn.generate import estimate as plan
 from deltalearn.lm import load
-from deltalearn.prompts import read_prompts
+from deltalearn.pipeline import generate_estimate as generating
+from deltalearn.pipeline.generator import Respondent
+from deltalearn.prompts.read import read_prompts
 from deltalearn.recipe.generate_file import load_generate_recipe
 from deltalearn.recipe.load import load_recipe
 from deltalearn.records import Request, Response
+from deltalearn.responses.store import ResponseStore
 
 SERVER = {"url": "http://127.0.0.1:9/v1", "key_env": "NOT_SET"}  # nobody listens there
 PRICES = {"prompt": 1000.0, "completion": 4000.0}

@@ -193,7 +193,7 @@ class TestOutputDirectory:
     def test_second_run_imports_nothing_heavy(self, finished):
         """What keeps it under a second: torch alone takes three to import."""
         code = (
-            "import sys; from pathlib import Path; from deltalearn.pipeline import run_recipe;"
+            "import sys; from pathlib import Path; from deltalearn.pipeline.run import run_recipe;"
             "from deltalearn.recipe import load_recipe;"
             "d = run_recipe(load_recipe(sys.argv[1]), Path(sys.argv[2])); assert not d.done_now;"
             "print(sorted({'torch', 'transformers', 'datasets'} & set(sys.modules)))"

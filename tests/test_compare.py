@@ -29,11 +29,11 @@ from compared_runs import (
     write,
 )
 
-from deltalearn.comparing import words
+from deltalearn.compare import verdict as words
 from deltalearn.errors import UserError
 from deltalearn.evaluate.harness.results import COLUMNS
-from deltalearn.evaluate.paired import difference, mcnemar
 from deltalearn.evaluate.tulu3.suite import ELEVEN
+from deltalearn.stats import difference, mcnemar
 
 # -- numbers -------------------------------------------------------------------------------------
 

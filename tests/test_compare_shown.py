@@ -29,8 +29,9 @@ from compared_runs import (
 from typer.testing import CliRunner
 
 from deltalearn.cli.scores import compare as command
-from deltalearn.comparing import forest, words
-from deltalearn.comparing.command import Options, run_compare
+from deltalearn.compare import forest
+from deltalearn.compare import verdict as words
+from deltalearn.compare.command import Options, run_compare
 from deltalearn.errors import UserError
 from deltalearn.evaluate.harness.model import Trouble
 
@@ -162,7 +163,7 @@ def test_what_the_context_cut_is_repeated(tmp_path, capsys):
 def test_numbers_are_never_cut_in_a_narrow_terminal(suites, capsys, monkeypatch):
     from rich.console import Console
 
-    from deltalearn.comparing import table
+    from deltalearn.compare import table
 
     class Narrow(Console):
         def __init__(self, **options):

@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 from transformers import Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from deltalearn.errors import UserError
-from deltalearn.evaluate.items import Item
-from deltalearn.evaluate.score import score_model
+from deltalearn.evaluate.reference.score import score_model
+from deltalearn.formats.questions import Item
 from deltalearn.lm.chat import answer_ids, prompt_ids
 from deltalearn.lm.decode import Sampling, decode
 from deltalearn.lm.load import Placement

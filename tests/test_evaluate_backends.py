@@ -24,7 +24,7 @@ from lm_eval.api.instance import Instance
 
 from deltalearn.evaluate.harness.backends import BackendOptions, load
 from deltalearn.evaluate.harness.served import Server
-from deltalearn.evaluating import Options, evaluate
+from deltalearn.pipeline.evaluate import Options, evaluate
 
 PLAIN = "Passage: a dog.\nQuestion: who?\nAnswer:"
 TALK = [{"role": "user", "content": "the quick dog"}]

@@ -16,9 +16,9 @@ pytest.importorskip("openai")
 
 from served_suite import Suite, verdicts, when
 
-from deltalearn import judging
 from deltalearn.errors import UserError
-from deltalearn.evaluate.alpaca import sides
+from deltalearn.evaluate.alpaca import length_data as sides
+from deltalearn.pipeline import judge as judging
 
 
 @pytest.fixture

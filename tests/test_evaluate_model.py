@@ -17,11 +17,11 @@ pytest.importorskip("lm_eval")
 from lm_eval.api.instance import Instance
 
 from deltalearn.evaluate.harness import model as module
-from deltalearn.evaluate.harness.answers import Answers
 from deltalearn.evaluate.harness.backends import BackendOptions
+from deltalearn.evaluate.harness.cache import Answers
 from deltalearn.evaluate.harness.loading import group_size
 from deltalearn.evaluate.harness.model import RememberingModel
-from deltalearn.stopping import Stopped
+from deltalearn.util.signals import Stopped
 
 
 class Inner:

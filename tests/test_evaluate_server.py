@@ -22,7 +22,7 @@ from deltalearn.evaluate.harness import served
 from deltalearn.evaluate.harness.backends import BackendOptions, load
 from deltalearn.evaluate.harness.model import RememberingModel
 from deltalearn.evaluate.harness.served import Unreachable
-from deltalearn.evaluating import Options, evaluate
+from deltalearn.pipeline.evaluate import Options, evaluate
 
 
 @pytest.fixture
@@ -73,7 +73,7 @@ def test_samples_are_asked_beside_each_other(tmp_path):
     from lm_eval.api.instance import Instance
     from lm_eval.models.openai_completions import LocalChatCompletion
 
-    from deltalearn.evaluate.harness.answers import Answers
+    from deltalearn.evaluate.harness.cache import Answers
 
     plan = lambda question, attempt: Reply(200, answer_to(question), delay=0.1)  # noqa: E731
     with FaultServer(plan) as server:

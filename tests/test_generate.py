@@ -19,14 +19,14 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from deltalearn.errors import UserError
-from deltalearn.generate.requests import RequestPlan, Settings, request_key
+from deltalearn.generate.engines.hf import TransformersEngine
 from deltalearn.generate.stage import Prices, Window, generate
-from deltalearn.generate.store import ResponseStore
-from deltalearn.generate.transformers_engine import TransformersEngine
 from deltalearn.lm.chat import answer_ids, answer_texts, prompt_ids
 from deltalearn.lm.locate import ModelFiles, locate
 from deltalearn.records import Prompt, Request, Response, Sampling
-from deltalearn.stopping import Stopped
+from deltalearn.responses.requests import RequestPlan, Settings, request_key
+from deltalearn.responses.store import ResponseStore
+from deltalearn.util.signals import Stopped
 
 GREEDY = Sampling(temperature=0.0, top_p=1.0, max_tokens=16)
 SAMPLED = Sampling(temperature=1.0, top_p=0.9, max_tokens=16)
@@ -386,7 +386,7 @@ def test_cost_is_that_of_what_was_generated_now(store, requests):
 def test_without_a_terminal_a_long_job_says_a_line_now_and_then(
     store, requests, capsys, monkeypatch
 ):
-    monkeypatch.setattr("deltalearn.progress.EVERY", 0.0)
+    monkeypatch.setattr("deltalearn.util.progress.EVERY", 0.0)
     generate(store, requests, FakeEngine(fails=lambda r: r.prompt.id == "c"), title="x")
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 4

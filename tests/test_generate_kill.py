@@ -22,7 +22,7 @@ from pathlib import Path
 import pytest
 from fault_server import FaultServer, Reply, answer_to
 
-from deltalearn.generate.served.engine import GATHER
+from deltalearn.generate.engines.openai_server import GATHER
 
 KILLS = 50
 LONGEST = {"served": 1.0, "transformers": 0.4}  # seconds until a kill
@@ -42,8 +42,9 @@ def main() -> None:
     """
     engine, store, count, kills, place = sys.argv[2:]
     import deltalearn.generate.stage as stage
-    from deltalearn.generate import RequestPlan, ResponseStore, Settings, generate
+    from deltalearn.generate import generate
     from deltalearn.records import Prompt, Sampling
+    from deltalearn.responses import RequestPlan, ResponseStore, Settings
 
     sampling = Sampling(temperature=0.0, top_p=1.0, max_tokens=12)
     words = ["rev", "dup", "sort", "next", "pal"]
@@ -52,7 +53,8 @@ def main() -> None:
         for i in range(int(count))
     ]
     if engine == "served":
-        from deltalearn.generate.served import Endpoint, ServedEngine
+        from deltalearn.generate.engines.openai_server import ServedEngine
+        from deltalearn.openai_api import Endpoint
 
         identity = "served:model"
 
@@ -60,7 +62,7 @@ def main() -> None:
             endpoint = Endpoint(f"{place}/{attempt}", "model", concurrency=CONCURRENCY)
             return ServedEngine(endpoint, sampling)
     else:
-        from deltalearn.generate.transformers_engine import TransformersEngine
+        from deltalearn.generate.engines.hf import TransformersEngine
         from deltalearn.lm.load import Placement, load_model
         from deltalearn.lm.locate import locate
 

@@ -16,7 +16,7 @@ import torch
 
 from deltalearn.lm.load import load_model, load_tokenizer, place
 from deltalearn.lm.locate import locate
-from deltalearn.pipeline import run_recipe
+from deltalearn.pipeline.run import run_recipe
 from deltalearn.recipe import load_recipe
 
 HERE = Path(__file__).parent

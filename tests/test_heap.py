@@ -11,7 +11,7 @@ import pytest
 FAULTS_OF_TEN_LARGE_BLOCKS = """
 import json, resource, sys
 import numpy
-from deltalearn.heap import keep_freed_memory
+from deltalearn.util.malloc import keep_freed_memory
 
 kept = keep_freed_memory() if sys.argv[1] == "keep" else None
 numpy.ones(8_000_000)

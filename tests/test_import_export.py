@@ -18,12 +18,12 @@ from hypothesis import strategies as st
 from test_cli import deltalearn, fails
 
 from deltalearn.errors import UserError
-from deltalearn.generate.export import export
-from deltalearn.generate.importer import import_responses
-from deltalearn.generate.requests import RequestPlan, Settings
-from deltalearn.generate.store import ResponseStore
-from deltalearn.generate.upkeep import check
 from deltalearn.records import Prompt, Response, Sampling
+from deltalearn.responses.export import export
+from deltalearn.responses.importer import import_responses
+from deltalearn.responses.maintenance import check
+from deltalearn.responses.requests import RequestPlan, Settings
+from deltalearn.responses.store import ResponseStore
 
 FORMATS = (".jsonl", ".parquet")
 COLUMNS = [

@@ -15,12 +15,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from deltalearn.errors import UserError
-from deltalearn.generate.export import export
-from deltalearn.generate.importer import Imported, import_responses
-from deltalearn.generate.store import ResponseStore
-from deltalearn.generate.upkeep import check
 from deltalearn.pairs import write_pairs
 from deltalearn.records import Pair, Response
+from deltalearn.responses.export import export
+from deltalearn.responses.importer import Imported, import_responses
+from deltalearn.responses.maintenance import check
+from deltalearn.responses.store import ResponseStore
 
 
 def user(text: str) -> dict[str, str]:

@@ -18,7 +18,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deltalearn.files import file_digest, read_jsonl
 from deltalearn.lab.pretrain import (
     LADDER,
     MARGIN,
@@ -42,6 +41,7 @@ from deltalearn.lab.tokenizer import build_tokenizer
 from deltalearn.lm.chat import answer_ids, answer_texts, prompt_ids
 from deltalearn.lm.locate import locate
 from deltalearn.lm.logprobs import collate, token_logprobs
+from deltalearn.util.files import file_digest, read_jsonl
 
 # -- tasks ---------------------------------------------------------------------------------------
 

@@ -19,7 +19,9 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from deltalearn.errors import UserError
-from deltalearn.files import (
+from deltalearn.lm.load import Placement, context_length, load_model, load_tokenizer, place
+from deltalearn.lm.locate import locate
+from deltalearn.util.files import (
     digest,
     file_digest,
     read_jsonl,
@@ -28,8 +30,6 @@ from deltalearn.files import (
     write_jsonl,
     write_text,
 )
-from deltalearn.lm.load import Placement, context_length, load_model, load_tokenizer, place
-from deltalearn.lm.locate import locate
 
 
 @pytest.fixture(autouse=True)

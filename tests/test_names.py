@@ -18,11 +18,11 @@ from test_cli import deltalearn, fails
 from test_upkeep import answer, assert_whole, failure, put, requests
 
 from deltalearn.errors import UserError
-from deltalearn.generate.export import export
-from deltalearn.generate.importer import import_responses
-from deltalearn.generate.ladder import ladder_candidates
-from deltalearn.generate.store import ResponseStore
-from deltalearn.generate.upkeep import check, faults, forget_model, merge, overview
+from deltalearn.pairs.candidates import ladder_candidates
+from deltalearn.responses.export import export
+from deltalearn.responses.importer import import_responses
+from deltalearn.responses.maintenance import check, faults, forget_model, merge, overview
+from deltalearn.responses.store import ResponseStore
 
 GOOD, BAD = "be good", "be bad"
 

@@ -21,14 +21,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from deltalearn.comparing.plan import EFFECTIVE, Plan
+from deltalearn.compare.power_plan import EFFECTIVE, Plan
+from deltalearn.evaluate.alpaca.jackknife import _rates, pseudo_scores
 from deltalearn.evaluate.alpaca.length import Judged, length_controlled
-from deltalearn.evaluate.paired import bootstrap, difference, mcnemar, power, seeds
-from deltalearn.evaluate.paired.controlled import _rates, pseudo_scores
-from deltalearn.evaluate.paired.holm import holm
-from deltalearn.evaluate.paired.joint import joint
-from deltalearn.evaluate.paired.samples import pass_at_k
-from deltalearn.evaluate.paired.sampling import Estimate, Sampling
+from deltalearn.stats import bootstrap, difference, mcnemar, power, seeds
+from deltalearn.stats.holm import holm
+from deltalearn.stats.joint import joint
+from deltalearn.stats.samples import pass_at_k
+from deltalearn.stats.sampling import Estimate, Sampling
 
 HERE = Path(__file__).parent
 DATA = Path(os.environ.get("DELTALEARN_DATA") or HERE.parents[1] / "shared" / "data")

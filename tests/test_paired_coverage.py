@@ -16,10 +16,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from deltalearn.evaluate.paired import bootstrap, mcnemar, power, seeds
-from deltalearn.evaluate.paired.joint import joint
-from deltalearn.evaluate.paired.samples import pass_at_k
-from deltalearn.evaluate.paired.sampling import Sampling
+from deltalearn.stats import bootstrap, mcnemar, power, seeds
+from deltalearn.stats.joint import joint
+from deltalearn.stats.samples import pass_at_k
+from deltalearn.stats.sampling import Sampling
 
 pytestmark = pytest.mark.slow
 

@@ -46,10 +46,10 @@ def main() -> None:
     Arguments: out directory, number of kills. Forks after the imports, so that a kill falls into
     the work and not into seconds of importing.
     """
-    import deltalearn.evaluate.score
+    import deltalearn.evaluate.reference.score
     import deltalearn.tune  # noqa: F401
-    from deltalearn.generate.transformers_engine import TransformersEngine
-    from deltalearn.pipeline import run_recipe
+    from deltalearn.generate.engines.hf import TransformersEngine
+    from deltalearn.pipeline.run import run_recipe
     from deltalearn.recipe import load_recipe
 
     out, kills = Path(sys.argv[2]), int(sys.argv[3])

@@ -18,11 +18,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from deltalearn.errors import UserError
-from deltalearn.evaluate.items import read_items
-from deltalearn.files import digest, write_jsonl
-from deltalearn.prompts import PromptSet, read_prompts
-from deltalearn.resources import local_path
-from deltalearn.tables import rows
+from deltalearn.formats.questions import read_items
+from deltalearn.formats.rows import rows
+from deltalearn.prompts.read import PromptSet, read_prompts
+from deltalearn.util.files import digest, write_jsonl
+from deltalearn.util.paths import local_path
 
 
 def user(text: str) -> dict[str, str]:

@@ -14,16 +14,16 @@ from pathlib import Path
 import pytest
 
 from deltalearn.errors import UserError
-from deltalearn.generate.requests import RequestPlan, Settings
+from deltalearn.generate.engines.hf import TransformersEngine
 from deltalearn.generate.stage import generate
-from deltalearn.generate.store import ResponseStore
-from deltalearn.generate.transformers_engine import TransformersEngine
 from deltalearn.lm.locate import locate
 from deltalearn.records import Prompt, Request, Response, Sampling
+from deltalearn.responses.requests import RequestPlan, Settings
+from deltalearn.responses.store import ResponseStore
 
 ray = pytest.importorskip("ray")
 
-from deltalearn.generate.ray_engine import RayEngine, RayOptions  # noqa: E402
+from deltalearn.generate.engines.ray_cluster import RayEngine, RayOptions  # noqa: E402
 
 pytestmark = [
     pytest.mark.slow,
@@ -135,7 +135,7 @@ def test_a_batch_that_kills_its_workers_becomes_errors(place, cpu, tmp_path, mon
 
     class DiesOver:  # in here, so that its code goes to the worker, who cannot import tests
         def __init__(self, job) -> None:
-            from deltalearn.generate.ray_engine import Worker
+            from deltalearn.generate.engines.ray_cluster import Worker
 
             self._worker = Worker(job)
 
@@ -150,7 +150,7 @@ def test_a_batch_that_kills_its_workers_becomes_errors(place, cpu, tmp_path, mon
     said: list[str] = []
     made = engine(place, cpu, said, workers=1)
     made._planner = (*made._planner[:3], 1, None)  # a request a batch
-    monkeypatch.setattr("deltalearn.generate.ray_engine.Worker", DiesOver)
+    monkeypatch.setattr("deltalearn.generate.engines.ray_cluster.Worker", DiesOver)
     counts, found = answered(tmp_path / "r.sqlite", requests, lambda: made)
     assert counts["errors"] == 1
     assert (found[deadly].fault, found[deadly].tries) == ("worker_died", 3)

@@ -29,13 +29,13 @@ from fake_run import (
     make_run,
 )
 
-from deltalearn.files import write_json
 from deltalearn.report.curves import Log, health
 from deltalearn.report.figures import spread
 from deltalearn.report.page import render_page
 from deltalearn.report.summary import summarize
 from deltalearn.report.view import Arm
-from deltalearn.report.wording import (
+from deltalearn.util.files import write_json
+from deltalearn.util.wording import (
     GAIN,
     LOSS,
     NONE,

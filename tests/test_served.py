@@ -20,14 +20,15 @@ import pytest
 from fault_server import FAULTS, FaultServer, Reply, answer_to, well
 
 from deltalearn.errors import UserError
-from deltalearn.generate.ladder import pair_candidates
-from deltalearn.generate.requests import RequestPlan, Settings
-from deltalearn.generate.served import Endpoint, ServedEngine
+from deltalearn.generate.engines.openai_server import ServedEngine
 from deltalearn.generate.stage import generate
-from deltalearn.generate.store import ResponseStore
+from deltalearn.openai_api import Endpoint
 from deltalearn.pairs import PairCounts, build_pairs
+from deltalearn.pairs.candidates import pair_candidates
 from deltalearn.records import Prompt, Request, Sampling
-from deltalearn.stopping import Stopped
+from deltalearn.responses.requests import RequestPlan, Settings
+from deltalearn.responses.store import ResponseStore
+from deltalearn.util.signals import Stopped
 
 GREEDY = Sampling(temperature=0.0, top_p=1.0, max_tokens=16)
 SAMPLED = Sampling(temperature=0.7, top_p=0.9, max_tokens=16)

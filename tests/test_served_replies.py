@@ -13,9 +13,9 @@ import time
 import pytest
 from fault_server import FAULTS, answer_to
 
-from deltalearn.generate.served.faults import Fault, read_reply
-from deltalearn.generate.served.limits import Course, Health, Pace, backoff
-from deltalearn.servers import hide, retry_after
+from deltalearn.openai_api.errors import hide, retry_after
+from deltalearn.openai_api.pacing import Course, Health, Pace, backoff
+from deltalearn.openai_api.replies import Fault, read_reply
 
 # -- what a reply means --------------------------------------------------------------------------
 
@@ -170,7 +170,7 @@ def test_backoff_doubles_with_jitter_up_to_a_minute():
 
 def test_health_is_down_only_after_failures_without_an_answer_for_long(monkeypatch):
     now = [0.0]
-    monkeypatch.setattr("deltalearn.generate.served.limits.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("deltalearn.openai_api.pacing.time.monotonic", lambda: now[0])
     health = Health(patience=60)
     now[0] = 100
     assert not health.down, "silence alone is no failure: nothing may have been asked"
@@ -183,7 +183,7 @@ def test_health_is_down_only_after_failures_without_an_answer_for_long(monkeypat
 
 def test_pace_gives_places_one_after_the_other(monkeypatch):
     now = [100.0]
-    monkeypatch.setattr("deltalearn.generate.served.limits.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("deltalearn.openai_api.pacing.time.monotonic", lambda: now[0])
     pace = Pace(60)
     assert [pace.take(1), pace.take(3), pace.take(1)] == pytest.approx([0, 1, 4])
     pace.give_back(2)

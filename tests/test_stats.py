@@ -16,8 +16,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deltalearn.evaluate.stats import Bootstrap, Draws
-from deltalearn.evaluate.table import read_scores, write_scores
+from deltalearn.evaluate.reference.stats import Bootstrap, Draws
+from deltalearn.evaluate.reference.table import read_scores, write_scores
 
 # -- by hand -------------------------------------------------------------------------------------
 

@@ -19,8 +19,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deltalearn.errors import UserError, is_disk_full
-from deltalearn.generate.store import ResponseStore
 from deltalearn.records import Prompt, Request, Response
+from deltalearn.responses.store import ResponseStore
 
 
 @pytest.fixture
@@ -208,15 +208,10 @@ def test_file_that_is_no_database_is_refused_and_untouched(path, content):
 # -- processes that die and disks that fill ------------------------------------------------------
 
 WITHOUT_TORCH = """
-import os, resource, signal, sys, types
+import os, resource, signal, sys
 from pathlib import Path
-import deltalearn
-
-# The package without its __init__, which would import torch and cost seconds.
-package = sys.modules["deltalearn.generate"] = types.ModuleType("deltalearn.generate")
-package.__path__ = [os.path.join(deltalearn.__path__[0], "generate")]
 from deltalearn.errors import is_disk_full
-from deltalearn.generate.store import ResponseStore
+from deltalearn.responses.store import ResponseStore
 from deltalearn.records import Prompt, Request, Response
 
 def put(store, batch):

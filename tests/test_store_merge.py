@@ -18,9 +18,9 @@ from test_cli import deltalearn, fails
 from test_upkeep import answer, assert_whole, failure, overwrite_root, put, requests, texts
 
 from deltalearn.errors import UserError
-from deltalearn.generate import upkeep
-from deltalearn.generate.store import ResponseStore
-from deltalearn.generate.upkeep import Merged, merge
+from deltalearn.responses import maintenance as upkeep
+from deltalearn.responses.maintenance import Merged, merge
+from deltalearn.responses.store import ResponseStore
 
 
 def merged(path: Path, other: Path) -> Merged:
@@ -188,7 +188,7 @@ def test_a_merge_while_others_write_theirs_and_read_ours(two):
 WRITER = """
 import sys
 from pathlib import Path
-from deltalearn.generate.store import ResponseStore
+from deltalearn.responses.store import ResponseStore
 from deltalearn.records import Prompt, Request, Response
 
 with ResponseStore(Path(sys.argv[1])) as store:

@@ -16,14 +16,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_cli import deltalearn, fails
 
-from deltalearn.generate.local import LocalPrompts, answer_of
-from deltalearn.generate.requests import RequestPlan, Settings
+from deltalearn.generate.engines.hf import TransformersEngine
+from deltalearn.generate.engines.local import LocalPrompts, answer_of
 from deltalearn.generate.stage import Window
-from deltalearn.generate.thoughts import join_thought, opens_thought, split_thought
-from deltalearn.generate.transformers_engine import TransformersEngine
 from deltalearn.lm.locate import locate
+from deltalearn.lm.reasoning import join_thought, opens_thought, split_thought
 from deltalearn.pairs import PairCounts, build_pairs
 from deltalearn.records import Prompt, Response, Sampling
+from deltalearn.responses.requests import RequestPlan, Settings
 
 # -- one text ------------------------------------------------------------------------------------
 

@@ -20,7 +20,7 @@ pytest.importorskip("lm_eval")
 
 from deltalearn.errors import UserError
 from deltalearn.evaluate.harness.run import Selection, load_tasks
-from deltalearn.evaluate.tulu3 import shots
+from deltalearn.evaluate.tulu3 import fewshot as shots
 from deltalearn.evaluate.tulu3.suite import ALL, BY_NAME, ELEVEN, averaged
 
 DATA = Path(os.environ.get("DELTALEARN_DATA") or Path(__file__).parents[2] / "shared" / "data")

@@ -21,9 +21,9 @@ from safetensors.torch import load_file
 
 from deltalearn import cli
 from deltalearn.errors import UserError
+from deltalearn.pipeline.tune_preview import check_modes
 from deltalearn.recipe.load import load_recipe
 from deltalearn.recipe.tune_file import load_tune_recipe
-from deltalearn.tuning import check_modes
 
 QUESTIONS = ["fox?", "dog?", "lazy dog?", "over the lazy dog?", "mind?", "brown fox?"]
 SETTINGS = ["--lr", "1e-3", "--batch-size", "2", "--max-length", "90", "--device", "cpu"]

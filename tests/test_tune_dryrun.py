@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from deltalearn.errors import UserError
 from deltalearn.lm.layout import Tree
 from deltalearn.lm.scoring import choose_rows, layout_logprobs, make_layout
+from deltalearn.pipeline.tune_preview import report_dry_run
 from deltalearn.recipe.schema import LoraSpec, TuneSpec
 from deltalearn.recipe.tune_file import load_tune_recipe
 from deltalearn.tune.dryrun import (
@@ -28,7 +29,6 @@ from deltalearn.tune.dryrun import (
     useful_flops,
 )
 from deltalearn.tune.memory import measure_model
-from deltalearn.tuning import report_dry_run
 
 CONFIG = LlamaConfig(
     vocab_size=512,

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from deltalearn.errors import UserError
-from deltalearn.tune import examples as module
-from deltalearn.tune.examples import Collector, Example, Examples, read_about
+from deltalearn.tune import dataset as module
+from deltalearn.tune.dataset import Collector, Example, Examples, read_about
 
 
 def listed(example: Example) -> tuple[list[int], list[int], list[int]]:

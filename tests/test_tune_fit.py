@@ -24,8 +24,8 @@ from transformers import (
 
 from deltalearn import cli
 from deltalearn.errors import UserError
-from deltalearn.tune import engine
-from deltalearn.tune.dryrun import PairLengths, check_fit, find_obstacle
+from deltalearn.tune import train as engine
+from deltalearn.tune.fit import PairLengths, check_fit, find_obstacle
 
 SHORT = "The quick brown fox"
 LONG = "@ " * 40  # a token a character: longer than 64 and than a window of 16

@@ -17,8 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from deltalearn.methods import DEFAULT_GAMMA, DEFAULT_SMOOTHING, METHODS
 from deltalearn.recipe import TuneSpec
+from deltalearn.recipe.methods import DEFAULT_GAMMA, DEFAULT_SMOOTHING, METHODS
 from deltalearn.tune.losses import PREFERENCE_LOSSES, bind_loss, loss_at_start
 
 ALL = sorted(PREFERENCE_LOSSES)

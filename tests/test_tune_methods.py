@@ -10,8 +10,8 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from deltalearn.methods import DEFAULT_SMOOTHING, METHODS
 from deltalearn.recipe import TuneSpec
+from deltalearn.recipe.methods import DEFAULT_SMOOTHING, METHODS
 from deltalearn.recipe.schema import MethodName
 from deltalearn.tune.losses import PREFERENCE_LOSSES, bind_loss
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deltalearn.tune.plan import plan_step, plan_tokens
+from deltalearn.tune.batching import plan_step, plan_tokens
 
 lengths = st.lists(
     st.tuples(st.integers(1, 60), st.lists(st.integers(1, 60), min_size=1, max_size=2).map(tuple)),

@@ -17,10 +17,10 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from deltalearn.errors import UserError
+from deltalearn.formats.preferences import PairRow
 from deltalearn.lm.chat import answer_ids, end_of_turn, prompt_ids
-from deltalearn.tune.examples import Example
-from deltalearn.tune.prepare import prepare_examples
-from deltalearn.tune.sources import PairRow
+from deltalearn.tune.dataset import Example
+from deltalearn.tune.tokenize import prepare_examples
 
 AWKWARD = [" lead", "trail ", "\n\nlines\t\n", "Größe 你好 🙂", "don't , do . that", "a" * 50]
 CHATML = (
@@ -481,7 +481,7 @@ class TestReuse:
 
     def test_an_older_rule_is_made_again(self, chatml, tmp_path, monkeypatch):
         """Rule 1 kept nulls of Arrow in tools and calls."""
-        from deltalearn.tune import prepare as module
+        from deltalearn.tune import tokenize as module
 
         with monkeypatch.context() as patch:
             patch.setattr(module, "RULES", 1)

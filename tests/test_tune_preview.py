@@ -6,10 +6,10 @@ import re
 
 import pytest
 
-from deltalearn.tune.examples import Examples
-from deltalearn.tune.prepare import prepare_examples
+from deltalearn.formats.preferences import PairRow
+from deltalearn.tune.dataset import Examples
 from deltalearn.tune.preview import SHOWN, WIDTH, preview, visible
-from deltalearn.tune.sources import PairRow
+from deltalearn.tune.tokenize import prepare_examples
 
 
 def row(prompt="ask", chosen="good", rejected="bad", ends=("stop", "stop")) -> PairRow:

@@ -13,13 +13,13 @@ import pytest
 import torch
 from accelerate import Accelerator
 
+from deltalearn.formats.preferences import PairRow
 from deltalearn.lm.chat import answer_ids, prompt_ids
 from deltalearn.lm.scoring import choose_rows, score_answers
 from deltalearn.tune import reference as module
-from deltalearn.tune.engine import _sample
-from deltalearn.tune.prepare import prepare_examples
 from deltalearn.tune.reference import ReferenceCache, answer_key, reference_logprobs
-from deltalearn.tune.sources import PairRow
+from deltalearn.tune.tokenize import prepare_examples
+from deltalearn.tune.train import _sample
 
 ROWS = [((1, 2), (3, 4)), ((1,), (2, 3, 4)), ((1, 2), (3, 4)), ((1, 2), (5,))]
 

@@ -22,21 +22,21 @@ from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 
 from deltalearn.errors import UserError
-from deltalearn.evaluate.dev import dev_scores
-from deltalearn.evaluate.items import read_items
-from deltalearn.evaluate.score import score_model
+from deltalearn.evaluate.reference.dev import dev_scores
+from deltalearn.evaluate.reference.score import score_model
+from deltalearn.formats.questions import read_items
 from deltalearn.lm.layout import Tree
 from deltalearn.lm.load import load_model, load_tokenizer, place
 from deltalearn.lm.locate import locate
 from deltalearn.lm.scoring import choose_rows, score_answers
-from deltalearn.methods import METHODS
+from deltalearn.pipeline.tune import run_tune
 from deltalearn.recipe import TuneSpec
+from deltalearn.recipe.methods import METHODS
 from deltalearn.recipe.schema import DevSpec, LoraSpec
 from deltalearn.recipe.tune_file import load_tune_recipe
 from deltalearn.tune import PairRow, ReferenceCache, prepare_examples, tune
-from deltalearn.tune.engine import split_held_out
 from deltalearn.tune.loop import Run
-from deltalearn.tuning import run_tune
+from deltalearn.tune.train import split_held_out
 
 CPU = place("cpu", "float32")
 STUDENT = "package://deltalearn.lab/ladder/m"
@@ -142,7 +142,7 @@ class TestRun:
 
     def test_first_loss_must_be_ln_2(self, student, tokenizer, tmp_path):
         """B24: a reference that is not the student's stops the run at once."""
-        from deltalearn.tune import engine
+        from deltalearn.tune import train as engine
 
         original = engine.reference_logprobs
 

@@ -15,11 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deltalearn.errors import UserError
+from deltalearn.formats.preferences import MEANINGS, PairReader, PairRow, read_pairs_from
+from deltalearn.formats.rows import source_digest, split_files
 from deltalearn.pairs import write_pairs
 from deltalearn.records import Pair
-from deltalearn.tables import source_digest, split_files
-from deltalearn.tune.prepare import prepare_examples
-from deltalearn.tune.sources import MEANINGS, PairReader, PairRow, read_pairs_from
+from deltalearn.tune.tokenize import prepare_examples
 
 SYSTEM = {"role": "system", "content": "be brief"}
 ASK = {"role": "user", "content": "What is 2+2?"}
@@ -449,7 +449,7 @@ def test_folder_and_limit(write_lines, tmp_path):
 
 def test_rows_are_read_one_by_one(read, monkeypatch):
     """Constant memory: nothing is read ahead of what is asked for."""
-    from deltalearn.tune import sources
+    from deltalearn.formats import preferences as sources
 
     taken = []
     original = sources.rows

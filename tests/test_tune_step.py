@@ -18,10 +18,10 @@ from deltalearn.lm.load import load_model, place
 from deltalearn.lm.locate import locate
 from deltalearn.lm.scoring import PADDED, Rows, choose_rows
 from deltalearn.recipe import TuneSpec
-from deltalearn.tune.engine import _sample
-from deltalearn.tune.examples import Examples
+from deltalearn.tune.dataset import Examples
 from deltalearn.tune.loop import Run
 from deltalearn.tune.step import Objective
+from deltalearn.tune.train import _sample
 
 CPU = place("cpu", "float32")
 TRIPLES = [  # lab ids, lengths all different
@@ -92,7 +92,7 @@ def one_step(student, spec: TuneSpec, rows: Rows | None = None, triples=TRIPLES,
         plans = {}
 
         def plan(indices):
-            from deltalearn.tune.plan import plan_step
+            from deltalearn.tune.batching import plan_step
 
             plans["all"] = plan_step(
                 objective.lengths(indices), budget=spec.token_budget, ranks=ranks,

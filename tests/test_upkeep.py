@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 from test_cli import deltalearn, fails
 
-from deltalearn.generate.requests import RequestPlan, Settings
-from deltalearn.generate.store import ResponseStore
-from deltalearn.generate.upkeep import Check, check, faults, forget_model, overview
 from deltalearn.records import Prompt, Request, Response, Sampling
+from deltalearn.responses.maintenance import Check, check, faults, forget_model, overview
+from deltalearn.responses.requests import RequestPlan, Settings
+from deltalearn.responses.store import ResponseStore
 
 GREEDY = Sampling(0.0, 1.0, 9)
 SAMPLED = Sampling(1.0, 1.0, 9)

@@ -29,16 +29,17 @@ import psutil
 import pytest
 from test_cli import deltalearn
 
-from deltalearn.generate.requests import RequestPlan, Settings, short_seed
-from deltalearn.generate.served import Endpoint, ServedEngine
+from deltalearn.generate.engines.hf import TransformersEngine
+from deltalearn.generate.engines.openai_server import ServedEngine
+from deltalearn.generate.engines.vllm_offline import VllmEngine, VllmOptions
 from deltalearn.generate.stage import generate
-from deltalearn.generate.store import ResponseStore
-from deltalearn.generate.transformers_engine import TransformersEngine
-from deltalearn.generate.vllm_engine import VllmEngine, VllmOptions
 from deltalearn.lm.chat import prompt_ids
 from deltalearn.lm.load import load_tokenizer
 from deltalearn.lm.locate import locate
+from deltalearn.openai_api import Endpoint
 from deltalearn.records import Prompt, Response, Sampling
+from deltalearn.responses.requests import RequestPlan, Settings, short_seed
+from deltalearn.responses.store import ResponseStore
 
 pytestmark = pytest.mark.slow
 
@@ -326,7 +327,7 @@ def test_killed_twice_everything_is_answered_once(
                 victim = None
 
     for name, few in {"SENT": 20, "GROUP": 10}.items():  # so that much is left at each kill
-        monkeypatch.setattr(f"deltalearn.generate.vllm_engine.{name}", few)
+        monkeypatch.setattr(f"deltalearn.generate.engines.vllm_offline.{name}", few)
     monkeypatch.setattr(warm, "answers", killing)
     monkeypatch.setattr(warm, "_say", said.append)
     requests = requests_of(locate(place).fingerprint, prompts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, TypedDict
 
@@ -36,6 +37,14 @@ def ends_with_user(messages: tuple[Message, ...]) -> tuple[Message, ...]:
     if messages[-1]["role"] != "user":
         raise Unusable(f"the last turn must be the user's, not the {messages[-1]['role']}'s")
     return messages
+
+
+def seen_messages(prompt: Iterable[Message], system: str | None) -> tuple[Message, ...]:
+    """The prompt's turns, behind a system turn unless it has its own."""
+    turns = tuple(prompt)
+    if system is None or turns[0]["role"] == "system":
+        return turns
+    return (Message(role="system", content=system), *turns)
 
 
 def refuse_tools(holder: Any, what: str) -> None:

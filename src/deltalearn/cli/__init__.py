@@ -84,7 +84,7 @@ def run(
 ) -> None:
     """Run the whole pipeline of a recipe; run it again to resume."""
     from deltalearn.errors import UserError
-    from deltalearn.pipeline import STAGES, run_recipe
+    from deltalearn.pipeline.run import STAGES, run_recipe
     from deltalearn.recipe.load import load_recipe
 
     if until not in STAGES:
@@ -178,9 +178,10 @@ def tune(
     ] = None,
 ) -> None:
     """Tune a model on pairs that you have; run it again to resume."""
-    from deltalearn.launcher import is_first_process
+    from deltalearn.pipeline.tune import run_tune
+    from deltalearn.pipeline.tune_preview import check_modes, preview_pairs, report_dry_run
     from deltalearn.recipe.tune_file import load_tune_recipe
-    from deltalearn.tuning import check_modes, preview_pairs, report_dry_run, run_tune
+    from deltalearn.util.distributed import is_first_process
 
     check_modes(preview=preview, dry_run=dry_run, tflops=tflops, reference=reference, update=update)
     options = {
@@ -301,7 +302,7 @@ def main() -> None:
     # machine, seven times faster where something else keeps a core busy. Read by torch's import.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from deltalearn.errors import UserError, is_disk_full
-    from deltalearn.heap import keep_freed_memory
+    from deltalearn.util.malloc import keep_freed_memory
 
     keep_freed_memory()
 
@@ -325,7 +326,7 @@ def main() -> None:
 
 def _complain(text: str) -> None:
     """Print to standard error, once for all processes of a launcher."""
-    from deltalearn.launcher import is_first_process
+    from deltalearn.util.distributed import is_first_process
 
     if is_first_process():
         print(text, file=sys.stderr)

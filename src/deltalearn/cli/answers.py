@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from deltalearn.rundir import RunDirectory
+    from deltalearn.pipeline.directory import RunDirectory
 
 SUFFIXES = (".sqlite", ".db")  # of a store that is a file by itself
 EXIT_WITH_ERRORS = 3  # everything was asked, and some requests ended in errors
@@ -71,8 +71,8 @@ def generate(
     ] = False,
 ) -> None:
     """Let models answer prompts; run it again to resume. Exit code 3 if some ended in errors."""
-    from deltalearn.generating import dry_run as report_dry_run
-    from deltalearn.generating import run_generate
+    from deltalearn.pipeline.generate import run_generate
+    from deltalearn.pipeline.generate_estimate import dry_run as report_dry_run
     from deltalearn.recipe.generate_file import is_whole_recipe, load_generate_recipe
 
     options = {
@@ -118,8 +118,8 @@ def _of_whole_recipe(
     import json
 
     from deltalearn.errors import UserError
-    from deltalearn.generating import dry_run_of_recipe
-    from deltalearn.pipeline import run_recipe
+    from deltalearn.pipeline.generate_estimate import dry_run_of_recipe
+    from deltalearn.pipeline.run import run_recipe
     from deltalearn.recipe.load import load_recipe
 
     if models:
@@ -169,7 +169,7 @@ def pairs(
     ] = None,
 ) -> None:
     """Make preference pairs of two models' answers in a store."""
-    from deltalearn.generating import write_pairs_of_store
+    from deltalearn.pipeline.pairs import write_pairs_of_store
 
     line = write_pairs_of_store(
         _path(store),
@@ -187,8 +187,8 @@ def pairs(
 @responses.command("list")
 def list_(store: Store) -> None:
     """What is in a store: models, ways of asking them, numbers."""
-    from deltalearn.generate.upkeep import overview
-    from deltalearn.report.tables import print_rows
+    from deltalearn.cli.tables import print_rows
+    from deltalearn.responses.maintenance import overview
 
     with _open(store) as opened:
         rows = overview(opened)
@@ -199,7 +199,7 @@ def list_(store: Store) -> None:
 @responses.command()
 def count(store: Store) -> None:
     """The number of answers, one a line: all, truncated, errors."""
-    from deltalearn.generate.upkeep import overview
+    from deltalearn.responses.maintenance import overview
 
     with _open(store) as opened:
         rows = overview(opened)
@@ -210,8 +210,8 @@ def count(store: Store) -> None:
 @responses.command()
 def errors(store: Store) -> None:
     """What kinds of errors there are, with an example of each."""
-    from deltalearn.generate.upkeep import faults
-    from deltalearn.report.tables import print_rows
+    from deltalearn.cli.tables import print_rows
+    from deltalearn.responses.maintenance import faults
 
     names = ("model", "kind", "count", "example")
     with _open(store) as opened:
@@ -222,7 +222,7 @@ def errors(store: Store) -> None:
 @responses.command()
 def check(store: Store) -> None:
     """Check a store: SQLite's pages, and every key against what it stands for."""
-    from deltalearn.generate.upkeep import check as check_store
+    from deltalearn.responses.maintenance import check as check_store
 
     with _open(store) as opened:
         found = check_store(opened)
@@ -242,7 +242,7 @@ def export(
     model: Models = None,
 ) -> None:
     """Write answers to a file, a row each."""
-    from deltalearn.generate.export import export as export_store
+    from deltalearn.responses.export import export as export_store
 
     with _open(store) as opened:
         typer.echo(f"{to}: {export_store(opened, to, model or []):,} rows")
@@ -262,9 +262,9 @@ def import_(
     split: Annotated[str | None, typer.Option(help="Of a hub data set; default train.")] = None,
 ) -> None:
     """Take answers that others wrote: ladder columns, AlpacaEval, TRL, Argilla, distilabel."""
-    from deltalearn.generate.importer import import_responses
-    from deltalearn.generate.store import ResponseStore
-    from deltalearn.rundir import alone_in
+    from deltalearn.pipeline.directory import alone_in
+    from deltalearn.responses.importer import import_responses
+    from deltalearn.responses.store import ResponseStore
 
     path = _path(store)
     with alone_in(path.parent), ResponseStore(path) as opened:
@@ -287,8 +287,8 @@ def merge(
     store: Store, other: Annotated[Path, typer.Argument(help="The store to take from.")]
 ) -> None:
     """Take over the answers of another store."""
-    from deltalearn.generate.upkeep import merge as merge_stores
-    from deltalearn.rundir import alone_in
+    from deltalearn.pipeline.directory import alone_in
+    from deltalearn.responses.maintenance import merge as merge_stores
 
     with alone_in(_path(store).parent), _open(store) as opened:
         done = merge_stores(opened, _path(other))
@@ -303,15 +303,15 @@ def forget(
     store: Store, model: Annotated[str, typer.Argument(help="Name or identity of a model.")]
 ) -> None:
     """Delete the answers that a name stands for, and give back their room."""
-    from deltalearn.generate.upkeep import forget_model
-    from deltalearn.rundir import alone_in
+    from deltalearn.pipeline.directory import alone_in
+    from deltalearn.responses.maintenance import forget_model
 
     with alone_in(_path(store).parent), _open(store) as opened:
         typer.echo(f"{forget_model(opened, model):,} answers of {model} deleted")
 
 
 def _open(store: Path):
-    from deltalearn.generate.store import ResponseStore
+    from deltalearn.responses.store import ResponseStore
 
     return ResponseStore(_path(store), existing=True)
 

@@ -82,9 +82,9 @@ def evaluate(
     """Evaluate a model on the 11 benchmarks of Tülu 3; run it again to resume."""
     from deltalearn.errors import UserError
     from deltalearn.evaluate.harness.backends import CONCURRENCY, BackendOptions
-    from deltalearn.evaluating import DEFAULT, Options
-    from deltalearn.evaluating import evaluate as run
-    from deltalearn.judging import JudgeOptions
+    from deltalearn.pipeline.evaluate import DEFAULT, Options
+    from deltalearn.pipeline.evaluate import evaluate as run
+    from deltalearn.pipeline.judge import JudgeOptions
     from deltalearn.recipe.load import parse_override
 
     if model is None:

@@ -51,7 +51,7 @@ def compare(
     effect: Annotated[float | None, typer.Option(help="Of --plan: points; default 1.")] = None,
 ) -> None:
     """Compare two evaluated models on the same items, with intervals and a verdict."""
-    from deltalearn.comparing.command import Options, run_compare
+    from deltalearn.compare.command import Options, run_compare
 
     run_compare(
         Options(

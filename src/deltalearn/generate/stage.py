@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
-from deltalearn.generate.store import ResponseStore
-from deltalearn.progress import Bar, progress
 from deltalearn.records import Request, Response
-from deltalearn.stopping import SafeStop
+from deltalearn.responses.store import ResponseStore
+from deltalearn.util.progress import Bar, progress
+from deltalearn.util.signals import SafeStop
 
 WINDOW = 8192  # requests looked up, and planned by an engine, at a time
 

@@ -23,12 +23,12 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from deltalearn.files import file_digest, write_json, write_jsonl
 from deltalearn.lab.tasks import TASKS, draw_question, draw_questions
 from deltalearn.lab.tokenizer import build_tokenizer
 from deltalearn.lm.chat import answer_ids, prompt_ids
 from deltalearn.lm.logprobs import collate, token_logprobs
 from deltalearn.lm.scoring import score_answers
+from deltalearn.util.files import file_digest, write_json, write_jsonl
 
 POOL_BATCHES = 16  # batches drawn together and sorted by length, so that little is padding
 WARMUP_STEPS = 50

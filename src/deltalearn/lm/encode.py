@@ -22,7 +22,7 @@ import tokenizers
 import transformers
 from transformers import PreTrainedTokenizerBase
 
-from deltalearn.files import digest
+from deltalearn.util.files import digest
 
 # Bytes with which a white-space character of UTF-8 can end.
 WHITE = {*range(9, 14), *range(28, 33), *range(0x80, 0x8B), 0x9F, 0xA0, 0xA8, 0xA9, 0xAF}

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deltalearn.errors import UserError
-from deltalearn.files import digest, file_digest, write_json
-from deltalearn.resources import PACKAGE_SCHEME, local_path
+from deltalearn.util.files import digest, file_digest, write_json
+from deltalearn.util.paths import PACKAGE_SCHEME, local_path
 
 # What a model needs and no more: pickled weights are never fetched, nor remote code.
 WANTED = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]

@@ -125,7 +125,7 @@ def choose_rows(
     """
     attach(model)
     kind = "shared" if layout == "auto" else layout
-    obstacle = _obstacle(model, trees) or model._disproved.get(kind, "")
+    obstacle = find_obstacle(model, trees) or model._disproved.get(kind, "")
     difference, tolerance = _probe(model, PADDED)
     model._needs_whole_forward |= difference > tolerance
     if model._needs_whole_forward:
@@ -152,7 +152,7 @@ def choose_rows(
     return Rows("padded", None, found)
 
 
-def _obstacle(model: PreTrainedModel, trees: Sequence[Tree]) -> str:
+def find_obstacle(model: PreTrainedModel, trees: Sequence[Tree]) -> str:
     """Why `model` cannot keep several documents in a row; empty if nothing is known against it."""
     config = model.config.get_text_config()
     kinds = set(getattr(config, "layer_types", None) or ())

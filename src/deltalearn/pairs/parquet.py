@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from deltalearn.errors import UserError
-from deltalearn.files import replacing
 from deltalearn.records import Message, Pair, Response
+from deltalearn.util.files import replacing
 
 MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 ROW_GROUP = 10_000  # pairs

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from deltalearn.methods import DEFAULT_GAMMA, DEFAULT_SMOOTHING, METHODS
+from deltalearn.recipe.methods import DEFAULT_GAMMA, DEFAULT_SMOOTHING, METHODS
 
 VARIABLE = r"[A-Za-z_][A-Za-z0-9_]*"  # of the environment
 OWN_FIELDS = {  # of a request to a server: what sets them, and is part of an answer's key

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from deltalearn.files import write_json, write_text
+from deltalearn.util.files import write_json, write_text
 
 
 def write_report(run: Path) -> None:

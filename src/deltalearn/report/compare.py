@@ -7,7 +7,7 @@ from typing import Any
 from deltalearn.report.figures import Dot, Row, rows_figure
 from deltalearn.report.summary import STUDENT
 from deltalearn.report.view import Arm, RunView
-from deltalearn.report.wording import (
+from deltalearn.util.wording import (
     GAIN,
     LOSS,
     NONE,

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from deltalearn.files import read_jsonl
 from deltalearn.report.figures import Curve, curves_figure, percent
 from deltalearn.report.view import Arm, RunView
-from deltalearn.report.wording import plain, share, signed
+from deltalearn.util.files import read_jsonl
+from deltalearn.util.wording import plain, share, signed
 
 POINTS = 48  # of a drawn curve; longer logs are averaged down to this
 STILL = 0.005  # nats per token: a side that moved less did not move

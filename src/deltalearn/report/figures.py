@@ -14,8 +14,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from deltalearn.report.wording import one_line, plain
-from deltalearn.svg import GRID, INK, MUTED, PAPER, SERIES, drawing, inline
+from deltalearn.util.svg import GRID, INK, MUTED, PAPER, SERIES, drawing, inline
+from deltalearn.util.wording import one_line, plain
 
 WIDTH = 400
 CURVE_WIDTH = 340  # these stand three to a row

@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from deltalearn.report import compare, curves, ledger, samples
 from deltalearn.report.view import RunView
-from deltalearn.report.wording import count, visible
+from deltalearn.util.wording import count, visible
 
 
 def render_page(run: Path, summary: dict[str, Any]) -> str:

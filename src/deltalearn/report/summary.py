@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from deltalearn.errors import UserError
-from deltalearn.evaluate.stats import Bootstrap, Draws
-from deltalearn.evaluate.table import read_scores
-from deltalearn.files import digest
+from deltalearn.evaluate.reference.stats import Bootstrap, Draws
+from deltalearn.evaluate.reference.table import read_scores
+from deltalearn.util.files import digest
 
 STUDENT = "student"
 

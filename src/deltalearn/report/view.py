@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from deltalearn.report.summary import STUDENT, load_manifest
-from deltalearn.report.wording import Measure, measure
+from deltalearn.util.wording import Measure, measure
 
 BASE = "base"
 

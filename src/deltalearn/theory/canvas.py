@@ -20,8 +20,8 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
-from deltalearn.files import replacing
-from deltalearn.svg import GRID, INK, MUTED, PAPER, SERIES, drawing, inline
+from deltalearn.util.files import replacing
+from deltalearn.util.svg import GRID, INK, MUTED, PAPER, SERIES, drawing, inline
 
 WIDTH, PLOT_HEIGHT = 430, 250  # SVG units
 LEFT, RIGHT, BOTTOM, TOP = 66, 16, 46, 10

@@ -12,11 +12,11 @@ from rich.console import Console
 from rich.table import Table
 
 from deltalearn.errors import UserError
-from deltalearn.files import write_text
 from deltalearn.theory.closed_form import accuracy
 from deltalearn.theory.geometry import Geometry
 from deltalearn.theory.numbers import Measured, Theory, default_rate
 from deltalearn.theory.simulate import INPUTS, LOSSES, Plan
+from deltalearn.util.files import write_text
 
 OUT = Path("runs/theory")
 LOSS_NAMES = {"preference": "preference training", "sft": "SFT", "dpo": "DPO"}
@@ -256,9 +256,9 @@ def print_table(geometry: Geometry, theory: Theory, measured: Measured) -> None:
 
 def write_files(geometry: Geometry, theory: Theory, measured: Measured, out: Path) -> list[Path]:
     """Figures as SVG and PNG under `out`/figures, and the page; the page's path comes first."""
-    from deltalearn.progress import progress
     from deltalearn.theory.figures import PANELS, Scene
     from deltalearn.theory.page import render_page
+    from deltalearn.util.progress import progress
 
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out}: there is a file of this name; give a directory")

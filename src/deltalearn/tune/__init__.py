@@ -1,10 +1,10 @@
 """Pairs x student -> a tuned student: examples, reference cache, losses and the training loop."""
 
-from deltalearn.tune.engine import tune
-from deltalearn.tune.examples import Example, Examples
-from deltalearn.tune.prepare import ExampleCounts, prepare_examples
+from deltalearn.formats.preferences import PairRow, read_pairs_from
+from deltalearn.tune.dataset import Example, Examples
 from deltalearn.tune.reference import ReferenceCache
-from deltalearn.tune.sources import PairRow, read_pairs_from
+from deltalearn.tune.tokenize import ExampleCounts, prepare_examples
+from deltalearn.tune.train import tune
 
 __all__ = [
     "Example",

@@ -28,7 +28,7 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.fsdp import FSDPModule
 
 from deltalearn.errors import UserError
-from deltalearn.files import write_json
+from deltalearn.util.files import write_json
 
 Tensors = dict[str, Tensor]
 

@@ -8,49 +8,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
-from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, PretrainedConfig
 
 from deltalearn.errors import UserError
-from deltalearn.lm.layout import LAYOUTS, Tree
-from deltalearn.lm.scoring import _obstacle
-from deltalearn.methods import METHODS
-from deltalearn.tune.examples import Examples
+from deltalearn.lm.layout import LAYOUTS
+from deltalearn.recipe.methods import METHODS
+from deltalearn.tune.batching import Lengths, plan_step, plan_tokens
+from deltalearn.tune.fit import PairLengths, steps_on
 from deltalearn.tune.memory import GIB, ModelSize, estimate_memory
-from deltalearn.tune.plan import Lengths, plan_step, plan_tokens
-from deltalearn.tune.schedule import batch_at, total_steps
+from deltalearn.tune.schedule import batch_at
 from deltalearn.tune.settings import Settings
 
 SHAPES = Path(__file__).with_name("shapes")
 GPUS = (1, 2, 4, 8)
 PLANNED_STEPS = 100  # evenly spaced over the run; the other steps are like them
 ALIKE = 0.7  # correlation of the log-lengths of two answers to one prompt: an assumption
-
-
-@dataclass(frozen=True)
-class PairLengths:
-    """Tokens of each usable pair, three arrays (N,); answers with their end-of-turn token."""
-
-    prompts: np.ndarray
-    chosen: np.ndarray
-    rejected: np.ndarray
-
-    @classmethod
-    def of(cls, examples: Examples) -> PairLengths:
-        """Those of prepared pairs."""
-        return cls(examples.prompt_lengths, examples.chosen_lengths, examples.rejected_lengths)
-
-    def __len__(self) -> int:
-        return len(self.prompts)
-
-    def documents(self, method: str) -> np.ndarray:
-        """Tokens of each prompt with the longer answer, which is how far positions go."""
-        return self.prompts + np.max(self.answers(method), axis=0)
-
-    def answers(self, method: str) -> list[np.ndarray]:
-        """Lengths of the answers that `method` trains on."""
-        return [self.chosen] if method == "sft" else [self.chosen, self.rejected]
 
 
 @dataclass(frozen=True)
@@ -112,76 +84,6 @@ def draw_lengths(
     drawn = [np.exp(np.log(m) + spread * z) for m, z in zip(medians, logs, strict=True)]
     prompts, *answers = [np.clip(np.rint(d).astype(np.int64), 1, max_length - 1) for d in drawn]
     return PairLengths(prompts, *(np.minimum(a, max_length - prompts) for a in answers))
-
-
-def steps_on(pairs: int, held_out: int, settings: Settings) -> int:
-    """Steps of a run on `pairs`, not counting those held out; UserError if they fill no batch."""
-    steps = total_steps(pairs, settings.batch_size, settings.steps, settings.epochs)
-    if steps == 0:
-        fewer = ", fewer eval_pairs" if held_out else ""
-        why = f" (eval_pairs holds out {held_out:,} of {pairs + held_out:,})" if held_out else ""
-        raise UserError(
-            f"{pairs:,} pairs to train on do not fill one batch of {settings.batch_size}{why}; "
-            f"give more pairs{fewer} or a smaller batch size"
-        )
-    return steps
-
-
-def check_fit(
-    config: PretrainedConfig, lengths: PairLengths, method: str, largest_id: int = -1
-) -> str | None:
-    """Whether the model of `config` has a place for every token, before its weights are read.
-
-    largest_id: of the pairs. UserError if an id or a position has no row in the model's tables.
-    Positions that are computed (RoPE) have no end, and what goes beyond those that the model was
-    made for is a warning, which is returned.
-    """
-    text = config.get_text_config()
-    rows = getattr(text, "vocab_size", None)
-    if rows is not None and largest_id >= rows:
-        raise UserError(
-            f"the tokenizer makes id {largest_id:,} of these pairs and the model has {rows:,} rows "
-            "of embeddings: they are not of one model, or tokens were added and the model was not "
-            "resized"
-        )
-    context = getattr(text, "max_position_embeddings", None)
-    longest = int(lengths.documents(method).max())
-    if context is None or context < 1 or longest <= context:
-        return None
-    found = f"the longest prompt with its answer has {longest:,} tokens"
-    remedy = f"--max-length {context}"
-    if _has_position_table(config, context):
-        raise UserError(f"{found} and the model has {context:,} positions; give {remedy}")
-    return (
-        f"warning: {found} and the model was made for {context:,} positions; give {remedy} to "
-        "leave out what goes beyond them"
-    )
-
-
-def _has_position_table(config: PretrainedConfig, context: int) -> bool:
-    """Whether positions are rows of a table with room for `context` (some keep a few more)."""
-    if getattr(config.get_text_config(), "rope_parameters", None) is not None:
-        return False
-    model = _without_storage(config)
-    tables = [m.weight for m in model.modules() if isinstance(m, nn.Embedding)]
-    tokens = model.get_input_embeddings().weight
-    tables = [t for t in tables if t is not tokens] + [b for b in model.buffers() if b.ndim == 2]
-    return any(context <= len(table) < context + 8 for table in tables)
-
-
-def _without_storage(config: PretrainedConfig) -> PreTrainedModel:
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config)
-
-
-def find_obstacle(config: PretrainedConfig, lengths: PairLengths, method: str) -> str:
-    """Why the model of `config` must have padded rows; empty if its config tells no reason.
-
-    The run's own test, on a model without storage. The run also tries the layout on the weights.
-    """
-    at = int(lengths.documents(method).argmax())
-    answers = tuple(range(int(a[at])) for a in lengths.answers(method))
-    return _obstacle(_without_storage(config), [Tree(range(int(lengths.prompts[at])), answers)])
 
 
 def _layout(settings: Settings, obstacle: str) -> str:

@@ -25,16 +25,16 @@ from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
 from deltalearn.errors import UserError
-from deltalearn.files import write_text
-from deltalearn.progress import progress
-from deltalearn.stopping import SafeStop
+from deltalearn.tune.batching import plan_step
 from deltalearn.tune.checkpoint import Checkpoints
+from deltalearn.tune.distributed import base_model
 from deltalearn.tune.losses import loss_at_start
-from deltalearn.tune.plan import plan_step
-from deltalearn.tune.processes import base_model
 from deltalearn.tune.schedule import batch_at, learning_rate
 from deltalearn.tune.settings import Settings
 from deltalearn.tune.step import Objective
+from deltalearn.util.files import write_text
+from deltalearn.util.progress import progress
+from deltalearn.util.signals import SafeStop
 
 START_TOLERANCE = 1e-3  # how far the first loss may be from its exact value
 START_TOLERANCE_LOW = 2e-2  # in 16 bits a product rounds by the shape of its batch

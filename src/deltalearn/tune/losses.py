@@ -9,7 +9,7 @@ each (B,), in the dtype of the log-probabilities; tensors of any other shape are
 A margin is what the loss sees before beta, so that the logged margin times beta is the argument
 of the loss (PEERS B17). Where the loss treats the two sides apart (apo_zero, apo_down, sppo) it
 is their difference; for orpo see there. Below, r is a log-ratio log policy - log reference, |y| a
-length, m the margin and s the label smoothing. Default options are those of `deltalearn.methods`.
+length, m the margin and s the label smoothing. Defaults are those of `deltalearn.recipe.methods`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from deltalearn.methods import DEFAULT_GAMMA, DEFAULT_SMOOTHING, METHODS
+from deltalearn.recipe.methods import DEFAULT_GAMMA, DEFAULT_SMOOTHING, METHODS
 
 Loss = Callable[..., tuple[Tensor, Tensor]]
 BETA = {name: method.beta for name, method in METHODS.items()}

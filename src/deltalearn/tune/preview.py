@@ -8,8 +8,8 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from deltalearn.lm.chat import end_of_turn
-from deltalearn.tune.examples import Example, Examples
-from deltalearn.tune.prepare import ExampleCounts
+from deltalearn.tune.dataset import Example, Examples
+from deltalearn.tune.tokenize import ExampleCounts
 
 WIDTH = 100
 SHOWN = 72  # tokens of a prompt or an answer; of a longer one its first and last are shown

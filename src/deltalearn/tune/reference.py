@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from deltalearn.lm.layout import Ids, Tree, tree_batches
 from deltalearn.lm.scoring import Rows, group_by_prompt, score_batch
-from deltalearn.progress import progress
+from deltalearn.util.progress import progress
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS answers (

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from deltalearn.lm.layout import Tree
 from deltalearn.lm.scoring import Rows, answer_logprobs, make_layout
-from deltalearn.tune.examples import Examples
+from deltalearn.tune.batching import Lengths
+from deltalearn.tune.dataset import Examples
 from deltalearn.tune.losses import bind_loss
-from deltalearn.tune.plan import Lengths
 from deltalearn.tune.settings import Settings
 
 

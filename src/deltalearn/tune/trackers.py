@@ -12,8 +12,8 @@ from typing import Any
 from accelerate import Accelerator
 
 from deltalearn.errors import UserError
-from deltalearn.files import write_text
 from deltalearn.tune.settings import Settings
+from deltalearn.util.files import write_text
 
 PROJECT = "deltalearn"
 Track = Callable[[Mapping[str, float], int], None]

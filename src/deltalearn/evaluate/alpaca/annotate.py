@@ -9,8 +9,8 @@ from deltalearn.evaluate.alpaca.cache import VerdictCache
 from deltalearn.evaluate.alpaca.judge import Judge
 from deltalearn.evaluate.alpaca.outputs import Pair, once
 from deltalearn.evaluate.alpaca.reading import Reply
-from deltalearn.files import digest
 from deltalearn.records import Message
+from deltalearn.util.files import digest
 
 # Conversations in, replies out, in the same order; how they are asked is the caller's business.
 Ask = Callable[[list[list[Message]]], Sequence[Reply]]

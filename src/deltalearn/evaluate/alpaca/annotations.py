@@ -15,7 +15,7 @@ from typing import Any
 
 from deltalearn.errors import UserError
 from deltalearn.evaluate.alpaca.outputs import Pair, clean, once, rows_of, shown, text_of
-from deltalearn.files import digest, write_text
+from deltalearn.util.files import digest, write_text
 
 TIE = 1.5
 UNSCORED = -1  # what alpaca_eval stores for a reply that it could not read

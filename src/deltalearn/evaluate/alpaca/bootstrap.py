@@ -19,7 +19,7 @@ import numpy as np
 from deltalearn.errors import UserError
 from deltalearn.evaluate.alpaca.glm import fit_newton
 from deltalearn.evaluate.alpaca.length import Judged, length_controlled, predicted, regression
-from deltalearn.evaluate.alpaca.sides import Sides
+from deltalearn.evaluate.alpaca.length_data import Sides
 
 CHUNK = 200  # draws at a time, to bound memory
 DRAWS = 2000

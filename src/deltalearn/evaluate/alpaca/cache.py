@@ -15,7 +15,7 @@ from pathlib import Path
 
 from deltalearn.errors import UserError
 from deltalearn.evaluate.alpaca.annotations import JudgeIdentity, Verdict
-from deltalearn.files import canonical_json
+from deltalearn.util.files import canonical_json
 
 SCHEMA_VERSION = 1
 SCHEMA = """

@@ -20,8 +20,8 @@ from deltalearn.evaluate.alpaca.annotations import ERROR, UNREACHED, JudgeIdenti
 from deltalearn.evaluate.alpaca.evaluator import PLACES, PUBLISHED, Evaluator, load_evaluator
 from deltalearn.evaluate.alpaca.outputs import Pair, clean
 from deltalearn.evaluate.alpaca.reading import READERS, Malformed, Reply
-from deltalearn.files import canonical_json
 from deltalearn.records import Message
+from deltalearn.util.files import canonical_json
 
 TURN_MARK = re.compile(r"<\|(\w+)\|>")
 PLACE = re.compile(r"\{(" + "|".join(PLACES) + r")\}")

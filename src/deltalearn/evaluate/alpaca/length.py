@@ -22,7 +22,7 @@ import numpy as np
 from deltalearn.errors import UserError
 from deltalearn.evaluate.alpaca.annotations import Annotation
 from deltalearn.evaluate.alpaca.glm import fit_newton, fit_published, sigmoid
-from deltalearn.evaluate.alpaca.sides import Sides
+from deltalearn.evaluate.alpaca.length_data import Sides
 
 FULL = "length-controlled"
 MINIMAL = "length-controlled, minimal"

@@ -11,9 +11,9 @@ from deltalearn.errors import UserError
 from deltalearn.evaluate.alpaca.annotations import Annotation, one_judge
 from deltalearn.evaluate.alpaca.bootstrap import DRAWS, bootstrap
 from deltalearn.evaluate.alpaca.length import Judged, length_controlled
-from deltalearn.evaluate.alpaca.sides import Sides
+from deltalearn.evaluate.alpaca.length_data import Sides
 from deltalearn.evaluate.alpaca.winrate import WinRate, win_rate
-from deltalearn.files import digest
+from deltalearn.util.files import digest
 
 FULL_N = 805  # instructions of AlpacaEval
 

@@ -7,11 +7,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from deltalearn.evaluate.harness.answers import Answers
+from deltalearn.evaluate.harness.cache import Answers
 from deltalearn.evaluate.harness.served import Server
-from deltalearn.files import digest
-from deltalearn.progress import progress
-from deltalearn.stopping import SafeStop
+from deltalearn.util.files import digest
+from deltalearn.util.progress import progress
+from deltalearn.util.signals import SafeStop
 
 AT_ONCE = 128  # requests of one call; one commit, but of servers, whose answers come singly
 SERVER_STOPS = 3  # of the four that the API takes; lm_eval adds the end of the turn

@@ -13,9 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from deltalearn.errors import UserError
-from deltalearn.evaluate.paired.difference import score
 from deltalearn.evaluate.tulu3.suite import Benchmark, averaged
-from deltalearn.files import replacing
+from deltalearn.stats.difference import score
+from deltalearn.util.files import replacing
 
 FORMAT = 1
 COLUMNS = pa.schema(

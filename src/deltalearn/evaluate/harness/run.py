@@ -13,7 +13,7 @@ from deltalearn.errors import UserError
 from deltalearn.evaluate.tulu3 import INCLUDE_PATH
 from deltalearn.evaluate.tulu3.sources import NoData
 from deltalearn.evaluate.tulu3.suite import MMLU, Benchmark
-from deltalearn.files import digest
+from deltalearn.util.files import digest
 
 DEV_SHARE = 5  # one of so many items is for choosing
 SPLITS = ("test", "dev", "held-out")

@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from deltalearn.errors import UserError
-from deltalearn.servers import NEVER, RETRIED, hide, retry_after, server_message
+from deltalearn.openai_api.errors import NEVER, RETRIED, hide, retry_after, server_message
 
 BUSY = 429
 BUSY_TRIES = 8

@@ -21,7 +21,7 @@ from deltalearn.evaluate.sandbox.interpreter import Interpreter
 from deltalearn.evaluate.sandbox.outcome import MIB, Limits, Outcome, Status, printable
 from deltalearn.evaluate.sandbox.unsafe import WARNING, Unsafe
 from deltalearn.evaluate.sandbox.watch import Bounds, Ended, Process, Reason, watch
-from deltalearn.progress import console
+from deltalearn.util.progress import console
 
 TRIES = 3  # starts of one program, where the sandbox itself fails
 PROBE = 30.0  # seconds for the program that tries the sandbox out

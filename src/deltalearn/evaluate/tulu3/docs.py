@@ -18,7 +18,7 @@ from typing import Any
 from datasets import Dataset, DatasetDict
 
 from deltalearn.evaluate.graders import drop as drop_grader
-from deltalearn.evaluate.tulu3 import shots
+from deltalearn.evaluate.tulu3 import fewshot as shots
 from deltalearn.evaluate.tulu3.sources import (
     NoData,
     Row,

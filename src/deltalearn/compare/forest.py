@@ -1,0 +1,163 @@
+"""The comparison as a forest plot, in SVG and PNG."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from deltalearn.compare.result import Comparison, Difference, Row
+from deltalearn.compare.verdict import headline, interval, judge, p_text, points, seeds
+from deltalearn.util.files import replacing
+from deltalearn.util.svg import GRID, INK, MUTED, PAPER, drawing
+from deltalearn.util.wording import GAIN, LOSS, NONE, count, one_line, signed
+
+WIDTH, ROW, GAP = 800, 25, 10  # SVG units; GAP before the averages
+LEFT, RIGHT, BOTTOM, SIDE = 244, 248, 46, 16
+TITLE_LINE, TITLE_COLUMNS, HEAD = 19, 90, 30
+FOOT_LINE, FOOT_COLUMNS = 15, 124
+PNG_DPI = 200
+COLOURS = {GAIN: "#0072b2", LOSS: "#d55e00", NONE: MUTED}  # the report's, of gains and losses
+
+
+def save_forest(comparison: Comparison, path: Path) -> list[Path]:
+    """Write `path` with the endings .svg and .png; text in the SVG is outlines."""
+    paths = [path.with_suffix(".svg"), path.with_suffix(".png")]
+    title = textwrap.wrap(_claim(comparison), TITLE_COLUMNS)
+    foot = textwrap.wrap(_foot(comparison), FOOT_COLUMNS)
+    rows: list[Difference] = [*comparison.rows, *comparison.averages]
+    top = 14 + TITLE_LINE * len(title) + HEAD
+    below = BOTTOM + FOOT_LINE * len(foot) + 8
+    plot = ROW * len(rows) + (GAP if comparison.averages else 0)
+    height = top + plot + below
+    with drawing(path.stem, WIDTH, height) as figure:
+        matplotlib.rcParams["svg.fonttype"] = "path"
+        place = {"va": "top", "linespacing": 1.25}
+        figure.text(
+            SIDE / WIDTH, 1 - 12 / height, "\n".join(title), weight="bold", size=13, **place
+        )
+        box = (LEFT / WIDTH, below / height, 1 - (LEFT + RIGHT) / WIDTH, plot / height)
+        _draw(figure.add_axes(box), rows, len(comparison.rows), plot)
+        at = (FOOT_LINE * len(foot) + 4) / height
+        figure.text(SIDE / WIDTH, at, "\n".join(foot), size=10.5, color=MUTED, **place)
+        _save(figure, paths)
+    return paths
+
+
+def _save(figure: Figure, paths: Sequence[Path]) -> None:
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)
+    for path in paths:
+        kind = path.suffix.removeprefix(".")
+        extra = {"metadata": {"Date": None}} if kind == "svg" else {"dpi": PNG_DPI}
+        with replacing(path) as temporary:
+            figure.savefig(temporary, format=kind, facecolor="white", **extra)
+
+
+def _claim(comparison: Comparison) -> str:
+    """The verdict without its numbers."""
+    return one_line(headline(comparison).partition(" (95%")[0])
+
+
+def _foot(comparison: Comparison) -> str:
+    a, b = comparison.a.name, comparison.b.name
+    words = f"A: {a}. B: {b}. {_split(comparison)} split. "
+    if any(row.subset for row in comparison.rows):
+        words += "*: a subset of the benchmark. "
+    words += "Filled: shown at 5%"
+    words += "; p of benchmarks is Holm's, " if len(comparison.rows) > 1 else ". "
+    words += "all held to 5% together. " if len(comparison.rows) > 1 else ""
+    words += " ".join([*judge(comparison.rows), seeds(comparison)])
+    return one_line(words)
+
+
+def _split(comparison: Comparison) -> str:
+    return one_line(comparison.split, 20).capitalize()
+
+
+def _draw(axes: Axes, rows: Sequence[Difference], first: int, plot: float) -> None:
+    axes.set_ylim(plot, 0)
+    axes.set_xlim(*_limits(rows))
+    axes.yaxis.set_visible(False)
+    axes.spines["left"].set_visible(False)
+    axes.grid(axis="x")
+    axes.set_axisbelow(True)
+    axes.tick_params(axis="x", length=0)
+    axes.axvline(0, color=INK, linewidth=1.1, zorder=2)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 2.5, 5, 10]))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _tick(value)))
+    axes.set_xlabel("points, A minus B, with 95% intervals", labelpad=4)
+    for edge, text, side in _cells("", "items", "A − B", "95% interval", "p"):
+        _write(axes, edge, -9, text, side, color=MUTED, size=10.5)
+    for i, row in enumerate(rows):
+        offset = GAP if i >= first else 0
+        if i == first:
+            _rule(axes, ROW * i + GAP / 2)
+        _row(axes, row, ROW * (i + 0.5) + offset)
+
+
+def _row(axes: Axes, one: Difference, at: float) -> None:
+    colour = COLOURS[one.verdict]
+    benchmark = isinstance(one, Row)
+    if one.test.lo is not None:
+        ends = [100 * one.test.lo, 100 * one.test.hi]
+        axes.plot(ends, [at, at], color=colour, linewidth=2.6 if benchmark else 3.6, zorder=3)
+    face = PAPER if one.verdict == NONE else colour
+    style = {"markersize": 7.5, "markerfacecolor": face, "markeredgewidth": 1.7}
+    marker = "o" if benchmark else "D"
+    axes.plot([100 * one.difference], [at], marker, color=colour, zorder=4, **style)
+    name = one.title + (" *" if one.subset else "") if benchmark else one.label
+    p = p_text(one.holm if benchmark else one.test.p)
+    cells = _cells(
+        name, count(one.n) if benchmark else "", points(one.difference), interval(one), p
+    )
+    for edge, text, side in cells:
+        _write(axes, edge, at, one_line(text, 40), side, size=11, weight="normal")
+
+
+def _cells(name: str, n: str, value: str, ends: str, p: str) -> list[tuple[float, str, str]]:
+    """(distance in units from the left edge of the figure, text, alignment)."""
+    right = WIDTH - RIGHT
+    return [
+        (SIDE, name, "left"),
+        (LEFT - 12, n, "right"),
+        (right + 52, value, "right"),
+        (right + 176, ends, "right"),
+        (WIDTH - SIDE, p, "right"),
+    ]
+
+
+def _write(axes: Axes, edge: float, at: float, text: str, side: str, **style) -> None:
+    """Text in the margins: `edge` units from the figure's left edge, at the data's height `at`."""
+    x = (edge - LEFT) / (WIDTH - LEFT - RIGHT)
+    across = axes.get_yaxis_transform()
+    axes.text(x, at, text, transform=across, ha=side, va="center_baseline", **style)
+
+
+def _rule(axes: Axes, at: float) -> None:
+    """A line over the whole width, between benchmarks and averages."""
+    inner = WIDTH - LEFT - RIGHT
+    ends = [(SIDE - LEFT) / inner, (WIDTH - SIDE - LEFT) / inner]
+    style = {"color": GRID, "linewidth": 1.2, "clip_on": False}
+    axes.plot(ends, [at, at], transform=axes.get_yaxis_transform(), **style)
+
+
+def _limits(rows: Sequence[Difference]) -> tuple[float, float]:
+    """Of all intervals and zero, with some room."""
+    values = [0.0]
+    for one in rows:
+        values.append(100 * one.difference)
+        if one.test.lo is not None:
+            values += [100 * one.test.lo, 100 * one.test.hi]
+    room = 0.05 * (max(values) - min(values)) or 1.0
+    return min(values) - room, max(values) + room
+
+
+def _tick(value: float) -> str:
+    return signed(value, 0) if value == round(value) else signed(value, 2).rstrip("0")

@@ -1,0 +1,152 @@
+"""What the suite can see before anything is run: the minimum detectable effects of its sizes."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from deltalearn.errors import UserError
+from deltalearn.evaluate.tulu3.suite import ALL, ELEVEN
+from deltalearn.stats import power
+from deltalearn.util.wording import count
+
+# As many items of one stratum are as precise as the macro average: K^2 / sum_k (1 / n_k), of the
+# sizes of 57 subjects (100 to 1,534 questions) and 7 subjects (474 to 1,187 problems).
+EFFECTIVE = {"mmlu_mc": 9528.2, "mmlu_cot": 9528.2, "math": 4463.2}
+TWINS = ("humaneval", "humanevalplus")
+PIPE_WIDTH = 110
+
+
+@dataclass(frozen=True)
+class Plan:
+    """sd: of the per-item differences, one for all benchmarks; effect: wanted, in points."""
+
+    sd: float
+    effect: float
+
+    @staticmethod
+    def of(discordance: float | None, sd: float | None, effect: float) -> Plan:
+        """From one of the two. UserError if they are no such numbers, or neither or both given."""
+        if (discordance is None) == (sd is None):
+            raise UserError(
+                "--plan needs either --discordance (the share of items on which two models "
+                "differ, e.g. 0.16) or --sd (the deviation of item differences, e.g. 0.40)"
+            )
+        if discordance is not None and not 0 < discordance <= 1:
+            raise UserError(f"--discordance {discordance}: a share above 0, at most 1")
+        if sd is not None and not 0 < sd <= 1:
+            raise UserError(f"--sd {sd}: differences of scores in [0, 1] have one in (0, 1]")
+        if not 0 < effect <= 100:
+            raise UserError(f"--effect {effect}: points, above 0 and at most 100")
+        return Plan(power.sd_of(discordance) if discordance is not None else sd, effect)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One per benchmark: n, detectable (a fraction), the same for the macro average."""
+        return [
+            {
+                "name": b.name,
+                "title": b.title,
+                "n": b.full,
+                "aggregation": b.aggregation,
+                "detectable": float(power.detectable(self.sd, b.full)),
+                "detectable_macro": float(power.detectable(self.sd, EFFECTIVE[b.name]))
+                if b.name in EFFECTIVE
+                else None,
+            }
+            for b in ALL
+        ]
+
+    def average_se(self, twins: float = 0.0) -> float:
+        """Of the 11-average: sqrt(sum of sd^2 / n) / 11.
+
+        twins: correlation of the differences of HumanEval and HumanEval+, which have the same
+        problems; at 0 they count as two samples, which they are not.
+        """
+        sizes = [b.full for b in ALL if b.name in ELEVEN or b.name == "mmlu_cot"]
+        both = [b.full for b in ALL if b.name in TWINS]
+        shared = 2 * twins / math.sqrt(both[0] * both[1])
+        return self.sd * math.sqrt(sum(1 / n for n in sizes) + shared) / len(sizes)
+
+    @property
+    def wanted(self) -> str:
+        """`1 point`."""
+        return f"{self.effect:g} point{'' if self.effect == 1 else 's'}"
+
+    @property
+    def needed(self) -> int:
+        """Items with which `effect` is detectable."""
+        return power.needed(self.sd, self.effect / 100)
+
+    def as_json(self) -> dict[str, Any]:
+        """One JSON value; effects are fractions."""
+        averages = {
+            name: {"se": se, "detectable": power.multiple() * se}
+            for name, se in (
+                ("independent", self.average_se()),
+                ("same_problems", self.average_se(twins=1.0)),
+            )
+        }
+        return {
+            "sd": self.sd,
+            "alpha": power.ALPHA,
+            "power": power.POWER,
+            "benchmarks": self.rows(),
+            "average": averages,
+            "effect": self.effect / 100,
+            "items_needed": self.needed,
+        }
+
+
+def print_plan(plan: Plan) -> None:
+    """The table, and what it means for the wanted effect."""
+    console = Console(highlight=False, markup=False)
+    if not console.is_terminal:
+        console.width = PIPE_WIDTH
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1))
+    table.add_column("")
+    for name in ("n", "detectable, points", f"sees {plan.wanted}"):
+        table.add_column(name, justify="right")
+    table.add_column("")
+    for row in plan.rows():
+        shown = row["detectable_macro"] or row["detectable"]
+        note = ""
+        if row["detectable_macro"]:
+            note = f"as a macro average {100 * row['detectable_macro']:.2f}"
+        if row["name"] == "drop":
+            note = "more: questions share passages"
+        table.add_row(
+            row["title"],
+            count(row["n"]),
+            f"{100 * row['detectable']:.2f}",
+            "yes" if 100 * shown <= plan.effect else "no",
+            note,
+        )
+    table.add_section()
+    low, high = plan.average_se(), plan.average_se(twins=1.0)
+    detectable = 100 * power.multiple() * low
+    table.add_row(
+        "11-average",
+        "",
+        f"{detectable:.2f}",
+        "yes" if 100 * power.multiple() * high <= plan.effect else "no",
+        f"up to {100 * power.multiple() * high:.2f}: HumanEval and HumanEval+ share their problems",
+    )
+    console.print(table)
+    console.print(
+        f"Minimum detectable effect (5% two-sided, 80% power), full splits, deviation of item "
+        f"differences {plan.sd:.3g}; standard error of the 11-average {100 * low:.2f} to "
+        f"{100 * high:.2f} points. To see {plan.wanted} a benchmark needs "
+        f"{count(plan.needed)} items. Measure the deviation: `deltalearn compare` prints what was "
+        "detectable with the real one. Training seeds come on top."
+    )
+
+
+def plan_json(plan: Plan) -> str:
+    """Indented."""
+    return json.dumps(plan.as_json(), indent=2, allow_nan=False)

@@ -1,0 +1,169 @@
+"""What a comparison holds: a row per benchmark, averages, and what was left out or is uncertain."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from deltalearn.compare.arms import Arm
+from deltalearn.stats import power
+from deltalearn.util.wording import GAIN, LOSS, NONE
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Test:
+    """A 95% interval and a p value, each with the method that gave it; None: not to be had.
+
+    interval_by: "score" (of two counts), "bootstrap" or "t". p_by: "McNemar", "bootstrap", "t", or
+    "signs" (all items differ alike).
+    """
+
+    lo: float | None
+    hi: float | None
+    interval_by: str | None
+    p: float | None
+    p_by: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """A minus B, in [-1, 1], with its standard error and the degrees of freedom of that.
+
+    detectable: the minimum detectable effect, at 5% two-sided and 80% power. variance: the parts
+    of se^2, of items and of the training seeds of each arm (0 where there is one run).
+    """
+
+    a: float
+    b: float
+    difference: float
+    se: float
+    df: float
+    test: Test
+    detectable: float
+    variance: dict[str, float]
+
+    @property
+    def verdict(self) -> str:
+        """GAIN or LOSS of A if the interval lies on one side of zero, else NONE."""
+        if self.test.lo is None or self.test.lo <= 0 <= self.test.hi:
+            return NONE
+        return GAIN if self.test.lo > 0 else LOSS
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row(Difference):
+    """One benchmark.
+
+    strata: number of them, if it is a macro average, else 1. clusters: number, None if each item is
+    drawn by itself. discordant: (only A right, only B right) for 0/1 scores of single runs. entry:
+    how it was measured, from results.json.
+    """
+
+    name: str
+    title: str
+    n: int
+    strata: int
+    clusters: int | None
+    unpaired_se: float
+    correlation: float | None
+    discordant: tuple[int, int] | None
+    entry: dict[str, Any] = field(repr=False)
+    holm: float | None = None
+
+    @property
+    def verdict(self) -> str:
+        """As it stands among all benchmarks: by Holm's adjusted p."""
+        if self.holm is None or self.holm >= power.ALPHA or self.difference == 0:
+            return NONE
+        return GAIN if self.difference > 0 else LOSS
+
+    @property
+    def full(self) -> int | None:
+        """Items of the published benchmark."""
+        return self.entry.get("full_n")
+
+    @property
+    def subset(self) -> bool:
+        """Whether these are fewer items than the published benchmark has."""
+        return bool(self.entry.get("subset")) or (self.full is not None and self.n < self.full)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Average(Difference):
+    """The plain mean of several benchmarks; n: their items."""
+
+    label: str
+    benchmarks: tuple[str, ...]
+    n: int
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All of it; a and b are what the arms are called and where they came from."""
+
+    a: Arm
+    b: Arm
+    rows: tuple[Row, ...]
+    averages: tuple[Average, ...]
+    notes: tuple[str, ...]
+    draws: int
+    seed: int
+
+    @property
+    def split(self) -> str:
+        """test, dev or held-out; the same for all."""
+        return str(self.a.runs[0].results.get("split"))
+
+    def as_json(self, verdict: list[str]) -> dict[str, Any]:
+        """One JSON value, without NaN. Scores and differences are fractions, A minus B."""
+        value = {
+            "format": FORMAT,
+            "a": _arm(self.a),
+            "b": _arm(self.b),
+            "split": self.split,
+            "level": 0.95,
+            "alpha": power.ALPHA,
+            "power": power.POWER,
+            "bootstrap": {"draws": self.draws, "seed": self.seed},
+            "verdict": verdict,
+            "benchmarks": [_row(row) for row in self.rows],
+            "averages": [{"label": one.label, **_difference(one)} for one in self.averages],
+            "notes": list(self.notes),
+        }
+        return _finite(value)
+
+
+def _arm(arm: Arm) -> dict[str, Any]:
+    runs = [
+        {"directory": str(r.directory), "name": r.name, "identity": r.identity} for r in arm.runs
+    ]
+    return {"name": arm.name, "runs": runs}
+
+
+MEASURED = (
+    "metric", "aggregation", "shots", "chat", "max_tokens", "stops", "samples", "temperature",
+    "judge",
+)  # fmt: skip
+
+
+def _row(row: Row) -> dict[str, Any]:
+    value = {"name": row.name, "title": row.title, "n": row.n, **_difference(row)}
+    del value["entry"]
+    measured = {key: row.entry.get(key) for key in MEASURED}
+    return {**value, "full_n": row.full, "subset": row.subset, "measured": measured}
+
+
+def _difference(one: Difference) -> dict[str, Any]:
+    return {**asdict(one), "verdict": one.verdict}
+
+
+def _finite(value: Any) -> Any:
+    """With None for NaN and infinity, which JSON does not have."""
+    if isinstance(value, dict):
+        return {key: _finite(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,125 @@
+"""A comparison in the terminal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from deltalearn.compare.result import Comparison, Difference, Row
+from deltalearn.compare.verdict import interval, p_text, points, verdict
+from deltalearn.util.wording import GAIN, LOSS, NONE, count, listing, one_line
+
+PLAIN = {"box": SIMPLE_HEAD, "padding": (0, 1, 0, 0), "pad_edge": False}
+WIDE = 104  # columns that the whole table needs
+PIPE_WIDTH = 132  # a file or a pipe has no width of its own
+STYLES = {GAIN: "bold blue", LOSS: "bold dark_orange3", NONE: ""}
+SIGNS = {GAIN: "▲", LOSS: "▼", NONE: " "}  # a verdict is not told by colour alone
+METHODS = {
+    "McNemar": "McNemar's exact test, interval of the same two counts (Tango)",
+    "bootstrap": "paired bootstrap of items",
+    "t": "t of the paired differences, with clusters or training seeds where there are any",
+    "signs": "all items differ alike",
+}
+MARKS = {"McNemar": "m", "bootstrap": "b", "t": "t", "signs": "s"}
+
+
+def print_comparison(comparison: Comparison) -> None:
+    """Verdict, table, how everything was measured, notes."""
+    console = Console(highlight=False, markup=False)
+    if not console.is_terminal:
+        console.width = PIPE_WIDTH
+    narrow = console.width < WIDE
+    console.print(_table(comparison, narrow=narrow))
+    used = dict.fromkeys(one.test.p_by for one in _all(comparison) if one.test.p_by)
+    console.print(
+        "points, A minus B; detectable: at 5% with 80% power; p: "
+        + "; ".join(f"({MARKS[by]}) {METHODS[by]}" for by in used),
+        style="dim",
+    )
+    if narrow:
+        console.print("(p and detectable: in a wider terminal, or in --json)", style="dim")
+    for line in _how(comparison):
+        console.print(line, style="dim")
+    console.print()
+    first, *others = verdict(comparison)
+    console.print(first, style="bold")
+    for sentence in others:
+        console.print(sentence)
+    for note in comparison.notes:
+        console.print(f"note: {note}", style="dim")
+
+
+def _all(comparison: Comparison) -> list[Difference]:
+    return [*comparison.rows, *comparison.averages]
+
+
+def _table(comparison: Comparison, *, narrow: bool) -> Table:
+    a, b = (one_line(arm.name, 60) for arm in (comparison.a, comparison.b))
+    table = Table(title=f"A: {a}\nB: {b}", title_justify="left", title_style="bold", **PLAIN)
+    heads = ["n", "A", "B", "A − B", "95% interval", "p", "Holm p", "detectable"]
+    kept = [i for i, head in enumerate(heads) if not (narrow and head in ("p", "detectable"))]
+    table.add_column("", overflow="fold")
+    for i in kept:
+        table.add_column(heads[i], justify="right", no_wrap=True)
+
+    def add(one: Difference, name: str, n: str, holm: str) -> None:
+        cells = _cells(one, n, holm)
+        name = f"{SIGNS[one.verdict]} {name}"
+        table.add_row(name, *(cells[i] for i in kept), style=STYLES[one.verdict])
+
+    for row in comparison.rows:
+        add(row, row.title, _n(row), p_text(row.holm))
+    table.add_section()
+    for average in comparison.averages:
+        add(average, average.label, count(average.n), "")
+    return table
+
+
+def _cells(one: Difference, n: str, holm: str) -> list[str]:
+    test = one.test
+    p = f"{p_text(test.p)} {MARKS[test.p_by]}" if test.p_by else "–"
+    detectable = f"{100 * one.detectable:.2f}" if one.detectable > 0 else "–"
+    scores = [f"{100 * one.a:.1f}", f"{100 * one.b:.1f}"]
+    return [n, *scores, points(one.difference), interval(one), p, holm, detectable]
+
+
+def _n(row: Row) -> str:
+    return f"{count(row.n)} of {count(row.full)}" if row.subset and row.full else count(row.n)
+
+
+def _how(comparison: Comparison) -> list[str]:
+    """How each benchmark was asked and averaged; a line for those that are alike."""
+    alike: dict[str, list[str]] = {}
+    for row in comparison.rows:
+        entry = row.entry
+        parts = [
+            _short(entry.get("metric")),
+            _averaging(row),
+            f"{_short(entry.get('shots'))} shots",
+        ]
+        parts += [] if entry.get("chat") else ["no chat template"]
+        if entry.get("max_tokens") is not None:
+            parts.append(f"{_short(entry['max_tokens'])} tokens")
+        if stops := entry.get("stops"):
+            parts.append("stops " + one_line(" ".join(_literal(stop) for stop in stops), 60))
+        alike.setdefault(", ".join(parts), []).append(row.title)
+    return [f"{listing(names)}: {how}" for how, names in alike.items()]
+
+
+def _averaging(row: Row) -> str:
+    """`macro of 57`, `micro`, `mean of 588 clusters`."""
+    name = _short(row.entry.get("aggregation"))
+    if row.clusters is not None:
+        return f"{name}, in {count(row.clusters)} clusters"
+    return f"{name} of {row.strata}" if row.strata > 1 else name
+
+
+def _short(value: Any) -> str:
+    return "–" if value is None else one_line(str(value), 40)
+
+
+def _literal(stop: object) -> str:
+    return str(stop).replace("\n", "\\n")

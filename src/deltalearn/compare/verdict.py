@@ -1,0 +1,158 @@
+"""What a comparison allows one to say. A difference that was not shown is never called none."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from deltalearn.compare.comparable import JUDGED
+from deltalearn.compare.result import Comparison, Difference, Row
+from deltalearn.util.wording import GAIN, LOSS, NONE, count, listing, one_line, signed
+
+DECIMALS = 2
+FEW_RUNS = 3
+SHOWN = 4  # subsets named one by one if all are
+
+
+def points(value: float) -> str:
+    """A signed difference in points."""
+    return signed(100 * value, DECIMALS)
+
+
+def interval(one: Difference) -> str:
+    """`−0.31 to +1.20`; `none` where there is no interval."""
+    if one.test.lo is None:
+        return "none"
+    return f"{points(one.test.lo)} to {points(one.test.hi)}"
+
+
+def p_text(p: float | None) -> str:
+    """`0.031`, `<0.001`, or `–` where there is none."""
+    if p is None:
+        return "–"
+    return f"{p:.3f}" if p >= 0.001 else "<0.001"
+
+
+def verdict(comparison: Comparison) -> list[str]:
+    """The sentences; the first is the verdict."""
+    sentences = [headline(comparison), _measured_on(comparison)]
+    if len(comparison.rows) > 1:
+        sentences.append(_by_benchmark(comparison))
+    if len(comparison.averages) > 1:
+        sentences.append(_without(comparison.averages[1]))
+    return [*sentences, *judge(comparison.rows), seeds(comparison)]
+
+
+def headline(comparison: Comparison) -> str:
+    """Of the first average, or of the only benchmark."""
+    a, b = comparison.a.name, comparison.b.name
+    one = comparison.averages[0] if comparison.averages else comparison.rows[0]
+    if not comparison.averages and len(comparison.rows) > 1:  # two kinds of MMLU
+        return (
+            f"{a} and {b} on {listing(row.title for row in comparison.rows)}: see each by itself."
+        )
+    what = f"the {one.label}" if comparison.averages else comparison.rows[0].title
+    return one_line(f"{_claim(a, b, one, what)} ({_numbers(one)}).") + _missed(one)
+
+
+def _claim(a: str, b: str, one: Difference, what: str) -> str:
+    if one.verdict == NONE:
+        return f"No difference shown between {a} and {b} on {what}: {points(one.difference)} points"
+    how = "better" if one.verdict == GAIN else "worse"
+    amount = f"{100 * abs(one.difference):.{DECIMALS}f}"
+    return f"{a} is {how} than {b} on {what} by {amount} points"
+
+
+def _numbers(one: Difference) -> str:
+    return f"95% interval {interval(one)}, p {_relation(one.test.p)}"
+
+
+def _relation(p: float | None) -> str:
+    text = p_text(p)
+    return text.replace("<", "< ") if text.startswith("<") else f"= {text}"
+
+
+def _missed(one: Difference) -> str:
+    if one.verdict != NONE or not one.detectable > 0:
+        return ""
+    size = f"{100 * one.detectable:.{DECIMALS}f}"
+    return (
+        " That does not show that there is none: a true difference of "
+        f"{size} points would be missed one time in five, a smaller one more often."
+    )
+
+
+def _measured_on(comparison: Comparison) -> str:
+    rows = comparison.rows
+    items = sum(row.n for row in rows)
+    split = {"test": "Test split", "dev": "Development split"}.get(
+        comparison.split, f"Split {one_line(comparison.split, 20)}"
+    )
+    text = f"{split}, {count(items)} items of {_plural(len(rows), 'benchmark')}"
+    subsets = [f"{r.title} {count(r.n)} of {count(r.full or r.n)}" for r in rows if r.subset]
+    if len(subsets) == len(rows) > SHOWN:
+        text += "; a SUBSET of each, not the published benchmark"
+    elif subsets:
+        text += f"; SUBSETS: {listing(subsets)}"
+    if comparison.split == "dev":
+        text += "; scores to choose by, not to report"
+    return text + "."
+
+
+def _by_benchmark(comparison: Comparison) -> str:
+    rows = comparison.rows
+    parts = []
+    for kind, words in ((GAIN, "better on"), (LOSS, "worse on")):
+        if named := [row.title for row in rows if row.verdict == kind]:
+            parts.append(f"{words} {listing(named)}")
+    left = sum(row.verdict == NONE for row in rows)
+    if left:
+        where = f"the other {left if left > 1 else 'one'}"
+        if left == len(rows):
+            where = f"any of {len(rows)}"
+        parts.append(f"no difference shown on {where}")
+    return f"By benchmark, {len(rows)} tests held to 5% together (Holm): {', '.join(parts)}."
+
+
+def _without(one: Difference) -> str:
+    words = {GAIN: "better by", LOSS: "worse by", NONE: "no difference shown,"}[one.verdict]
+    amount = one.difference if one.verdict == NONE else abs(one.difference)
+    text = points(amount).lstrip("+") if one.verdict != NONE else points(amount)
+    return f"Without AlpacaEval: {words} {text} points ({_numbers(one)})."
+
+
+def judge(rows: Sequence[Row]) -> list[str]:
+    """Who judged AlpacaEval, if it was compared: a sentence, or none."""
+    for row in rows:
+        if row.name == JUDGED:
+            named = row.entry.get("judge")
+            name = one_line(str(named), 80) if named else "a judge that results.json does not name"
+            metric = one_line(str(row.entry.get("metric")), 40)
+            return [f"{row.title} is judged by {name} ({metric}); another judge, another number."]
+    return []
+
+
+def seeds(comparison: Comparison) -> str:
+    """Whether training seeds are in the intervals: a sentence."""
+    arms = (comparison.a, comparison.b)
+    a, b = (len(arm.runs) for arm in arms)
+    if a == b == 1:
+        return (
+            "One training run each: the intervals cover the choice of questions and NOT the "
+            "training seed; another run of the same recipe may differ by more."
+        )
+    if min(a, b) == 1:
+        single, several = (arms[0], b) if a == 1 else (arms[1], a)
+        text = (
+            f"{single.name} is one run: the intervals cover questions and the training seed of "
+            f"the other side ({several} runs), NOT the training seed of {single.name}, if it was "
+            "trained."
+        )
+    else:
+        text = f"The intervals cover questions and training seeds ({a} and {b} runs)."
+    if min(n for n in (a, b) if n > 1) < FEW_RUNS:
+        text += " Two runs say little about seeds: such intervals are rough."
+    return text
+
+
+def _plural(number: int, noun: str) -> str:
+    return f"{count(number)} {noun}{'' if number == 1 else 's'}"

@@ -1,0 +1,1 @@
+"""Questions with one reference answer, and what a model makes of them."""

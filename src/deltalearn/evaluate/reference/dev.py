@@ -1,0 +1,55 @@
+"""Score a model in memory on development questions, as tuning does to choose when to stop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from transformers import PreTrainedModel
+
+from deltalearn.evaluate.reference.score import score_loaded
+from deltalearn.formats.questions import read_items
+from deltalearn.lm.load import load_tokenizer
+from deltalearn.lm.locate import ModelFiles
+
+TOKEN_BUDGET = 16384
+
+
+class DevSettings(Protocol):
+    """What is read of a recipe; `deltalearn.recipe.DevSpec` has it and documents each field."""
+
+    source: str
+    prompt_column: str
+    answer_column: str
+    metric: str
+    max_tokens: int
+    limit: int | None
+
+
+def dev_scores(
+    settings: DevSettings, student: ModelFiles
+) -> Callable[[PreTrainedModel], dict[str, float]]:
+    """A function from a model in evaluation mode to {metric: mean over the questions}."""
+    tokenizer = load_tokenizer(student)
+    items = read_items(
+        settings.source,
+        prompt_column=settings.prompt_column,
+        answer_column=settings.answer_column,
+        task_column=None,
+        limit=settings.limit,
+    )
+
+    def score(model: PreTrainedModel) -> dict[str, float]:
+        rows = score_loaded(
+            model,
+            tokenizer,
+            items,
+            (settings.metric,),
+            max_tokens=settings.max_tokens,
+            token_budget=TOKEN_BUDGET,
+            title="dev",
+            name=student.name,
+        )
+        return {settings.metric: sum(row[settings.metric] for row in rows) / len(rows)}
+
+    return score

@@ -1,0 +1,1 @@
+"""Rows that other people wrote: preferences, answers, questions, read by one set of rules."""

@@ -1,0 +1,69 @@
+"""Evaluation items: a question, its one reference answer and the task it belongs to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from deltalearn.errors import UserError
+from deltalearn.formats.rows import rows
+from deltalearn.records import Message, Unusable, conversation, ends_with_user
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One question. `task` groups items for the per-task table and the macro average."""
+
+    id: str
+    task: str
+    messages: tuple[Message, ...]
+    answer: str
+
+
+def read_items(
+    source: str,
+    *,
+    prompt_column: str = "prompt",
+    answer_column: str = "answer",
+    task_column: str | None = None,
+    limit: int | None = None,
+) -> list[Item]:
+    """Read items from JSONL, Parquet, a folder or a hub data set, the first `limit` of them.
+
+    The prompt is a string or a list of messages. Unlike prompts, a bad row is an error: a score
+    over silently fewer items would be another score.
+    """
+    items: list[Item] = []
+    seen: set[str] = set()
+    for row in rows(source):
+        if row.problem:
+            raise UserError(f"{row.where}: {row.problem}")
+        prompt = _cell(row.where, row.value, prompt_column, (str, list))
+        try:
+            messages = ends_with_user(conversation(prompt, prompt_column))
+        except Unusable as problem:
+            raise UserError(f"{row.where}: {problem}") from problem
+        answer = _cell(row.where, row.value, answer_column, (str,))
+        task = _cell(row.where, row.value, task_column, (str,)) if task_column else "all"
+        identity = row.value.get("id")
+        name = str(len(items) if identity is None else identity)
+        if name in seen:
+            raise UserError(f"{row.where}: id {name!r} stands for another item already")
+        seen.add(name)
+        items.append(Item(name, task, messages, answer))
+        if limit is not None and len(items) == limit:
+            break
+    if not items:
+        raise UserError(f"{source}: no evaluation item in it")
+    return items
+
+
+def _cell(where: str, row: dict[str, Any], column: str, kinds: tuple[type, ...]) -> Any:
+    value = row.get(column)
+    if not isinstance(value, kinds) or not value:
+        wanted = " or ".join(kind.__name__ for kind in kinds)
+        raise UserError(
+            f"{where}: column {column!r} must be a non-empty {wanted}; "
+            f"the row has {', '.join(map(str, row))}"
+        )
+    return value

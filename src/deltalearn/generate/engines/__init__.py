@@ -1,0 +1,1 @@
+"""What answers requests: transformers, vLLM, Ray, OpenAI-compatible servers."""

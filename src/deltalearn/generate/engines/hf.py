@@ -1,0 +1,106 @@
+"""The engine that runs anywhere: Hugging Face transformers in this process."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import version
+from typing import Any
+
+from deltalearn.generate.engines.local import LocalPrompts, answer_of
+from deltalearn.generate.stage import Stop, Window
+from deltalearn.lm.decode import decode_within_context
+from deltalearn.lm.load import Placement, context_length, load_model, load_tokenizer
+from deltalearn.lm.locate import ModelFiles
+from deltalearn.lm.logprobs import length_batches
+from deltalearn.records import Request, Response, Sampling
+from deltalearn.responses.requests import long_seed
+
+
+class TransformersEngine:
+    """Answers in batches of similar prompt length; the model is loaded at the first batch."""
+
+    name = f"transformers {version('transformers')}"
+
+    def __init__(
+        self,
+        files: ModelFiles,
+        placement: Placement,
+        sampling: Sampling,
+        token_budget: int,
+        template: Mapping[str, Any] | None = None,
+    ) -> None:
+        """token_budget: most tokens, prompts and full-length answers, in one batch.
+
+        template: further arguments of the chat template.
+        """
+        self._files = files
+        self._placement = placement
+        self._sampling = sampling
+        self._token_budget = token_budget
+        self._tokenizer = load_tokenizer(files)
+        self._prompts = LocalPrompts(self._tokenizer, template)
+        self._model = None
+
+    def close(self) -> None:
+        """Let go of the model."""
+        self._model = None
+
+    def answers(self, windows: Iterator[Window], stop: Stop) -> Iterator[list[Response]]:
+        """Batches are planned over *all* requests of a window and each is a list of its own.
+
+        After a crash the remaining batches are thus the very ones that an uninterrupted run would
+        have formed, and so are their answers.
+        """
+        for window in windows:
+            for batch in self.batches(window.requests) if window.missing else []:
+                missing = [r for r in batch if r.key in window.missing]
+                if stop():
+                    return
+                if missing:
+                    yield self.answer(missing)
+
+    def batches(self, requests: Sequence[Request]) -> list[list[Request]]:
+        """Requests of similar prompt length together, longest first; a pure function."""
+        sizes = self._prompts.sizes(requests)
+        lengths = [size + self._sampling.max_tokens for size in sizes]
+        return [[requests[i] for i in b] for b in length_batches(lengths, self._token_budget)]
+
+    def answer(self, batch: Sequence[Request]) -> list[Response]:
+        """Decode one batch. A prompt that is refused or leaves no room becomes an error."""
+        prompts, answers = self._prompts.ids_or_errors(batch)
+        answers |= self._decode([r for r in batch if r.key in prompts], prompts)
+        return [answers[r.key] for r in batch]
+
+    def _decode(
+        self, requests: Sequence[Request], prompts: Mapping[str, list[int]]
+    ) -> dict[str, Response]:
+        if not requests:
+            return {}
+        if self._model is None:
+            self._model = load_model(self._files, self._placement)
+        began = time.monotonic()
+        sampled = self._sampling.temperature > 0
+        seeds = [long_seed(r) for r in requests]
+        decoded = decode_within_context(
+            self._model,
+            self._tokenizer,
+            [prompts[r.key] for r in requests],
+            self._sampling,
+            seeds,
+        )
+        seconds = time.monotonic() - began  # of the batch: its answers come together
+        context = context_length(self._model)
+        return {
+            r.key: answer_of(
+                r.key,
+                prompts[r.key],
+                answer and answer.ids,
+                answer is not None and answer.ended,
+                self._tokenizer,
+                context=context,
+                seconds=seconds,
+                seed=long_seed(r) if sampled else None,
+            )
+            for r, answer in zip(requests, decoded, strict=True)
+        }

@@ -1,0 +1,89 @@
+"""What engines share that run a model from its files: prompts to ids, and ids to responses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from deltalearn.lm.chat import Refusal, answer_texts, prompt_ids_or_refusals
+from deltalearn.lm.reasoning import opens_thought, split_thought
+from deltalearn.records import Request, Response
+
+MARK_TOKENS = 8  # of a prompt's end, enough to see an open <think>
+
+
+class LocalPrompts:
+    """Ids of the requests' prompts, by the model's own chat template."""
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, template: Mapping[str, Any] | None = None
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._template = dict(template or {})
+        self._known: dict[str, list[int] | Refusal] = {}
+
+    def _render(self, requests: Sequence[Request]) -> list[list[int] | Refusal]:
+        missing = [r for r in requests if r.key not in self._known]
+        if missing:
+            messages = [r.messages for r in missing]
+            found = prompt_ids_or_refusals(self._tokenizer, messages, self._template)
+            # Only what was asked for last is kept: a window's prompts, whatever the number of all.
+            known = {r.key: self._known[r.key] for r in requests if r.key in self._known}
+            new = {r.key: ids for r, ids in zip(missing, found, strict=True)}
+            self._known = known | new
+        return [self._known[r.key] for r in requests]
+
+    def sizes(self, requests: Sequence[Request]) -> list[int]:
+        """Tokens of each prompt; 0 for one that the template refuses."""
+        return [0 if isinstance(ids, Refusal) else len(ids) for ids in self._render(requests)]
+
+    def ids_or_errors(
+        self, requests: Sequence[Request]
+    ) -> tuple[dict[str, list[int]], dict[str, Response]]:
+        """Prompt ids by key, and error responses for prompts that the template refuses."""
+        ids, errors = {}, {}
+        for request, found in zip(requests, self._render(requests), strict=True):
+            if isinstance(found, Refusal):
+                errors[request.key] = failed(request.key, 0, "refused", found.reason)
+            else:
+                ids[request.key] = found
+        return ids, errors
+
+
+def answer_of(
+    key: str,
+    prompt: Sequence[int],
+    ids: Sequence[int] | None,
+    ended: bool,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    context: int | None,
+    seconds: float | None = None,
+    seed: int | None = None,
+) -> Response:
+    """The response of an answer's ids, end-of-turn id excluded; `ids` None: there was no room."""
+    if ids is None:
+        reason = f"the prompt has {len(prompt)} tokens, the model's context is {context}"
+        return failed(key, len(prompt), "too_long", reason)
+    (written,) = answer_texts(tokenizer, [ids])
+    opened = opens_thought(tokenizer.decode(prompt[-MARK_TOKENS:]))
+    thought, text = split_thought(written, opened)
+    return Response(
+        key,
+        text,
+        tuple(ids),
+        "stop" if ended else "length",
+        len(prompt),
+        thought=thought,
+        seconds=seconds,
+        seed=seed,
+    )
+
+
+def failed(key: str, prompt_tokens: int, fault: str, reason: str, *, tries: int = 1) -> Response:
+    """An error response of the kind `fault`."""
+    return Response(
+        key, "", (), "error", prompt_tokens, reason, completion_tokens=0, fault=fault, tries=tries
+    )

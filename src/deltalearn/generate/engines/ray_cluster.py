@@ -1,0 +1,305 @@
+"""Many workers on a Ray cluster, or on this machine, each with an engine of its own.
+
+Workers are plain actors: batches go out one by one and every answer comes back as itself, so that
+the driver stores it at once, a bad prompt is an error row and a lost worker costs what it had in
+flight. (Ray Data gives back whole blocks, and ends a job when an engine dies.)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import os
+import socket
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from deltalearn.errors import UserError
+from deltalearn.generate.engines.local import failed
+from deltalearn.generate.engines.vllm_offline import VllmOptions
+from deltalearn.generate.stage import Stop, Window
+from deltalearn.lm.load import Placement
+from deltalearn.lm.locate import ModelFiles
+from deltalearn.records import Prompt, Request, Response, Sampling
+
+AHEAD = 2  # batches at a worker: one that it works on, one that waits for it
+VLLM_BATCH = 256  # requests a batch where vLLM does its own batching
+DEATHS = 3  # of workers over one batch, before its requests become errors
+STILLBORN = 8  # workers that die while they start, before the run ends
+PATIENCE = 600.0  # seconds without any worker
+
+
+@dataclass(frozen=True)
+class RayOptions:
+    """address: of a cluster ("auto": the one this machine is part of; None: a local one).
+
+    workers: how many; default: as many as the resources allow. engine: "transformers", "vllm" or
+    "auto", which is vllm where there are GPUs. cpus, gpus: of each worker; gpus defaults to one
+    where the engine is vllm and the cluster has any.
+    """
+
+    address: str | None = None
+    workers: int | None = None
+    engine: str = "auto"
+    cpus: float = 1.0
+    gpus: float | None = None
+    vllm: VllmOptions = field(default_factory=VllmOptions)
+
+
+class RayEngine:
+    """Answers through actors, which start at the first request and end with `close`."""
+
+    name = "ray"
+
+    def __init__(
+        self,
+        place: tuple[str, str | None],
+        files: ModelFiles,
+        placement: Placement,
+        sampling: Sampling,
+        token_budget: int,
+        options: RayOptions,
+        template: Mapping[str, Any] | None = None,
+        say: Callable[[str], None] = print,
+    ) -> None:
+        """place: path and revision by which every worker locates the model for itself.
+
+        UserError if ray is not installed.
+        """
+        try:
+            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+            import ray
+        except ImportError as error:
+            raise UserError(
+                "generate.engine ray needs ray, which is not installed; run "
+                "`pip install 'deltalearn[ray]'`, or choose another engine"
+            ) from error
+        self._ray = ray
+        self._options = options
+        self._say = say
+        self._job = {
+            "place": place,
+            "fingerprint": files.fingerprint,
+            "device": placement.device,
+            "dtype": placement.dtype,
+            "sampling": dataclasses.asdict(sampling),
+            "token_budget": token_budget,
+            "template": dict(template or {}),
+            "vllm": dataclasses.asdict(options.vllm),
+        }
+        self._planner = (files, placement, sampling, token_budget, template)
+        self._ours = False  # whether the local cluster is ours to end
+        self._pool: _Pool | None = None
+
+    def close(self) -> None:
+        """End the workers, and the local cluster if there was none before."""
+        if self._pool is not None:
+            self._pool.close()
+        if self._ours:
+            self._ray.shutdown()
+
+    def answers(self, windows: Iterator[Window], stop: Stop) -> Iterator[list[Response]]:
+        """Batches as their workers finish them."""
+        kind, workers, gpus = self._connect()
+        self.name = f"ray {self._ray.__version__} ({kind})"
+        self._pool = _Pool(self._ray, {**self._job, "kind": kind}, workers, self._options, gpus)
+        batches = self._batches(windows, kind)
+        yield from self._pool.run(batches, stop, self._say)
+
+    def _connect(self) -> tuple[str, int, float]:
+        """(engine of the workers, their number, GPUs of each)."""
+        ray, options = self._ray, self._options
+        if not ray.is_initialized():
+            _knock(options.address)
+            try:
+                ray.init(
+                    address=options.address,
+                    include_dashboard=False if options.address is None else None,
+                    log_to_driver=False,
+                    logging_level="ERROR",
+                )
+            except (ConnectionError, ValueError, RuntimeError) as error:
+                raise UserError(f"Ray at {options.address or 'this machine'}: {error}") from error
+            self._ours = True
+        have = ray.cluster_resources()
+        kind = options.engine
+        if kind == "auto":
+            kind = "vllm" if have.get("GPU") else "transformers"
+        gpus = options.gpus
+        if gpus is None:
+            gpus = 1.0 if kind == "vllm" and have.get("GPU") else 0.0
+        room = int(have.get("CPU", 1) / options.cpus) if options.cpus else 1
+        if gpus:
+            room = min(room, int(have.get("GPU", 0) / gpus))
+        workers = options.workers or max(1, room)
+        return kind, workers, gpus
+
+    def _batches(self, windows: Iterator[Window], kind: str) -> Iterator[list[Request]]:
+        if kind == "vllm":
+            todo = itertools.chain.from_iterable(w.wanted() for w in windows)
+            while batch := list(itertools.islice(todo, VLLM_BATCH)):
+                yield batch
+            return
+        from deltalearn.generate.engines.hf import TransformersEngine
+
+        planner = TransformersEngine(*self._planner)
+        for window in windows:
+            for batch in planner.batches(window.requests) if window.missing else []:
+                if missing := [r for r in batch if r.key in window.missing]:
+                    yield missing
+
+
+class _Pool:
+    """Actors by number, and what each of them has in flight."""
+
+    def __init__(
+        self, ray: Any, job: dict[str, Any], workers: int, options: RayOptions, gpus: float
+    ) -> None:
+        self._ray = ray
+        kind = ray.remote(Worker).options(num_cpus=options.cpus, num_gpus=gpus, max_restarts=0)
+        self._make = lambda: kind.remote(job)
+        self._actors: dict[int, Any] = {}
+        self._numbers = itertools.count()
+        self._flying: dict[Any, tuple[int, list[Request] | None]] = {}  # None: it is starting
+        self._free: deque[int] = deque()  # a worker as often as it can take another batch
+        self._again: deque[list[Request]] = deque()
+        self._deaths: dict[str, int] = {}  # by the first key of a batch
+        self._stillborn = 0
+        for _ in range(workers):
+            self._start()
+
+    def _start(self) -> None:
+        number = next(self._numbers)
+        self._actors[number] = self._make()
+        self._flying[self._actors[number].ready.remote()] = (number, None)
+
+    def close(self) -> None:
+        """End all workers."""
+        for actor in self._actors.values():
+            self._ray.kill(actor)
+
+    def run(
+        self, batches: Iterator[list[Request]], stop: Stop, say: Callable[[str], None]
+    ) -> Iterator[list[Response]]:
+        """Answer all batches; what a lost worker had is given to others."""
+        more = True
+        while True:
+            while self._free and (self._again or more) and not stop():
+                batch = self._again.popleft() if self._again else next(batches, None)
+                if batch is None:
+                    more = False
+                else:
+                    self._ask(self._free.popleft(), batch)
+            flying = any(batch is not None for _, batch in self._flying.values())
+            if not flying and (stop() or not (self._again or more)):
+                return
+            done, _ = self._ray.wait(list(self._flying), timeout=PATIENCE)
+            if not done and not flying:
+                raise UserError(f"Ray gave no worker within {PATIENCE:g} s; see `ray status`")
+            for ref in done:
+                if group := self._take(ref, say):
+                    yield group
+
+    def _ask(self, number: int, batch: list[Request]) -> None:
+        asked = [(r.key, list(r.messages)) for r in batch]
+        self._flying[self._actors[number].ask.remote(asked)] = (number, batch)
+
+    def _take(self, ref: Any, say: Callable[[str], None]) -> list[Response]:
+        """What came of one call."""
+        number, batch = self._flying.pop(ref)
+        try:
+            found = self._ray.get(ref)
+        except self._ray.exceptions.RayActorError as error:  # its process or its node is gone
+            if "creation task" in str(error):
+                raise UserError(f"a Ray worker does not start: {_last_line(error)}") from None
+            return self._lost(number, batch, say)
+        except self._ray.exceptions.RayTaskError as error:
+            raise UserError(f"a Ray worker failed: {_last_line(error)}") from None
+        self._free.extend([number] * (AHEAD if batch is None else 1))
+        if batch is None:
+            return []
+        return [Response(**{**r, "token_ids": tuple(r["token_ids"])}) for r in found]
+
+    def _lost(
+        self, number: int, batch: list[Request] | None, say: Callable[[str], None]
+    ) -> list[Response]:
+        """Start another worker, and give the batch to it, unless too many have died over it."""
+        if self._actors.pop(number, None) is not None:  # the first of its calls to end
+            self._free = deque(n for n in self._free if n != number)
+            say("  a Ray worker was lost; another is started, and what it had is asked again")
+            self._start()
+        if batch is None:
+            self._stillborn += 1
+            if self._stillborn > STILLBORN:
+                raise UserError("Ray workers die while they start: too little memory, most likely")
+            return []
+        deaths = self._deaths[batch[0].key] = self._deaths.get(batch[0].key, 0) + 1
+        if deaths < DEATHS:
+            self._again.append(batch)
+            return []
+        reason = f"{DEATHS} workers died over its batch"
+        return [failed(r.key, 0, "worker_died", reason, tries=DEATHS) for r in batch]
+
+
+def _knock(address: str | None) -> None:
+    """UserError if nothing listens at host:port, which Ray itself would try for minutes."""
+    host, _, port = (address or "").rpartition(":")
+    if not host or "/" in address or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except OSError as error:
+        raise UserError(
+            f"Ray at {address}: {error}; `ray start --head` starts a cluster, and leaving "
+            "generate.ray.address out uses this machine"
+        ) from None
+
+
+def _last_line(error: BaseException) -> str:
+    """What a remote traceback ends with."""
+    return str(error).strip().splitlines()[-1][:500]
+
+
+class Worker:
+    """What runs in an actor: one engine."""
+
+    def __init__(self, job: dict[str, Any]) -> None:
+        from deltalearn.lm.locate import locate
+
+        files = locate(*job["place"])
+        if files.fingerprint != job["fingerprint"]:
+            raise UserError(f"{files.name} on this node is not the model of the driver")
+        sampling = Sampling(**job["sampling"])
+        if job["kind"] == "vllm":
+            from deltalearn.generate.engines.vllm_offline import VllmEngine
+
+            self._engine: Any = VllmEngine(
+                files, sampling, VllmOptions(**job["vllm"]), job["template"], lambda line: None
+            )
+        else:
+            from deltalearn.generate.engines.hf import TransformersEngine
+
+            placement = Placement(job["device"], job["dtype"])
+            self._engine = TransformersEngine(
+                files, placement, sampling, job["token_budget"], job["template"]
+            )
+
+    def ready(self) -> int:
+        """The process, once it is there."""
+        return os.getpid()
+
+    def ask(self, asked: list[tuple[str, list[Any]]]) -> list[dict[str, Any]]:
+        """Responses to (key, messages), as plain values."""
+        requests = [Request(k, Prompt("", ()), 0, tuple(messages)) for k, messages in asked]
+        window = Window(requests, frozenset(r.key for r in requests))
+        if hasattr(self._engine, "answer"):
+            found = self._engine.answer(requests)
+        else:
+            found = [r for group in self._engine.answers(iter([window]), _never) for r in group]
+        return [dataclasses.asdict(r) for r in found]
+
+
+def _never() -> bool:
+    return False

@@ -1,0 +1,273 @@
+"""vLLM offline, in a process of its own: its memory is really returned, and its Python may differ.
+
+Requests go in and answers come out one by one as they finish, so that a crash loses only what is
+in flight.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from deltalearn.errors import UserError
+from deltalearn.generate.engines.local import LocalPrompts, answer_of, failed
+from deltalearn.generate.stage import Stop, Window
+from deltalearn.lm.load import end_ids_of_files, load_tokenizer
+from deltalearn.lm.locate import ModelFiles
+from deltalearn.records import Request, Response, Sampling
+from deltalearn.responses.requests import short_seed
+
+WORKER = Path(__file__).with_name("vllm_worker.py")
+SENT = 2048  # requests at the worker at most
+GROUP = 256  # answers stored at once at most
+TOLD = 12  # last lines of the worker's log in an error
+PATIENCE = 20  # seconds for a worker to end by itself
+
+
+@dataclass(frozen=True)
+class VllmOptions:
+    """python: an interpreter that has vLLM; default: this one. engine: arguments of vllm.LLM."""
+
+    python: str | None = None
+    engine: Mapping[str, Any] = field(default_factory=dict)
+
+
+class VllmEngine:
+    """Answers through a worker, which starts at the first request and ends with `close`."""
+
+    name = "vllm"
+
+    def __init__(
+        self,
+        files: ModelFiles,
+        sampling: Sampling,
+        options: VllmOptions,
+        template: Mapping[str, Any] | None = None,
+        say: Callable[[str], None] = print,
+    ) -> None:
+        self._files = files
+        self._sampling = sampling
+        self._options = options
+        self._say = say
+        self._tokenizer = load_tokenizer(files)
+        self._prompts = LocalPrompts(self._tokenizer, template)
+        self._end_ids = sorted(end_ids_of_files(files, self._tokenizer))
+        self._worker: _Worker | None = None
+
+    def start(self) -> None:
+        """Start the worker and wait until it has loaded the model; the first request does it too.
+
+        UserError if there is no vLLM or it does not load the model.
+        """
+        first = {
+            "model": str(self._files.directory),
+            "engine": dict(self._options.engine),
+            "end_ids": self._end_ids,
+        }
+        self._worker = _Worker(self._options.python or sys.executable, first)
+        self.name = f"vllm {self._worker.version}"
+
+    def close(self) -> None:
+        """End the worker."""
+        if self._worker is not None:
+            self._worker.close()
+            self._worker = None
+
+    def answers(self, windows: Iterator[Window], stop: Stop) -> Iterator[list[Response]]:
+        """Answers as they finish.
+
+        A worker that dies is started again with what it had in flight, as long as each one gets
+        something done; UserError with its last words otherwise.
+        """
+        todo = itertools.chain.from_iterable(w.wanted() for w in windows)
+        flying: dict[str, tuple[Request, list[int]]] = {}
+        while True:
+            progressed = False
+            try:
+                for group in self._fly(todo, flying, stop):
+                    progressed = True
+                    yield group
+                return
+            except WorkerDied as died:
+                self.close()
+                if not progressed:
+                    raise UserError(f"{self._files.name}: {died}") from None
+                self._say(f"  vLLM died with {len(flying):,} requests in flight; started again")
+
+    def _fly(
+        self,
+        todo: Iterator[Request],
+        flying: dict[str, tuple[Request, list[int]]],
+        stop: Stop,
+    ) -> Iterator[list[Response]]:
+        """Keep the worker busy until nothing is left; `flying` is what it has not answered."""
+        again = list(flying.values())
+        for request, ids in again:
+            self._send(request, ids)
+        more = True
+        while more or flying:
+            group: list[Response] = []
+            while more and len(flying) < SENT and not (stop() or group):
+                batch = list(itertools.islice(todo, GROUP))
+                more = bool(batch)
+                ids, refused = self._prompts.ids_or_errors(batch)
+                group += refused.values()
+                for request in batch:
+                    if request.key in ids:
+                        flying[request.key] = (request, ids[request.key])
+                        self._send(request, ids[request.key])
+            more = more and not stop()
+            if flying and not group:
+                assert self._worker is not None
+                group = [self._response(line, flying) for line in self._worker.receive()]
+            if group:
+                yield group
+
+    def _send(self, request: Request, ids: list[int]) -> None:
+        if self._worker is None:
+            self.start()
+        sampling = self._sampling
+        self._worker.send(
+            {
+                "id": request.key,
+                "prompt": ids,
+                "max_tokens": sampling.max_tokens,
+                "temperature": sampling.temperature,
+                "top_p": sampling.top_p,
+                "seed": short_seed(request) if sampling.temperature else None,
+            }
+        )
+
+    def _response(
+        self, line: dict[str, Any], flying: dict[str, tuple[Request, list[int]]]
+    ) -> Response:
+        assert self._worker is not None
+        request, prompt = flying.pop(line["id"])
+        context = self._worker.context
+        if "error" in line:
+            if len(prompt) >= context:
+                return answer_of(request.key, prompt, None, False, self._tokenizer, context=context)
+            return failed(request.key, len(prompt), "engine", line["error"])
+        return answer_of(
+            request.key,
+            prompt,
+            line["ids"],
+            line["finish_reason"] == "stop",
+            self._tokenizer,
+            context=context,
+            seconds=line["seconds"],
+            seed=short_seed(request) if self._sampling.temperature else None,
+        )
+
+
+class WorkerDied(Exception):
+    """The worker's process ended; the text has its last words."""
+
+
+class _Worker:
+    """The other process, and a thread that reads what it says."""
+
+    def __init__(self, python: str, first: dict[str, Any]) -> None:
+        self._log = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 (lives as long)
+        environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+        environment["VLLM_NO_USAGE_STATS"] = "1"
+        try:
+            self._process = subprocess.Popen(
+                [python, str(WORKER)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._log,
+                env=environment,
+                text=True,
+                encoding="utf-8",
+                start_new_session=True,  # Ctrl-C is ours to handle: what is in flight is finished
+            )
+        except OSError as error:
+            raise UserError(f"{python}: this Python for vLLM does not start: {error}") from error
+        self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self._outbox: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        for work in (self._read, self._write):
+            threading.Thread(target=work, daemon=True).start()
+        self._failure: str | None = None
+        self.send(first)
+        try:
+            (ready,) = self.receive()
+        except WorkerDied as died:
+            self.close()
+            why = _why_not(self._failure, python, self._log) if self._failure else str(died)
+            raise UserError(why) from None
+        self.version, self.context = ready["ready"], ready["context"]
+
+    def send(self, value: dict[str, Any]) -> None:
+        """Hand a line to the worker, without waiting for it to be read."""
+        self._outbox.put(json.dumps(value) + "\n")
+
+    def receive(self) -> list[dict[str, Any]]:
+        """What the worker has said since the last call; waits for one line. WorkerDied if none."""
+        if self._failure:
+            raise WorkerDied(f"vLLM failed: {self._failure}")
+        lines = [self._lines.get()]
+        while len(lines) < GROUP and not self._lines.empty():
+            lines.append(self._lines.get())
+        if None in lines:
+            self._lines.put(None)  # for the next call
+            lines = lines[: lines.index(None)]
+        if not lines:
+            code = self._process.wait()
+            raise WorkerDied(f"vLLM's process ended (exit code {code}){_last(self._log)}")
+        found = [json.loads(line) for line in lines]
+        if "fatal" in found[-1]:
+            self._failure = found.pop()["fatal"]
+        return found or self.receive()
+
+    def close(self) -> None:
+        """End the process; one that does not end by itself is killed with all it started."""
+        self._outbox.put(None)
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(timeout=PATIENCE)
+        with suppress(ProcessLookupError):  # what it started may outlive it
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+
+    def _read(self) -> None:
+        for line in self._process.stdout:
+            self._lines.put(line)
+        self._lines.put(None)
+
+    def _write(self) -> None:
+        try:
+            while (line := self._outbox.get()) is not None:
+                self._process.stdin.write(line)
+                if self._outbox.empty():
+                    self._process.stdin.flush()
+            self._process.stdin.close()
+        except (BrokenPipeError, ValueError):  # it died; the reader says so
+            pass
+
+
+def _why_not(reason: str, python: str, log: Any) -> str:
+    if "No module named 'vllm'" in reason:
+        return (
+            f"{python} has no vLLM: install it there with `pip install vllm`, or name a Python "
+            "that has it in generate.vllm.python (it may be in an environment of its own)"
+        )
+    return f"vLLM does not load the model: {reason}{_last(log)}"
+
+
+def _last(log: Any) -> str:
+    """The end of the worker's log, on lines of its own."""
+    log.seek(0)
+    lines = [line for line in log.read().splitlines() if line.strip()][-TOLD:]
+    return ". Its last words:\n" + "\n".join(f"  {line[:300]}" for line in lines) if lines else ""

@@ -1,0 +1,107 @@
+"""Answers of two models to the same prompts, side by side: what pairs are made of."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from deltalearn.errors import UserError
+from deltalearn.records import Message, Prompt, Request, Response
+from deltalearn.responses.store import RESPONSE, Group, ResponseStore, response_of
+
+AT_ONCE = 4096  # prompts looked up together
+
+Candidate = tuple[Prompt, int, Response | None, Response | None]
+
+
+def pair_candidates(
+    store: ResponseStore, chosen: Iterable[Request], rejected: Iterable[Request]
+) -> Iterator[Candidate]:
+    """Both models' answers, request by request; None where the store has none."""
+    both = zip(chosen, rejected, strict=True)
+    while part := list(itertools.islice(both, AT_ONCE)):
+        found = store.get(request.key for pair in part for request in pair)
+        for c, r in part:
+            yield c.prompt, c.sample, found.get(c.key), found.get(r.key)
+
+
+def ladder_candidates(
+    store: ResponseStore, chosen: str, rejected: str, how: str | None = None
+) -> Iterator[Candidate]:
+    """All answers of two models in the store to the same prompt and with the same sample number.
+
+    chosen, rejected: names or identities; of one model asked in two ways, two names. how: settings
+    (a JSON object) of both, or a part of them that tells which, needed where a model has answers
+    with several. A prompt that only one of them has seen comes with None. UserError if there is no
+    such model, or if it is not clear which answers are meant.
+    """
+    sides = [_group(store, name, how) for name in (chosen, rejected)]
+    if sides[0] == sides[1]:
+        raise UserError(f"{chosen} and {rejected} are the same answers: there is no delta")
+    # One index scan a side, merged by (prompt, sample): memory does not grow with their number.
+    streams = [_stream(store, side) for side in sides]
+    for (prompt, sample), *found in _merged(*streams):
+        row = store.db.execute("SELECT messages FROM prompts WHERE id = ?", [prompt]).fetchone()
+        turns = tuple(Message(**turn) for turn in json.loads(row[0]))
+        name = next(prompt_id for prompt_id, _ in filter(None, found))
+        yield Prompt(name, turns), sample, *(f and f[1] for f in found)
+
+
+Place = tuple[int, int]  # prompt, sample
+Found = tuple[str, Response]  # the prompt's name, the answer
+
+
+def _group(store: ResponseStore, name: str, how: str | None) -> Group:
+    """The one group of answers that is meant."""
+    groups = store.named(name)
+    identities = dict.fromkeys(group.identity for group in groups)
+    if len(identities) > 1:
+        raise UserError(
+            f"{store.path}: {name!r} names several models; give one of {', '.join(identities)}"
+        )
+    meant = groups if how is None else _fitting(groups, json.loads(how))
+    if len(meant) != 1:
+        shown = "\n".join(f"  {group.how}" for group in groups)
+        raise UserError(
+            f"{store.path}: {name} has answers with {len(meant)} settings that fit; name one with "
+            f"--settings:\n{shown}"
+        )
+    return meant[0]
+
+
+def _fitting(groups: list[Group], wanted: dict[str, Any]) -> list[Group]:
+    """Groups that were asked in just this way, or else those whose settings hold these values.
+
+    Two models of a pair may have been asked in different ways, so that no whole settings fit both.
+    """
+    settings = [(group, json.loads(group.how)) for group in groups]
+    exact = [group for group, how in settings if how == wanted]
+    return exact or [
+        group for group, how in settings if all(how.get(k) == v for k, v in wanted.items())
+    ]
+
+
+def _stream(store: ResponseStore, group: Group) -> Iterator[tuple[Place, Found]]:
+    cursor = store.db.cursor()
+    query = (
+        f"SELECT prompt, sample, prompt_id, {RESPONSE} FROM responses "  # noqa: S608 (constants)
+        "WHERE model = ? AND settings = ? ORDER BY prompt, sample"
+    )
+    for prompt, sample, prompt_id, *row in cursor.execute(query, group[:2]):
+        yield (prompt, sample), (prompt_id, response_of(tuple(row)))
+
+
+def _merged(
+    left: Iterator[tuple[Place, Found]], right: Iterator[tuple[Place, Found]]
+) -> Iterator[tuple[Place, Found | None, Found | None]]:
+    """Two streams in order of their places, side by side."""
+    a, b = next(left, None), next(right, None)
+    while a or b:
+        place = min(x[0] for x in (a, b) if x)
+        one = a[1] if a and a[0] == place else None
+        other = b[1] if b and b[0] == place else None
+        yield place, one, other
+        a = next(left, None) if one else a
+        b = next(right, None) if other else b

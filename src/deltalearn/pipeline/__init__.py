@@ -1,0 +1,1 @@
+"""From a recipe to work in a run directory: one module for each stage."""

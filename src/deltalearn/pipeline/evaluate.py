@@ -1,0 +1,364 @@
+"""`deltalearn evaluate`: the suite on one model, resumable by benchmark and by request."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from deltalearn.errors import UserError
+from deltalearn.evaluate.harness.backends import BACKENDS, BackendOptions
+from deltalearn.evaluate.harness.ledger import Ledger
+from deltalearn.evaluate.harness.lines import average_line, line, not_run
+from deltalearn.evaluate.harness.loading import check, group_size, loaded, needs_template
+from deltalearn.evaluate.harness.results import (
+    FORMAT,
+    average,
+    read_results,
+    summary,
+    write_items,
+)
+from deltalearn.evaluate.harness.run import SPLITS, Selection, Tasks, load_tasks, run
+from deltalearn.evaluate.harness.served import Unreachable
+from deltalearn.evaluate.tulu3.sources import NoData, data_directory
+from deltalearn.evaluate.tulu3.suite import ALL, BY_NAME, Benchmark
+from deltalearn.pipeline.judge import JudgeOptions, judge_key, judged, keep_answers
+from deltalearn.util.files import digest, replacing
+
+Say = Callable[[str], None]
+DEFAULT = tuple(b.name for b in ALL)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to evaluate. name: of the model, in tables. benchmarks: names of the suite.
+
+    data_dir: local data, None for the hub. allow_code: run generated programs, in the sandbox;
+    unsafe: run them without isolation where there is none.
+    """
+
+    backend: BackendOptions
+    out: Path
+    name: str
+    benchmarks: Sequence[str] = DEFAULT
+    split: str = "test"
+    limit: int | None = None
+    data_dir: Path | None = None
+    allow_code: bool = False
+    unsafe: bool = False
+    update: bool = False
+    judge: JudgeOptions = field(default_factory=JudgeOptions)
+    say: Say = field(default=print, compare=False)
+
+
+def evaluate(options: Options) -> dict[str, Any]:
+    """Run what is missing of the suite; the content of results.json.
+
+    A benchmark that cannot be run (no data, no permission to run code, a server without
+    log-likelihoods) is named with its reason, and the others are run.
+    """
+    return _Evaluation(options).run()
+
+
+class _Evaluation:
+    def __init__(self, options: Options) -> None:
+        self.options = options
+        unknown = set(options.benchmarks) - set(BY_NAME)
+        if unknown:
+            raise UserError(
+                f"no benchmark {', '.join(sorted(unknown))}; there are {', '.join(BY_NAME)}"
+            )
+        for value, known, what in (
+            (options.split, SPLITS, "split"),
+            (options.backend.kind, BACKENDS, "back-end"),
+        ):
+            if value not in known:
+                raise UserError(f"no {what} {value!r}; there are {', '.join(known)}")
+        check(options.backend)
+        self.data = data_directory(options.data_dir)
+        self.judge = judge_key(options.judge, self.data)
+        self.identity = _identity(options.backend)
+        self.file = options.out / "results.json"
+        self.results = self._resumed()
+        self.ledger = Ledger(options.out.parent)
+        self._model: Any = None
+        self._server: Any = None
+        self._answers: Any = None
+
+    def run(self) -> dict[str, Any]:
+        """All benchmarks in turn."""
+        self._allow_code()
+        try:
+            for name in self.options.benchmarks:
+                self._benchmark(BY_NAME[name])
+        finally:
+            if self._answers is not None:
+                self._answers.close()
+        self._write()
+        self._warn_of_choosing()
+        self.options.say(average_line(self.results))
+        return self.results
+
+    # -- what is there -----------------------------------------------------------------------
+
+    def _header(self) -> dict[str, Any]:
+        options = self.options
+        return {
+            "format": FORMAT,
+            "suite": "tulu3",
+            "model": {
+                "name": options.name,
+                "path": options.backend.model,
+                "identity": self.identity,
+            },
+            "backend": options.backend.kind,
+            "split": options.split,
+            "limit": options.limit,
+            "data": "local" if self.data else "hub",
+        }
+
+    def _resumed(self) -> dict[str, Any]:
+        header = self._header()
+        versions = {
+            name: importlib.metadata.version(name) for name in ("deltalearn", "transformers")
+        }
+        fresh = {**header, "versions": versions, "benchmarks": {}, "not_run": {}, "average": None}
+        if not self.file.is_file():
+            return fresh
+        found = read_results(self.options.out)
+        changed = [name for name in header if found.get(name) != header[name]]
+        if not changed:
+            return found
+        if self.options.update:
+            return fresh
+        shown = ", ".join(f"{n}: {found.get(n)!r} there, {header[n]!r} now" for n in changed)
+        raise UserError(
+            f"{self.options.out}: has results of something else ({shown}); choose another --out, "
+            "or --update to replace them"
+        )
+
+    def _allow_code(self) -> None:
+        """Tell the tasks, which lm_eval calls, whether programs may run."""
+        from deltalearn.evaluate.tulu3 import scoring
+
+        scoring.code_policy = scoring.CodePolicy(self.options.allow_code, self.options.unsafe)
+
+    # -- one benchmark -----------------------------------------------------------------------
+
+    def _benchmark(self, benchmark: Benchmark) -> None:
+        reason = self._why_not(benchmark)
+        if reason is None:
+            try:
+                tasks = load_tasks(benchmark, self.data)
+                reason = self._chat_cannot(benchmark, tasks)
+            except NoData as error:
+                reason = str(error)
+        if reason is not None:
+            self._leave_out(benchmark, reason)
+            return
+        settings = self._settings(benchmark, tasks)
+        if self._is_done(benchmark, settings):
+            known = self.results["benchmarks"][benchmark.name]
+            self.options.say(line(benchmark, known, "done before"))
+            return
+        model = self._loaded(benchmark, settings)
+        try:
+            self._ask(benchmark, tasks, settings, model)
+        except UserError as error:  # of a prompt, of the data, of the sandbox: not of the others
+            self._leave_out(benchmark, str(error))
+            if isinstance(error, Unreachable):
+                raise
+
+    def _leave_out(self, benchmark: Benchmark, reason: str) -> None:
+        """Name what is not run. What was run stands, whatever is lacking now."""
+        known = self.results["benchmarks"].get(benchmark.name)
+        if known is not None:
+            self.options.say(line(benchmark, known, f"done before; now {reason}"))
+            return
+        self.results["not_run"][benchmark.name] = reason
+        self._write()
+        self.options.say(not_run(benchmark, reason))
+
+    def _is_done(self, benchmark: Benchmark, settings: dict[str, Any]) -> bool:
+        """Whether it was run on these items in this way, with an answer for each.
+
+        What a judge has read stands when no judge is named now.
+        """
+        known = self.results["benchmarks"].get(benchmark.name, {})
+        if known.get("key") != digest(settings) or not self._items(benchmark).is_file():
+            return False
+        if benchmark.kind == "judged" and self.judge is None and known.get("score") is not None:
+            return True
+        if known.get("unanswered"):
+            return False
+        asked = benchmark.kind == "judged" and self.judge is not None
+        return not asked or known.get("judge_key") == self.judge
+
+    def _items(self, benchmark: Benchmark) -> Path:
+        return self.options.out / "items" / f"{benchmark.name}.parquet"
+
+    def _ask(
+        self, benchmark: Benchmark, tasks: Tasks, settings: dict[str, Any], model: Any
+    ) -> None:
+        """Have the model answer, grade, and keep all of it."""
+        options = self.options
+        started = time.monotonic()
+        rows = run(tasks, model, Selection(options.split, options.limit))
+        entry = {"judge": None, **summary(benchmark, rows), **settings}
+        notes = [*model.trouble.notes(), *_notes(benchmark)]
+        if benchmark.kind == "judged":
+            keep_answers(options.out, rows, options.name)
+            if self.judge is not None:
+                try:
+                    verdicts, rows = judged(options.out, options.judge, self.data, options.say)
+                except UserError as error:
+                    if self._stands(benchmark, settings, f"not judged: {error}"):
+                        return
+                    notes.append(f"not judged: {error}")
+                else:
+                    notes += verdicts.pop("notes")
+                    entry |= {k: v for k, v in verdicts.items() if k not in ("full_n", "subset")}
+                    entry["judge_key"] = self.judge
+        write_items(self._items(benchmark), rows)
+        seconds = round(time.monotonic() - started, 1)
+        entry |= {"seconds": seconds, "notes": notes, "key": digest(settings)}
+        entry["unanswered"] = model.trouble.unanswered
+        context = options.backend.context or getattr(self._model, "max_length", None)
+        entry["context"] = None if options.backend.chat_only else context  # lm_eval makes one up
+        self.results["benchmarks"][benchmark.name] = entry
+        self.results["not_run"].pop(benchmark.name, None)
+        self._write()
+        options.say(line(benchmark, entry))
+
+    def _stands(self, benchmark: Benchmark, settings: dict[str, Any], remark: str) -> bool:
+        """Whether the same answers were judged before; that score is kept, and it is said why."""
+        known = self.results["benchmarks"].get(benchmark.name, {})
+        if known.get("key") != digest(settings) or known.get("score") is None:
+            return False
+        self.options.say(line(benchmark, known, f"done before; now {remark}"))
+        return True
+
+    def _why_not(self, benchmark: Benchmark) -> str | None:
+        if benchmark.kind == "code" and not self.options.allow_code:
+            return "it runs programs that the model writes; give --allow-code"
+        return None
+
+    def _chat_cannot(self, benchmark: Benchmark, tasks: Tasks) -> str | None:
+        """What a server's chat is not able to do."""
+        if not self.options.backend.chat_only:
+            return None
+        if benchmark.kind == "choice":
+            return "the server gives no log-likelihoods through its chat; give --tokenizer"
+        if not benchmark.chat:
+            return (
+                "it is asked without a chat template, which a server's chat has; give --tokenizer"
+            )
+        if tasks.config.gen_prefix:
+            return "a server's chat does not go on with a begun answer; give --tokenizer"
+        return None
+
+    def _settings(self, benchmark: Benchmark, tasks: Tasks) -> dict[str, Any]:
+        config = tasks.config
+        asked = config.generation_kwargs or {}
+        chosen = tasks.chosen(Selection(self.options.split, self.options.limit))
+        number = sum(map(len, chosen.values()))
+        return {
+            "n": number,
+            "full_n": benchmark.full,
+            "subset": number < benchmark.full,
+            "docs": tasks.content(chosen),
+            "shots": config.num_fewshot or (6 if benchmark.name == "truthfulqa" else 0),
+            "chat": benchmark.chat,
+            "max_tokens": asked.get("max_gen_toks"),
+            "stops": list(asked.get("until") or []),
+            "samples": config.repeats,
+            "temperature": asked.get("temperature", 0.0),
+            "context": self.options.backend.context,
+            "dtype": self.options.backend.dtype,
+            "arguments": dict(self.options.backend.arguments),
+        }
+
+    def _loaded(self, benchmark: Benchmark, settings: dict[str, Any]) -> Any:
+        """The model as `run` takes it, loaded once; who sees which items is written down first."""
+        from deltalearn.evaluate.harness.cache import Answers
+        from deltalearn.evaluate.harness.model import RememberingModel
+        from deltalearn.evaluate.harness.served import Server
+
+        asked = self.options.backend
+        if self._model is None:
+            self._model = loaded(asked)
+            self._server = Server(self._model) if asked.kind == "openai" else None
+            self._answers = Answers(self.options.out / "answers.sqlite")
+        if benchmark.chat:
+            needs_template(self._model, asked.model)
+        # All that may change an answer and does not show in the request itself.
+        identity = digest(
+            [asked.kind, self.identity, asked.dtype, asked.context, dict(asked.arguments)]
+        )
+        return RememberingModel(
+            self._model,
+            identity,
+            self._answers,
+            benchmark.title,
+            self._server,
+            group_size(asked),
+            lambda: self._enter(benchmark, settings),
+        )
+
+    # -- the files ---------------------------------------------------------------------------
+
+    def _write(self) -> None:
+        results = self.results
+        results["average"] = average(results["benchmarks"])
+        results["test_models"] = self.ledger.test_models(self.options.benchmarks)
+        self.options.out.mkdir(parents=True, exist_ok=True)
+        with replacing(self.file) as temporary:
+            temporary.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+
+    def _enter(self, benchmark: Benchmark, settings: dict[str, Any]) -> None:
+        """Note in the ledger who is about to see which items."""
+        options = self.options
+        seen = {
+            "model": self.identity,
+            "benchmark": benchmark.name,
+            "split": options.split,
+            "limit": options.limit,
+            "items": settings["n"],
+            "docs": settings["docs"],
+        }
+        self.ledger.enter(seen, options.name)
+
+    def _warn_of_choosing(self) -> None:
+        seen = self.results["test_models"]
+        if self.options.split != "dev" and seen > 1:
+            self.options.say(
+                f" {seen} models have seen test items of these benchmarks ({self.ledger.path}): a "
+                "best one chosen among them by these scores is better by chance alone; choose on "
+                "--split dev"
+            )
+
+
+def _identity(backend: BackendOptions) -> str:
+    """The fingerprint of the weights; a server's model by its name."""
+    if backend.kind == "openai":
+        return f"served:{backend.model}"
+    from deltalearn.lm.locate import locate
+
+    return locate(backend.model).fingerprint
+
+
+def _notes(benchmark: Benchmark) -> list[str]:
+    if benchmark.name == "humanevalplus":
+        return ["the released test of HumanEval/32 passes no program: 163 of 164 is the most"]
+    if benchmark.name == "bbh":
+        return ["the published patterns cannot read 18 of 6,511 gold answers: 99.7 is the most"]
+    if benchmark.name == "ifeval":
+        from deltalearn.evaluate.graders.ifeval import tokenizer_note
+
+        note = tokenizer_note()
+        return [note] if note else []
+    return []

@@ -1,0 +1,167 @@
+"""From a recipe to answers: which engine asks which model, how, and under which identity.
+
+Shared by the pipeline and by `deltalearn generate`. Nothing heavy is imported until an engine is
+made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cache, cached_property
+from typing import TYPE_CHECKING, Any
+
+from deltalearn.lm.locate import ModelFiles, locate
+from deltalearn.recipe.generate_file import GenerateRecipe
+from deltalearn.recipe.schema import GenerateSpec, GeneratorSpec, ServerSpec
+from deltalearn.records import Prompt, Request, Sampling
+
+if TYPE_CHECKING:
+    from deltalearn.generate.stage import Engine, Prices
+    from deltalearn.lm.load import Placement
+    from deltalearn.openai_api import Endpoint
+    from deltalearn.responses.requests import Settings
+
+Say = Callable[[str], None]
+IN_MEMORY = 100_000  # requests kept in memory; more are made anew each time they are read
+
+
+@dataclass(frozen=True)
+class Respondent:
+    """One model of a recipe: who it is and how it is asked.
+
+    pinned: the commit of a hub model that a run began with. placement: called when a model is
+    loaded here.
+    """
+
+    name: str
+    model: GeneratorSpec
+    spec: GenerateSpec
+    placement: Callable[[], Placement]
+    pinned: str | None = None
+
+    @cached_property
+    def files(self) -> ModelFiles | None:
+        """The model's files; None behind a server."""
+        if self.model.server is not None:
+            return None
+        return locate(self.model.path, self.model.revision or self.pinned)
+
+    @property
+    def identity(self) -> str:
+        """What makes the model the same one: its files' fingerprint, or its name at a server.
+
+        The server's address is not part of it: the same model on another port is not paid twice.
+        """
+        if self.files is not None:
+            return self.files.fingerprint
+        assert self.model.server is not None
+        name = self.model.server.model or self.model.path
+        return f"served:{name}" + (f"@{self.model.revision}" if self.model.revision else "")
+
+    @property
+    def record(self) -> dict[str, str]:
+        """What a manifest says of the model."""
+        record = {"path": self.model.path, "fingerprint": self.identity}
+        if self.files is None:
+            record["server"] = self.endpoint.shown
+        elif self.identity.startswith("hub:"):
+            record["commit"] = self.identity.rpartition("@")[2]
+        return record
+
+    @cached_property
+    def settings(self) -> Settings:
+        """How it is asked."""
+        from deltalearn.responses.requests import Settings
+
+        spec, server = self.spec, self.model.server
+        sampling = Sampling(spec.temperature, spec.top_p, spec.max_tokens)
+        return Settings(
+            sampling,
+            seed=spec.seed,
+            samples=spec.samples,
+            system=self.model.system or spec.system,
+            template=spec.template,
+            body=server.body if server else {},
+        )
+
+    @cached_property
+    def endpoint(self) -> Endpoint:
+        """Where it is asked, for a model behind a server."""
+        from deltalearn.openai_api import Endpoint
+
+        server = self.model.server
+        assert server is not None
+        values = server.model_dump(exclude={"prices", "model"})
+        return Endpoint(**values, model=server.model or self.model.path)
+
+    @property
+    def prices(self) -> Prices | None:
+        """What its tokens cost, if the recipe says so."""
+        from deltalearn.generate.stage import Prices
+
+        server: ServerSpec | None = self.model.server
+        return Prices(**server.prices.model_dump()) if server and server.prices else None
+
+    def requests(self, prompts: Iterable[Prompt], number: int) -> Iterable[Request]:
+        """All that it is asked, of `number` prompts; can be read again."""
+        from deltalearn.responses.requests import RequestPlan
+
+        plan = RequestPlan(self.identity, prompts, self.settings)
+        return list(plan) if number * self.spec.samples <= IN_MEMORY else plan
+
+    def engine(self, say: Say = print) -> Engine:
+        """What asks it. UserError if something is missing for it."""
+        spec, sampling, template = self.spec, self.settings.sampling, self.spec.template
+        if self.files is None:
+            from deltalearn.generate.engines.openai_server import ServedEngine
+
+            return ServedEngine(self.endpoint, sampling, template, say)
+        if spec.engine == "vllm":
+            from deltalearn.generate.engines.vllm_offline import VllmEngine
+
+            return VllmEngine(self.files, sampling, self._vllm, template, say)
+        if spec.engine == "ray":
+            from deltalearn.generate.engines.ray_cluster import RayEngine, RayOptions
+
+            options = RayOptions(**spec.ray.model_dump(), vllm=self._vllm)
+            place = self.model.path, self.model.revision or self.pinned
+            budget = spec.token_budget
+            return RayEngine(
+                place, self.files, self.placement(), sampling, budget, options, template, say
+            )
+        from deltalearn.generate.engines.hf import TransformersEngine
+
+        return TransformersEngine(
+            self.files, self.placement(), sampling, spec.token_budget, template
+        )
+
+    @property
+    def _vllm(self) -> Any:
+        from deltalearn.generate.engines.vllm_offline import VllmOptions
+
+        spec = self.spec.vllm
+        engine: dict[str, Any] = {"dtype": self.placement().dtype}
+        engine |= {"tensor_parallel_size": spec.tensor_parallel}
+        if spec.memory is not None:
+            engine["gpu_memory_utilization"] = spec.memory
+        if spec.context is not None:
+            engine["max_model_len"] = spec.context
+        return VllmOptions(spec.python, engine | spec.options)
+
+
+def respondents(recipe: GenerateRecipe, known: dict[str, Any]) -> list[Respondent]:
+    """The models of the recipe; `known` are a manifest's, with the commits it began with."""
+
+    @cache
+    def placement() -> Placement:
+        from deltalearn.lm.load import place  # brings in torch, which a server does not need
+
+        return place(recipe.device, recipe.dtype)
+
+    found = []
+    for name, model in recipe.models.items():
+        before = known.get(name, {})
+        pinned = before.get("commit") if before.get("path") == model.path else None
+        found.append(Respondent(name, model, recipe.generate, placement, pinned))
+    return found

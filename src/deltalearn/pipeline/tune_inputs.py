@@ -1,0 +1,113 @@
+"""What tuning reads: pairs as ids, and what of a model is needed to make them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from deltalearn.errors import UserError
+from deltalearn.formats.rows import DEFAULT_SPLIT, source_digest, split_files
+from deltalearn.lm.locate import WANTED, ModelFiles
+from deltalearn.recipe.schema import ModelSpec
+from deltalearn.recipe.tune_file import PairsSource, TuneRecipe
+from deltalearn.util.paths import local_path
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+    from deltalearn.tune.dataset import Examples
+    from deltalearn.tune.tokenize import ExampleCounts
+
+WITHOUT_WEIGHTS = [pattern for pattern in WANTED if pattern != "*.safetensors"]
+
+
+def pairs_digest(pairs: PairsSource) -> Any:
+    """Identity of the pairs by the files that are read."""
+    return source_digest(pairs.source, split_files(pairs.source, pairs.split))
+
+
+def split_line(pairs: PairsSource) -> str | None:
+    """Which files are read, where their names tell splits and only one is taken."""
+    files = split_files(pairs.source, pairs.split)
+    if files is None:
+        return None
+    names = [str(file.relative_to(local_path(pairs.source))) for file in files]
+    if len(names) > 3:
+        names = [*names[:2], f"... ({len(names) - 3} more)", names[-1]]
+    return f"split {pairs.split or DEFAULT_SPLIT} of {pairs.source}: {', '.join(names)}"
+
+
+def read_examples(
+    recipe: TuneRecipe,
+    student: ModelFiles,
+    *,
+    kept: tuple[Path, Any] | None = None,
+    **some: int,
+) -> tuple[Examples, ExampleCounts]:
+    """Tokenised pairs. kept: a folder for the next start to find them in, and their digest.
+
+    some: how `prepare_examples` stops early.
+    """
+    from deltalearn.formats.preferences import read_pairs_from
+    from deltalearn.lm.load import load_tokenizer
+    from deltalearn.tune.tokenize import prepare_examples
+
+    columns = recipe.pairs.model_dump(exclude={"source"})
+    limit = recipe.tune.max_pairs
+    folder, pairs = kept or (None, None)
+    return prepare_examples(
+        load_tokenizer(student, chat=False),
+        read_pairs_from(recipe.pairs.source, **columns, limit=limit),
+        recipe.tune.max_length,
+        truncation=recipe.tune.truncation,
+        directory=folder,
+        key={"source": pairs, "columns": columns, "limit": limit},
+        **some,
+    )
+
+
+def counts_text(counts: ExampleCounts) -> str:
+    """How many pairs are used, what was lost for which reasons, and where each was met first."""
+    from deltalearn.tune.preview import visible
+
+    lost = {"unusable rows": counts.unusable, "dropped": counts.dropped}
+    parts = [f"pairs: {counts.examples:,} of {counts.pairs:,} used"]
+    for what, reasons in lost.items():
+        if found := [f"{r.replace('_', ' ')} {n:,}" for r, n in reasons.items() if n]:
+            parts.append(f"{what}: {', '.join(found)}")
+    places = [f"  first {r.replace('_', ' ')}: {visible(at)}" for r, at in counts.first.items()]
+    return "\n".join(["; ".join(parts), *places])
+
+
+def read_config(student: ModelFiles) -> PretrainedConfig:
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(student.directory, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{student.name}: its config cannot be read: {error}") from error
+
+
+def tokenizer_files(spec: ModelSpec, *, network: bool = True) -> ModelFiles:
+    """Config and tokenizer of a model, of a hub model without its weights."""
+    path = local_path(spec.path)
+    if path.is_dir():
+        return ModelFiles(spec.path, path, "")
+    from huggingface_hub import snapshot_download
+
+    try:
+        path = Path(
+            snapshot_download(
+                spec.path,
+                revision=spec.revision,
+                allow_patterns=WITHOUT_WEIGHTS,
+                local_files_only=not network,
+            )
+        )
+    except Exception as error:  # the hub raises a dozen unrelated kinds; all mean "not to be had"
+        reason = (str(error).strip().splitlines() or [repr(error)])[0]
+        raise UserError(
+            f"{spec.path}: no directory of that name here, and the Hugging Face hub did not give "
+            f"it ({type(error).__name__}: {reason})"
+        ) from error
+    return ModelFiles(spec.path, path, "")

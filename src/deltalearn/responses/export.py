@@ -1,0 +1,102 @@
+"""Answers out of a store: a row each, to JSONL or Parquet."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from deltalearn.errors import UserError
+from deltalearn.responses.store import RESPONSE, Group, ResponseStore, response_of
+from deltalearn.util.files import replacing
+
+AT_ONCE = 2000  # rows written together
+SUFFIXES = (".jsonl", ".parquet")
+
+
+def export(store: ResponseStore, path: Path, models: Iterable[str] = ()) -> int:
+    """Write answers, errors too, a row each, to a .jsonl or .parquet file; return how many.
+
+    models: names or identities; none: all. `importer` reads the file back as it was; only the time
+    at which an answer came is not written, and is that of the import afterwards.
+    """
+    if path.suffix not in SUFFIXES:
+        raise UserError(f"{path}: answers are written to a .jsonl or a .parquet file")
+    wanted = [group for name in models for group in store.named(name)]
+    found = _export_rows(store, wanted)
+    if path.suffix == ".jsonl":
+        count = 0
+        with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as out:
+            for row in found:
+                out.write(json.dumps(row, ensure_ascii=False) + "\n")
+                count += 1
+        return count
+    return _write_parquet(path, found)
+
+
+def _export_rows(store: ResponseStore, wanted: list[Group]) -> Iterator[dict[str, Any]]:
+    # By the tables, not the view `labels`: it reads an index, and answers may have to be saved
+    # from a store whose index is damaged.
+    given = store.db.execute("SELECT model, settings, name FROM names ORDER BY id")
+    labels = {(model, settings): name for model, settings, name in given}
+    query = (
+        "SELECT r.model, r.settings, m.name, m.identity, p.messages, s.how, r.sample, "  # noqa: S608
+        f"r.prompt_id, r.engine, {RESPONSE} "
+        "FROM responses r JOIN models m ON m.id = r.model JOIN prompts p ON p.id = r.prompt "
+        "JOIN settings s ON s.id = r.settings "
+        "WHERE ?1 = '[]' OR (r.model, r.settings) IN (SELECT json_extract(value, '$[0]'), "
+        "json_extract(value, '$[1]') FROM json_each(?1)) ORDER BY r.id"
+    )
+    groups = json.dumps([[group.model, group.settings] for group in wanted])
+    cursor = store.db.cursor().execute(query, [groups])
+    for model, settings, name, identity, messages, how, sample, prompt_id, engine, *rest in cursor:
+        r = response_of(tuple(rest))
+        yield {
+            "model": labels.get((model, settings), name),
+            "messages": json.loads(messages),
+            "response": r.text,
+            "thought": r.thought,
+            "finish_reason": r.finish_reason,
+            "error": r.error,
+            "fault": r.fault,
+            "prompt_id": prompt_id,
+            "sample": sample,
+            "prompt_tokens": r.prompt_tokens,
+            "completion_tokens": r.tokens if r.token_ids else r.completion_tokens,
+            "token_ids": list(r.token_ids),
+            "seconds": r.seconds,
+            "seed": None if r.seed is None else str(r.seed),
+            "tries": r.tries,
+            "engine": engine,
+            "identity": identity,
+            "how": how,
+            "key": r.key,
+        }
+
+
+def _write_parquet(path: Path, found: Iterator[dict[str, Any]]) -> int:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    text, number = pa.string(), pa.int64()
+    turns = pa.list_(pa.struct([("role", text), ("content", text)]))
+    kinds = {
+        "messages": turns, "sample": number, "prompt_tokens": number, "tries": number,
+        "completion_tokens": number, "token_ids": pa.list_(pa.int64()), "seconds": pa.float64(),
+    }  # fmt: skip
+    names = (
+        "model", "messages", "response", "thought", "finish_reason", "error", "fault", "prompt_id",
+        "sample", "prompt_tokens", "completion_tokens", "token_ids", "seconds", "seed", "tries",
+        "engine", "identity", "how", "key",
+    )  # fmt: skip
+    schema = pa.schema([(name, kinds.get(name, text)) for name in names])
+    count = 0
+    with replacing(path) as temporary, pq.ParquetWriter(
+        temporary, schema, compression="zstd"
+    ) as writer:  # fmt: skip
+        while group := list(itertools.islice(found, AT_ONCE)):
+            writer.write_table(pa.Table.from_pylist(group, schema=schema))
+            count += len(group)
+    return count

@@ -1,0 +1,299 @@
+"""Answers into a store, from files of ours and of others."""
+
+from __future__ import annotations
+
+import json
+from array import array
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from deltalearn.errors import UserError
+from deltalearn.formats.answers import Found, read_row
+from deltalearn.formats.rows import Row, rows
+from deltalearn.lm.reasoning import CLOSE, split_thought
+from deltalearn.records import (
+    Prompt,
+    Request,
+    Response,
+    Unusable,
+    conversation,
+    ends_with_user,
+    seen_messages,
+)
+from deltalearn.responses.requests import request_key
+from deltalearn.responses.store import ResponseStore
+from deltalearn.util.files import canonical_json, digest
+
+AT_ONCE = 2000  # rows stored together
+IMPORTED = "imported:"  # before the name of a model that is known by its answers alone
+HINT = (
+    "known are an answer a row (prompt, response, model), pairs (prompt, chosen, rejected), "
+    "several (instruction, generations, generation_models) and, with --column NAME for each "
+    "model, a column of answers of each"
+)
+EXPORTED = {  # what `export` writes of an answer, beside messages and token_ids
+    "key": str, "identity": str, "how": str, "model": str, "prompt_id": str, "sample": int,
+    "response": str, "thought": str | None, "finish_reason": str, "error": str | None,
+    "fault": str | None, "prompt_tokens": int, "completion_tokens": int | None,
+    "seconds": int | float | None, "seed": str | None, "tries": int | None, "engine": str | None,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer to be stored: what the file calls its model, and the engine if it says so."""
+
+    request: Request
+    response: Response
+    model: str
+    engine: str | None = None
+
+
+@dataclass
+class Imported:
+    """What became of the rows of a file."""
+
+    read: int = 0
+    added: int = 0
+    there: int = 0  # in the store already, or twice in the file
+    assumed_ends: int = 0  # without a finish reason, taken to have ended
+    models: Counter[str] = field(default_factory=Counter)  # of the answers added
+    skipped: list[str] = field(default_factory=list)  # where and why, the first few
+    skipped_count: int = 0
+
+    def skip(self, row: Row, reason: str) -> None:
+        """Count a row, or one cell of it, that has no answer to take."""
+        self.skipped_count += 1
+        if len(self.skipped) < 5:
+            self.skipped.append(f"{row.where}: {reason}")
+
+
+def import_responses(
+    store: ResponseStore,
+    source: str,
+    *,
+    split: str | None = None,
+    models: Iterable[str] = (),
+    name: str | None = None,
+    engine: str = "imported",
+) -> Imported:
+    """Take answers from a file, a folder or a hub data set into the store.
+
+    Known shapes, found by their columns: what `export` writes; a row an answer (messages, prompt
+    or instruction; response, output or completion; model or generator), as AlpacaEval writes it;
+    preference pairs of TRL and Argilla (chosen, rejected, with or without chosen_model and
+    rejected_model), and distilabel's (instruction, generations, generation_models). models: these
+    columns hold the answers, each of the model it is called after, as in the authors' ladder. name:
+    of the model, where the file does not say. A model known by its answers alone is
+    `imported:<name>`. UserError if no row has an answer, or if models or name change nothing.
+    """
+    result, samples = Imported(), Counter[tuple[str, str]]()
+    columns = tuple(models)
+    _refuse_idle(source, split, columns, name)
+    pending: dict[str, Answer] = {}
+    for row in _source_rows(source, split):
+        result.read += 1
+        if row.problem:
+            result.skip(row, row.problem)
+            continue
+        try:
+            if _is_exported(row.value):
+                taken = [_as_exported(row.value)]
+            else:
+                taken = _taken(row, columns, name, samples, result)
+        except Unusable as problem:
+            result.skip(row, str(problem))
+            continue
+        for answer in taken:
+            result.there += answer.request.key in pending
+            pending.setdefault(answer.request.key, answer)
+        if len(pending) >= AT_ONCE:
+            _flush(store, pending, result, engine)
+    _flush(store, pending, result, engine)
+    if not result.added + result.there:
+        example = f" ({result.skipped[0]})" if result.skipped else ""
+        raise UserError(f"{source}: no answers to import in {result.read:,} rows{example}; {HINT}")
+    return result
+
+
+def _refuse_idle(
+    source: str, split: str | None, columns: tuple[str, ...], name: str | None
+) -> None:
+    """UserError if `columns` or `name` change nothing, before anything is stored.
+
+    Reads the file up to the first row that needs them, which is mostly its first row.
+    """
+    if columns and name:
+        raise UserError(
+            f"{source}: --model-name {name!r} has no effect with --column, whose answers are those "
+            "of the model that the column is called after; remove it"
+        )
+    names: set[str] = set()
+    for row in _source_rows(source, split) if columns or name else ():
+        if row.problem:
+            continue
+        if _is_exported(row.value):
+            names.add(str(row.value.get("model")))
+            continue
+        if columns:
+            return
+        found = _named_in(row.value)
+        if "" in found:
+            return
+        names |= found
+    if names:
+        option = f"--column {columns[0]!r}" if columns else f"--model-name {name!r}"
+        shown = ", ".join(sorted(names)[:5])
+        raise UserError(
+            f"{source}: {option} has no effect: every row names its models already ({shown}); "
+            "remove it"
+        )
+
+
+def _named_in(value: dict[str, Any]) -> set[str]:
+    """Names of the models of a row's answers, "" for one that has none."""
+    try:
+        return {answer.model for answer in read_row(value) if not answer.problem}
+    except Unusable:
+        return set()
+
+
+def _source_rows(source: str, split: str | None) -> Iterator[Row]:
+    """Like `tables.rows`, and JSON files that hold one array, as AlpacaEval's do."""
+    path = Path(source).expanduser()
+    if path.suffix != ".json" or not path.is_file():
+        yield from rows(source, split)
+        return
+    if split is not None:
+        raise UserError(f"{source}: split {split!r} has no effect on files; remove it")
+    try:
+        value = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{source}: not JSON: {error}") from error
+    if not isinstance(value, list):
+        raise UserError(f"{source}: a JSON file must hold an array of rows; JSONL has a row a line")
+    for number, row in enumerate(value, start=1):
+        problem = None if isinstance(row, dict) else "an object is needed"
+        try:
+            json.dumps(row, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:  # half a surrogate pair can be read only
+            problem = f"not text: {error}"
+        yield Row(f"{source}: row {number}", row, problem)
+
+
+def _flush(store: ResponseStore, pending: dict[str, Answer], result: Imported, engine: str) -> None:
+    have = store.have(pending)
+    new = [answer for key, answer in pending.items() if key not in have]
+    by_engine: dict[str, list[tuple[Request, Response]]] = {}
+    for answer in new:
+        by_engine.setdefault(answer.engine or engine, []).append((answer.request, answer.response))
+    for made_by, answered in by_engine.items():
+        store.add(answered, engine=made_by)
+    _name_new(store, new)
+    result.there += len(have)
+    result.added += len(new)
+    result.models.update(answer.model for answer in new)
+    pending.clear()
+
+
+def _name_new(store: ResponseStore, new: list[Answer]) -> None:
+    """Call answers what their file does, unless somebody has called them something already."""
+    names = dict(store.db.execute("SELECT identity, name FROM models"))
+    query = (
+        "SELECT m.identity, s.how FROM names n JOIN models m ON m.id = n.model "
+        "JOIN settings s ON s.id = n.settings"
+    )
+    named = set(store.db.execute(query))
+    told_apart = {identity for identity, _ in named}
+    for place, name in {(a.request.model, a.request.how): a.model for a in new}.items():
+        identity, how = place
+        unnamed = names[identity] == identity or identity in told_apart
+        if unnamed and place not in named:
+            store.name_model(identity, name, how)
+
+
+def _is_exported(value: dict[str, Any]) -> bool:
+    return {"key", "identity", "how", "messages", "response"} <= value.keys()
+
+
+def _as_exported(value: dict[str, Any]) -> Answer:
+    """A row that `export` wrote, as it was in its store but for its time."""
+    for name, kind in EXPORTED.items():
+        cell = value.get(name)
+        if not isinstance(cell, kind) or (isinstance(cell, int) and not 0 <= cell < 2**63):
+            raise Unusable(f"not as it was exported: {name} is {cell!r:.50}")
+    messages = ends_with_user(conversation(value["messages"], "messages"))
+    how, sample, reason = value["how"], value["sample"], value["finish_reason"]
+    error = value.get("error")
+    if reason not in ("stop", "length", "error") or (reason == "error") != (error is not None):
+        raise Unusable(f"not as it was exported: {reason!r} with error {error!r:.50}")
+    try:
+        seen = seen_messages(messages, json.loads(how).get("system"))
+        key = request_key(value["identity"], seen, how, sample)
+        ids = tuple(array("I", value.get("token_ids") or ()))
+        seed = None if value.get("seed") is None else int(value["seed"])
+    except (ValueError, TypeError, AttributeError, OverflowError) as problem:
+        raise Unusable(f"not as it was exported: {problem!r}") from problem
+    if key != value["key"]:
+        raise Unusable("its key is not that of its model, messages and settings: altered")
+    request = Request(
+        key, Prompt(value["prompt_id"], messages), sample, seen, value["identity"], how
+    )
+    tokens = value.get("completion_tokens")
+    response = Response(
+        key,
+        value["response"],
+        ids,
+        reason,
+        value["prompt_tokens"],
+        error,
+        value.get("thought") or "",
+        None if ids and tokens == len(ids) else tokens,
+        value.get("seconds"),
+        seed,
+        value.get("fault"),
+        value.get("tries") or 1,
+    )
+    return Answer(request, response, value["model"], value.get("engine"))
+
+
+def _taken(
+    row: Row,
+    columns: tuple[str, ...],
+    name: str | None,
+    samples: Counter[tuple[str, str]],
+    result: Imported,
+) -> list[Answer]:
+    found = read_row(row.value, columns)
+    if not all(answer.model or name or answer.problem for answer in found):
+        raise Unusable("the row does not name its model; give --model-name")
+    taken = []
+    for answer in found:
+        if answer.problem:
+            result.skip(row, answer.problem)
+            continue
+        stored = _answer(answer, answer.model or name or "", samples)
+        ended = stored.response.finish_reason == "stop"
+        result.assumed_ends += answer.finish_reason is None and ended
+        taken.append(stored)
+    return taken
+
+
+def _answer(answer: Found, model: str, samples: Counter[tuple[str, str]]) -> Answer:
+    identity = IMPORTED + model
+    how = canonical_json({"imported": True})
+    sample = answer.sample
+    if sample is None:
+        place = identity, digest(list(answer.messages))
+        sample = samples[place]
+        samples[place] += 1
+    key = request_key(identity, answer.messages, how, sample)
+    prompt = Prompt(answer.prompt_id or key[:16], answer.messages)
+    thought, text = split_thought(answer.text)
+    unfinished = thought and CLOSE not in thought  # cut inside its trace, whoever did not say so
+    reason = answer.finish_reason or ("length" if unfinished else "stop")
+    request = Request(key, prompt, sample, answer.messages, identity, how)
+    return Answer(request, Response(key, text, (), reason, 0, thought=thought), model)

@@ -1,0 +1,252 @@
+"""Tune a student on prepared pairs: set everything up, run the loop, write the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from torch import Tensor, nn
+from transformers import AutoConfig
+
+from deltalearn.errors import UserError
+from deltalearn.lm.layout import Tree
+from deltalearn.lm.load import Placement
+from deltalearn.lm.locate import ModelFiles
+from deltalearn.lm.scoring import Rows, choose_rows
+from deltalearn.recipe.methods import FREE_TO_CHANGE, METHODS
+from deltalearn.tune.checkpoint import Checkpoints
+from deltalearn.tune.dataset import Examples
+from deltalearn.tune.distributed import base_model, make_accelerator, prepare, whole_weights
+from deltalearn.tune.loop import Dev, Progress, Run
+from deltalearn.tune.memory import (
+    MemoryEstimate,
+    ModelSize,
+    estimate_memory,
+    format_estimate,
+    measure_model,
+)
+from deltalearn.tune.reference import ReferenceCache, reference_logprobs
+from deltalearn.tune.schedule import total_steps
+from deltalearn.tune.settings import Lora, Settings
+from deltalearn.tune.step import Objective
+from deltalearn.tune.student import (
+    load_student,
+    reference_view,
+    save_student,
+    silence_dropout,
+)
+from deltalearn.tune.trackers import start_trackers
+from deltalearn.util.files import digest
+from deltalearn.util.progress import console
+
+SAMPLE = 256  # pairs looked at to choose the layout
+Say = Callable[[str], None]
+
+
+def tune(
+    student: ModelFiles,
+    examples: Examples,
+    settings: Settings,
+    seed: int,
+    out: Path,
+    *,
+    reference: ReferenceCache,
+    placement: Placement,
+    title: str = "tune",
+    dev: Dev | None = None,
+    say: Say = lambda line: None,
+) -> dict[str, Any]:
+    """Tune `student` on `examples`; write `out`/final (a Hugging Face directory) and log.jsonl.
+
+    Continues from the newest checkpoint under `out`/checkpoints if there is one. Under a launcher
+    (torchrun, accelerate launch) every process calls it with the same arguments. dev: scores of a
+    model while tuning, the first of which decides keep_best and patience. say: gets lines on how
+    the run is set up. Returns counts, of which `steps` are those that were taken, and under
+    `last` the last logged metrics with the step whose weights are `out`/final. Raises UserError
+    if there is less than one batch of examples, if a checkpoint belongs to another run, or if the
+    first loss is not what it must be.
+    """
+    train, held_out = split_held_out(examples, settings.eval_pairs or 0)
+    steps = total_steps(len(train), settings.batch_size, settings.steps, settings.epochs)
+    if steps == 0:
+        raise UserError(
+            f"{title}: {len(train)} usable pairs do not fill one batch of "
+            f"{settings.batch_size}; give more prompts or a smaller tune.batch_size"
+        )
+    accelerator = make_accelerator(placement, settings, out)
+    if not accelerator.is_main_process:
+        say = _silent
+    elif warning := small_beta(settings):
+        console.print(f"warning: {warning}", markup=False)
+    say(format_estimate(estimate(student, examples, settings, placement, accelerator)))
+    model = load_student(student, settings, placement, seed)
+    silence_dropout(model)
+    model.train()
+    if settings.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    rows = choose_rows(
+        base_model(model),
+        _sample(examples, settings),
+        settings.layout,
+        settings.attention,
+        accelerator.device.type,
+    )
+    say(f"layout: {rows}")
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        say("DeepSpeed holds the moments: no checkpoints, an interrupted run starts over")
+    policy, optimizer = prepare(accelerator, model, settings)
+    checkpoints = Checkpoints(
+        out / "checkpoints",
+        {
+            "student": student.fingerprint,
+            "examples": examples.digest,
+            "settings": settings.model_dump(exclude=FREE_TO_CHANGE),
+            "seed": seed,
+            "precision": placement.dtype,
+        },
+        accelerator,
+        policy,
+        optimizer.optimizer,
+    )
+    # Scored before a checkpoint is restored: the reference is the untouched student (PEERS B21).
+    references = None
+    if METHODS[settings.method].reference:
+        scope = reference_scope(student, settings, placement)
+        model = accelerator.unwrap_model(policy)
+        with reference_view(model):
+            references = _references(policy, examples, reference, scope, rows, settings,
+                                     accelerator)  # fmt: skip
+    start, saved = checkpoints.restore()
+    track, finish = start_trackers(
+        accelerator, settings, out, {"title": title, "seed": seed}, start
+    )
+    run = Run(
+        accelerator,
+        policy,
+        optimizer,
+        Objective(examples, references, settings, rows, accelerator.device),
+        train,
+        held_out,
+        settings,
+        seed,
+        steps,
+        checkpoints,
+        out,
+        title,
+        track,
+        dev,
+        Progress(**saved),
+    )
+    last = run.loop(start)
+    done = final_step = last.get("step", start)
+    if settings.keep_best and run.progress.best is not None:
+        checkpoints.load_best()
+        final_step = run.progress.best_step
+    finish()
+    weights = whole_weights(accelerator, policy)
+    if accelerator.is_main_process:
+        save_student(weights, student, settings, placement, out / "final")
+    accelerator.wait_for_everyone()
+    checkpoints.remove()
+    result = {"steps": done, "examples": len(train), "resumed_at": start, "rows": str(rows)}
+    if run.evaluates:
+        result |= {"held_out": len(held_out), "best_step": run.progress.best_step}
+    return {**result, "last": {**last, "final_step": final_step}}
+
+
+def estimate(
+    student: ModelFiles,
+    examples: Examples,
+    settings: Settings,
+    placement: Placement,
+    accelerator: Accelerator,
+) -> MemoryEstimate:
+    """Memory that each process will need, from the shapes of the model and the longest pair."""
+    size = _size(student.directory, placement.dtype, settings.lora, settings.shard)
+    pair = examples.prompt_lengths + examples.chosen_lengths + examples.rejected_lengths
+    tokens = max(settings.token_budget, int(pair.max()))
+    gpus, device = accelerator.num_processes, accelerator.device.type
+    return estimate_memory(size, settings, placement.dtype, tokens=tokens, gpus=gpus, device=device)
+
+
+@cache  # the arms and seeds of a recipe have the same student
+def _size(directory: Path, dtype: str, lora: Lora | None, sharded: bool) -> ModelSize:
+    config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
+    return measure_model(config, dtype, lora, shard=sharded)
+
+
+def small_beta(settings: Settings) -> str | None:
+    """Why a beta kept from a loss on sums is (nearly) without effect on a normalised one (B16)."""
+    beta = settings.effective_beta
+    if settings.method != "dpo_norm" or beta is None or beta >= 1:
+        return None
+    return (
+        f"beta {beta:g} is small for dpo_norm, whose margins are per token: the loss will hardly "
+        "move from ln 2. The paper uses 5 to 10."
+    )
+
+
+def _silent(line: str) -> None:
+    pass
+
+
+def reference_scope(student: ModelFiles, settings: Settings, placement: Placement) -> str:
+    """What besides the ids decides a reference log-probability: weights and their precision."""
+    ways = [student.fingerprint, placement.dtype]
+    if settings.lora and settings.lora.bits:
+        ways.append(f"{settings.lora.bits}bit")
+    if placement.dtype != "float32":  # frozen, gathered or autocast weights round differently
+        ways += ["lora"] * bool(settings.lora) + ["shard"] * settings.shard
+    return ":".join(ways)
+
+
+def split_held_out(examples: Examples, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of (training pairs, held-out pairs), by a hash of the prompt.
+
+    Pairs of one prompt are on the same side, so that nothing held out was seen. At least `count`
+    pairs are held out; a few more if the last prompt has several.
+    """
+    if count == 0:
+        return np.arange(len(examples)), np.arange(0)
+    prompts = [digest(examples[i].prompt.tolist()) for i in range(len(examples))]
+    order = sorted(range(len(examples)), key=lambda i: prompts[i])
+    while count < len(order) and prompts[order[count]] == prompts[order[count - 1]]:
+        count += 1
+    return np.array(sorted(order[count:])), np.array(sorted(order[:count]))
+
+
+def _sample(examples: Examples, settings: Settings) -> list[Tree]:
+    """Some pairs spread over the data and the longest one, to choose a layout by."""
+    total = examples.prompt_lengths + np.maximum(examples.chosen_lengths, examples.rejected_lengths)
+    places = {int(total.argmax()), *range(0, len(examples), max(1, len(examples) // SAMPLE))}
+    pairs = [examples[i] for i in sorted(places)]
+    if settings.method == "sft":
+        return [Tree(p.prompt, (p.chosen,)) for p in pairs]
+    return [Tree(p.prompt, (p.chosen, p.rejected)) for p in pairs]
+
+
+def _references(
+    policy: nn.Module,
+    examples: Examples,
+    cache: ReferenceCache,
+    scope: str,
+    rows: Rows,
+    settings: Settings,
+    accelerator: Accelerator,
+) -> tuple[Tensor, Tensor]:
+    """Reference log-probabilities of both sides, from the cache or from the untrained model."""
+    pairs = [examples[i] for i in range(len(examples))]
+    answers = [(p.prompt, p.chosen) for p in pairs] + [(p.prompt, p.rejected) for p in pairs]
+    policy.eval()
+    values = reference_logprobs(
+        policy, answers, cache, scope, rows, settings.token_budget, accelerator
+    )
+    policy.train()
+    chosen, rejected = torch.chunk(values, 2)
+    return chosen, rejected

@@ -1,0 +1,1 @@
+"""Leaves that know nothing of this project: files, paths, progress, signals, processes, SVG."""
