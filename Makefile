@@ -18,7 +18,7 @@ $(VENV)/.installed-test: $(VENV)/.installed
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
 	touch $@
 
-# vLLM pins its own torch, so it has an environment of its own; tests/test_vllm.py finds it here.
+# vLLM pins its own torch, so it has an environment of its own; tests/generate/test_vllm.py finds it here.
 # Where there is no wheel nothing is made, and those tests are skipped.
 $(VLLM)/.installed: tests/vllm-requirements.txt tests/name-vllm.sh pyproject.toml
 ifeq ($(shell uname -sm),Linux x86_64)

@@ -173,7 +173,7 @@ def answered() -> Callable[..., Response]:
 @pytest.fixture
 def two_runs(tmp_path) -> tuple[Path, Path]:
     """7 items that only A answers, 1 that only B answers, of 10."""
-    from compared_runs import ONES, ZEROS, gsm8k
+    from helpers.compared_runs import ONES, ZEROS, gsm8k
 
     return gsm8k(tmp_path / "a", ONES), gsm8k(tmp_path / "b", ZEROS)
 
@@ -181,7 +181,7 @@ def two_runs(tmp_path) -> tuple[Path, Path]:
 @pytest.fixture(scope="session")
 def suites(tmp_path_factory) -> dict[str, Path]:
     """Whole suites: base, two clearly better seeds, one like base."""
-    from compared_runs import suite
+    from helpers.compared_runs import suite
 
     root = tmp_path_factory.mktemp("suites")
     for i in range(3):

@@ -1,0 +1,167 @@
+"""Protects the benchmarks: that they run, keep their promised last line, and fail on other work.
+
+Sizes are tiny and no timing is asserted; what is asserted is that both sides did the same steps,
+how often each scored an answer, and the count of useful operations, worked out by hand.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+pytest.importorskip("trl")
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+def last_line(script: str, *options: str) -> dict:
+    command = [sys.executable, str(BENCHMARKS / script), *options]
+    ended = subprocess.run(command, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stdout[-2000:] + ended.stderr[-2000:]
+    return json.loads(ended.stdout.splitlines()[-1])
+
+
+@pytest.fixture
+def load(monkeypatch):
+    """`load("common")` imports a module of the benchmarks, which are scripts and no package."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    return importlib.import_module
+
+
+def test_tune_vs_trl_does_the_same_steps_on_both_sides():
+    found = last_line("tune_vs_trl.py", "--quick", "--mix", "ultrafeedback")
+    assert found["steps_agree"]
+    assert found["mixes"]["ultrafeedback"]["ratio"] == found["ratio"] > 0
+    assert 0 < found["gemm_share"] < 1
+    for key in ("tokens_per_s", "pairs_per_s", "peak_memory_mb", "reference_s"):
+        assert set(found[key]) == {"ours", "trl"}, key
+        assert min(found[key].values()) > 0, key
+    for losses in found["losses"].values():
+        assert len(losses) == 3
+        assert abs(losses[-1] - losses[0]) > 1e-3, "agreeing on ln 2 alone would prove nothing"
+
+
+@pytest.mark.slow
+def test_tune_vs_trl_gpu_runs_through_on_a_cpu():
+    found = last_line("tune_vs_trl_gpu.py", "--tiny")
+    assert set(found["modes"]) == {"lora", "full"}
+    for mode in found["modes"].values():
+        assert mode["ultrafeedback"]["steps_agree"]
+        assert mode["ultrafeedback"]["ratio"] > 0
+
+
+def test_tune_vs_trl_gpu_says_what_is_missing():
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU, so nothing is missing")
+    command = [sys.executable, str(BENCHMARKS / "tune_vs_trl_gpu.py")]
+    ended = subprocess.run(command, capture_output=True, text=True)
+    assert ended.returncode != 0
+    assert "needs a CUDA GPU" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_reference_cache_scores_each_answer_once():
+    """Three models make 3 pairings: 3 answers a prompt against 2 x 3; a new lr costs TRL 2 more."""
+    found = last_line("reference_cache.py", "--quick")
+    ours, trl = (found["scorings_per_prompt"][side] for side in ("ours", "trl"))
+    assert ours == {"one_pairing": 2, "all_pairings": 3, "again": 0, "other_lr": 0}
+    assert trl == {"one_pairing": 2, "all_pairings": 6, "again": 0, "other_lr": 2}
+    assert found["one_tree"]["scorings_per_prompt"] == 3
+    assert found["largest_difference"] < 1e-4
+
+
+def test_steps_that_differ_end_in_an_error(load):
+    contest = load("contest")
+    tolerance = {"losses": 1e-4, "grad_norms": 1e-3}
+    one = {"losses": [0.6931, 0.6], "grad_norms": [2.0, 3.0]}
+    near = {"losses": [0.6931, 0.60003], "grad_norms": [2.001, 3.0]}
+    far = {"losses": [0.6931, 0.60009], "grad_norms": [2.0, 3.0]}
+    assert contest.agreement(one, near, tolerance)["steps_agree"]
+    assert not contest.agreement(one, far, tolerance)["steps_agree"]
+    nowhere = {"losses": [0.6931, float("nan")], "grad_norms": [2.0, 3.0]}
+    assert not contest.agreement(nowhere, one, tolerance)["steps_agree"]
+    contest.exit_unless_agreed({"mix": {"steps_agree": True}})
+    with pytest.raises(SystemExit, match="mix: losses"):
+        contest.exit_unless_agreed({"mix": {"steps_agree": False}})
+
+
+def test_useful_flops_by_hand(load):
+    """Two layers of width 4 (2 heads of 2, 1 key head, MLP of 8), 10 words; 1 + 2 and 3 words.
+
+    Elements of a layer: 4x4 query, 4x4 output, 2 of 4x2 key and value, 3 of 4x8: 144. A prompt of
+    1 word and 2 headers is 3 tokens, the answers with their ends 3 and 4: 10 tokens in the body,
+    7 in the head. Keys seen: 6 in the prompt, 3x3 + 6 and 4x3 + 10 by the answers: 43.
+    6 x 2 x 144 x 10 + 6 x 4 x 10 x 7 + 12 x 2 x 2 x 2 x 43 = 17280 + 1680 + 4128.
+    """
+    common = load("common")
+    config = SimpleNamespace(
+        hidden_size=4,
+        intermediate_size=8,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        vocab_size=10,
+    )
+    assert common.useful_flops(config, [(1, 2, 3)]) == 23088
+    frozen = 4 * 2 * 144 * 10 + 4 * 4 * 10 * 7 + 4128
+    assert common.useful_flops(config, [(1, 2, 3)], weight_gradients=False) == frozen
+    assert common.tokens_of([(1, 2, 3), (1, 2, 3)]) == 20
+
+
+def test_lengths_keep_their_medians_and_fit(load):
+    common = load("common")
+    lengths = common.draw_lengths(common.MIXES["ultrafeedback"], 2001, 2048, seed=0)
+    medians = [sorted(side)[1000] for side in zip(*lengths, strict=True)]
+    for median, expected in zip(medians, (150, 350, 300), strict=True):
+        assert abs(median - expected) < 0.1 * expected
+    assert max(p + 2 + max(c, r) + 1 for p, c, r in lengths) == 2048
+
+
+def test_preparation_gives_the_ids_of_trl():
+    found = last_line("prepare.py", "--pairs", "300", "--peer-pairs", "50")
+    assert found["ids_agree"]
+    assert found["ratio"] > 0
+
+
+def test_clients_bring_back_every_request_once():
+    """The openai client is here by the judge's extra; Curator is asked only where it is given."""
+    found = last_line(
+        "http_client.py", "--requests", "400", "--peer-requests", "100", "--long", "1000",
+        "--latency", "1",
+    )  # fmt: skip
+    assert {"ours", "raw", "stub"} <= found["requests_per_s"].keys()
+    assert all(rate > 0 for rate in found["requests_per_s"].values())
+    assert list(found["long"]["rss_mb"]) == [
+        str(n) for n in sorted(map(int, found["long"]["rss_mb"]))
+    ]
+
+
+def test_the_store_is_read_while_it_is_written():
+    found = last_line("response_store.py", "--rows", "8000")
+    assert {"write", "read", "pairs", "check", "export"} <= found["rows_per_s"].keys()
+    readers = found["reader"].values()
+    assert all(reader["wrong"] == 0 for reader in readers)
+    assert sum(reader["reads"] for reader in readers) > 0
+
+
+def test_vllm_gives_both_sides_the_same_ids():
+    made = Path(__file__).parents[2] / ".venv-vllm" / "bin" / "python"
+    python = Path(os.environ.get("DELTALEARN_VLLM_PYTHON") or made)
+    if not python.exists():
+        pytest.skip(f"no Python with vLLM at {python}; `make .venv-vllm/.installed` makes one")
+    found = last_line(
+        "generate_vllm.py", "--python", str(python), "--requests", "64", "--rounds", "1",
+        "--hidden", "128", "--layers", "1", "--max-tokens", "8",
+    )  # fmt: skip
+    assert found["different_answers"] == 0
+    assert found["distinct_answers"] > 32
+    assert set(found["seconds"]) == {"ours", "raw"}

@@ -1,0 +1,58 @@
+"""Protects the documentation from drifting: its recipe loads, its task table is true."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from deltalearn.lab.tasks import TASKS
+from deltalearn.recipe import load_recipe
+from deltalearn.recipe.generate_file import load_generate_recipe
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_recipe_of_the_readme_is_valid(tmp_path):
+    (text,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    (tmp_path / "readme.yaml").write_text(text)
+    recipe = load_recipe(tmp_path / "readme.yaml").recipe
+    assert recipe.tune_of("delta").effective_beta == 5
+    assert recipe.tune_of("sft").method == "sft"
+
+
+def test_the_commands_of_the_readme_exist():
+    """Every `deltalearn X` that the README shows is a command."""
+    from typer.main import get_command
+
+    from deltalearn.cli import app
+
+    commands = get_command(app).commands
+    shown = re.findall(r"^    deltalearn (\w+)", (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert shown
+    assert set(shown) <= set(commands)
+
+
+def test_the_task_table_of_the_lab():
+    rows = re.findall(
+        r"^\| (\w+) \| (.*) \| (.*) \| `\1 (\w+)` \| `(\w+)` \| `(\w+)` \|$",
+        (ROOT / "docs" / "lab.md").read_text(),
+        re.MULTILINE,
+    )
+    assert [row[0] for row in rows] == list(TASKS)
+    for task, about, mistake, text, expert, novice in rows:
+        assert (TASKS[task].about, TASKS[task].mistake) == (about, mistake)
+        assert TASKS[task].expert(text) == expert
+        assert TASKS[task].novice(text) == novice
+
+
+def test_links_lead_somewhere():
+    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+        for target in re.findall(r"\]\((?!http)([^)#]+)\)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_the_recipe_of_the_generation_guide_is_valid(tmp_path):
+    (text,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/generation.md").read_text(), re.DOTALL)
+    (tmp_path / "served.yaml").write_text(text)
+    recipe = load_generate_recipe(tmp_path / "served.yaml", [], {}).recipe
+    assert recipe.models["larger"].server.prices.completion == 0.4

@@ -1,0 +1,1 @@
+"""What tests share: builders, servers, data. No test module is imported by another."""
