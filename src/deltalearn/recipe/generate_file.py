@@ -19,7 +19,8 @@ from deltalearn.recipe.load import (
     parse_override,
     read_values,
 )
-from deltalearn.recipe.schema import GenerateSpec, GeneratorSpec, Name, PromptsSpec, Spec
+from deltalearn.recipe.base import Name, Spec
+from deltalearn.recipe.schema import GenerateSpec, GeneratorSpec, PromptsSpec
 
 
 class GenerateRecipe(Spec):

@@ -6,11 +6,13 @@ Errors raised here name the key; `deltalearn.recipe.load` adds the file and the 
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from deltalearn.recipe.base import Decay, Fraction, Listed, Name, Spec
+from deltalearn.recipe.evaluation import EvaluateSpec, Metric
 from deltalearn.recipe.methods import DEFAULT_GAMMA, DEFAULT_SMOOTHING, METHODS
 
 VARIABLE = r"[A-Za-z_][A-Za-z0-9_]*"  # of the environment
@@ -29,35 +31,11 @@ SECRET = re.compile(  # not max_tokens, stop_token_ids, eos_token and the like
     r"(^|_)(api_?key|authorization|passwords?|passwd|secrets?|secret_?key|credentials?)$"
     r"|^((api|access|auth|bearer|hf|id|refresh|session)_?)?token$"
 )
-NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
-Name = Annotated[str, Field(pattern=NAME)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Decay = Annotated[float, Field(ge=0, lt=1)]  # of a running mean, which at 1 would never move
-T = TypeVar("T")
-Listed = Annotated[
-    T, Field(strict=False)
-]  # a tuple, which YAML writes as a list; items stay strict
-
 STUDENT = "student"
 MethodName = Literal[
     "dpo_norm", "dpo", "ipo", "hinge", "robust", "apo_zero", "apo_down", "sppo", "simpo", "orpo",
     "sft",
 ]  # fmt: skip
-Metric = Literal["expected_accuracy", "greedy_accuracy", "loglik"]
-
-
-class Spec(BaseModel):
-    """Base of all recipe parts: unknown keys are errors, values are not coerced silently."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-
-    def changed(self, key: str) -> bool:
-        """Whether `key` was given a value other than its default.
-
-        (A key written out with its default value is harmless, so a resolved recipe loads again.)
-        """
-        default = type(self).model_fields[key].get_default(call_default_factory=True)
-        return key in self.model_fields_set and getattr(self, key) != default
 
 
 class PricesSpec(Spec):
@@ -359,34 +337,6 @@ class ArmSpec(Spec):
             raise ValueError(f"chosen and rejected are both {self.chosen!r}: there is no delta")
         if self.tune and self.chosen is None:
             raise ValueError("tune has no effect on an arm without chosen and rejected")
-        return self
-
-
-class EvaluateSpec(Spec):
-    """A file of questions with one reference answer each, and what to measure on them.
-
-    expected_accuracy: probability of exactly the reference answer. greedy_accuracy: whether the
-    greedy answer is the reference. loglik: mean log-likelihood per token of the reference.
-    """
-
-    source: str = Field(min_length=1)
-    prompt_column: str = "prompt"
-    answer_column: str = "answer"
-    task_column: str | None = None
-    metrics: Listed[tuple[Metric, ...]] = Field(
-        default=("expected_accuracy", "greedy_accuracy"), min_length=1
-    )
-    max_tokens: int = Field(default=512, ge=1)  # of a greedy answer
-    limit: int | None = Field(default=None, ge=1)
-    bootstrap: int = Field(default=10_000, ge=100)
-    token_budget: int = Field(default=16384, ge=1)
-
-    @model_validator(mode="after")
-    def _effective(self) -> EvaluateSpec:
-        if self.changed("max_tokens") and "greedy_accuracy" not in self.metrics:
-            raise ValueError("max_tokens has no effect without the metric greedy_accuracy")
-        if len(set(self.metrics)) != len(self.metrics):
-            raise ValueError("metrics names one twice")
         return self
 
 

@@ -19,7 +19,8 @@ from deltalearn.recipe.load import (
     parse_override,
     read_values,
 )
-from deltalearn.recipe.schema import ModelSpec, Name, Spec, TuneSpec
+from deltalearn.recipe.base import Name, Spec
+from deltalearn.recipe.schema import ModelSpec, TuneSpec
 
 
 class PairsSource(Spec):

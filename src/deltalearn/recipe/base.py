@@ -1,0 +1,30 @@
+"""What all parts of a recipe share: the base class and the types of their keys."""
+
+from __future__ import annotations
+
+from typing import Annotated, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
+Name = Annotated[str, Field(pattern=NAME)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Decay = Annotated[float, Field(ge=0, lt=1)]  # of a running mean, which at 1 would never move
+T = TypeVar("T")
+Listed = Annotated[
+    T, Field(strict=False)
+]  # a tuple, which YAML writes as a list; items stay strict
+
+
+class Spec(BaseModel):
+    """Base of all recipe parts: unknown keys are errors, values are not coerced silently."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    def changed(self, key: str) -> bool:
+        """Whether `key` was given a value other than its default.
+
+        (A key written out with its default value is harmless, so a resolved recipe loads again.)
+        """
+        default = type(self).model_fields[key].get_default(call_default_factory=True)
+        return key in self.model_fields_set and getattr(self, key) != default
