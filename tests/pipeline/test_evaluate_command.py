@@ -24,6 +24,7 @@ from helpers.data import DATA, drop_data, needs_data
 pytest.importorskip("lm_eval")
 
 from deltalearn.evaluate.graders import gsm8k as gsm8k_grader
+from deltalearn.evaluate.harness.cache import FILE
 from deltalearn.evaluate.harness.results import mean_and_error
 from deltalearn.evaluate.tulu3.suite import ALL
 
@@ -156,11 +157,7 @@ def test_another_argument_of_the_model_asks_anew(place, data, tmp_path):
 
 
 def answers(out: Path) -> int:
-    return (
-        sqlite3.connect(out / "answers.sqlite")
-        .execute("SELECT count(*) FROM answers")
-        .fetchone()[0]
-    )
+    return sqlite3.connect(out / FILE).execute("SELECT count(*) FROM entries").fetchone()[0]
 
 
 def test_a_larger_limit_asks_for_the_new_items_alone(place, data, tmp_path):
@@ -183,7 +180,7 @@ def test_killed_and_resumed_equals_uninterrupted(whole, place, data, tmp_path):
         "--dtype", "float32", "--allow-code", "--benchmark", "humaneval", "--benchmark", "mmlu_mc",
     ]  # fmt: skip
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    database = tmp_path / "m" / "answers.sqlite"
+    database = tmp_path / "m" / FILE
     deadline = time.monotonic() + 120
     while not (database.is_file() and started(database)) and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -198,7 +195,7 @@ def test_killed_and_resumed_equals_uninterrupted(whole, place, data, tmp_path):
 
 def started(database: Path) -> bool:
     try:
-        return sqlite3.connect(database).execute("SELECT count(*) FROM answers").fetchone()[0] > 0
+        return sqlite3.connect(database).execute("SELECT count(*) FROM entries").fetchone()[0] > 0
     except sqlite3.OperationalError:
         return False
 

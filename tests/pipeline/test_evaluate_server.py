@@ -20,6 +20,7 @@ from helpers.served_suite import Suite, when
 from deltalearn.errors import UserError
 from deltalearn.evaluate.harness import served
 from deltalearn.evaluate.harness.backends import BackendOptions, load
+from deltalearn.evaluate.harness.cache import FILE
 from deltalearn.evaluate.harness.model import RememberingModel
 from deltalearn.evaluate.harness.served import Unreachable
 from deltalearn.pipeline.evaluate import Options, evaluate
@@ -31,11 +32,11 @@ def suite(tmp_path) -> Suite:
 
 
 def answers(suite: Suite) -> int:
-    path = suite.out / "answers.sqlite"
+    path = suite.out / FILE
     if not path.is_file():
         return 0
     try:
-        return sqlite3.connect(path).execute("SELECT count(*) FROM answers").fetchone()[0]
+        return sqlite3.connect(path).execute("SELECT count(*) FROM entries").fetchone()[0]
     except sqlite3.OperationalError:
         return 0
 

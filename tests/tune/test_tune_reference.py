@@ -115,14 +115,15 @@ def test_another_truncation_is_never_a_stale_hit(model, tokenizer, tmp_path):
     assert after != pytest.approx(before)
 
 
-def test_every_loss_and_weighting_shares_sums_and_counts(model, tmp_path):
-    """TRL reuses values after ld_alpha changed, which it had folded in. Here a plain sum is kept
-    with its number of tokens, so a loss that normalises or weights finds nothing folded in."""
+def test_every_loss_and_weighting_shares_plain_sums(model, tmp_path):
+    """TRL reuses values after ld_alpha changed, which it had folded in. Here a plain sum is kept,
+    so a loss that normalises or weights finds nothing folded in."""
     values, _ = score(model, ROWS, tmp_path / "r.sqlite")
+    keys = [answer_key("model:float32", *row) for row in ROWS]
     with ReferenceCache(tmp_path / "r.sqlite") as cache:
-        kept = cache._db.execute("SELECT logprob, tokens FROM answers ORDER BY tokens").fetchall()
-    assert [tokens for _, tokens in kept] == [1, 2, 3]
-    assert [logprob for logprob, _ in kept] == pytest.approx([values[3], values[0], values[1]])
+        kept = cache.known(keys)
+    assert [kept[key] for key in keys] == pytest.approx(values)
+    assert values == pytest.approx([total for _, total in sorted(score_answers(model, ROWS))])
 
 
 def test_a_ladder_of_seven_needs_seven_scorings_a_prompt(model, tokenizer, tmp_path):

@@ -284,7 +284,7 @@ class _Evaluation:
 
     def _loaded(self, benchmark: Benchmark, settings: dict[str, Any]) -> Any:
         """The model as `run` takes it, loaded once; who sees which items is written down first."""
-        from deltalearn.evaluate.harness.cache import Answers
+        from deltalearn.evaluate.harness.cache import FILE, Answers
         from deltalearn.evaluate.harness.model import RememberingModel
         from deltalearn.evaluate.harness.served import Server
 
@@ -292,7 +292,7 @@ class _Evaluation:
         if self._model is None:
             self._model = loaded(asked)
             self._server = Server(self._model) if asked.kind == "openai" else None
-            self._answers = Answers(self.options.out / "answers.sqlite")
+            self._answers = Answers(self.options.out / FILE)
         if benchmark.chat:
             needs_template(self._model, asked.model)
         # All that may change an answer and does not show in the request itself.

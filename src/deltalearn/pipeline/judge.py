@@ -18,7 +18,7 @@ from deltalearn.evaluate.alpaca.annotations import (
     read_annotations,
     write_annotations,
 )
-from deltalearn.evaluate.alpaca.cache import VerdictCache
+from deltalearn.evaluate.alpaca.cache import FILE, VerdictCache
 from deltalearn.evaluate.alpaca.judge import Judge, load_judge
 from deltalearn.evaluate.alpaca.length_data import (
     DIFFICULTY_FILE,
@@ -160,7 +160,7 @@ def _ask(
 ) -> list[Annotation]:
     judge = _judge(options)
     ask = ask_server(judge, options) if options.url else ask_with_package(judge)
-    with VerdictCache(directory / FOLDER / "verdicts.sqlite") as cache:
+    with VerdictCache(directory / FOLDER / FILE) as cache:
         return annotate(pairs, judge, ask, cache, say=say)
 
 

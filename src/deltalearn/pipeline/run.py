@@ -195,9 +195,10 @@ class Pipeline:
 
         def work() -> dict[str, Any]:
             from deltalearn.tune import ReferenceCache, tune
+            from deltalearn.tune.reference import FILE
 
             examples, counts = self._examples(pairs, spec)
-            with ReferenceCache(self._path("reference", "answers.sqlite")) as reference:
+            with ReferenceCache(self._path("reference", FILE)) as reference:
                 result = tune(
                     student,
                     examples,

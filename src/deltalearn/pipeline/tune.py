@@ -253,12 +253,12 @@ class _Tuning:
 
     def work(self) -> dict[str, Any]:
         """Tune; all processes together."""
-        from deltalearn.tune.reference import ReferenceCache
+        from deltalearn.tune.reference import FILE, ReferenceCache
         from deltalearn.tune.train import tune
 
         recipe = self.recipe
         self.note_inputs()
-        file = self.reference / "answers.sqlite"
+        file = self.reference / FILE
         # Two that make it at the same time find it locked: SQLite does not wait to change modes.
         with self.processes.first_then_others(lambda: ReferenceCache(file)) as cache:
             result = tune(

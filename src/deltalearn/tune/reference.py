@@ -8,7 +8,6 @@ and changed weights under the same path always do (PEERS B18-B20).
 from __future__ import annotations
 
 import hashlib
-import sqlite3
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -20,50 +19,35 @@ from torch import Tensor, nn
 
 from deltalearn.lm.layout import Ids, Tree, tree_batches
 from deltalearn.lm.scoring import Rows, group_by_prompt, score_batch
+from deltalearn.util.kvstore import KeyValueStore
 from deltalearn.util.progress import progress
 
-SCHEMA = """
-CREATE TABLE IF NOT EXISTS answers (
-    key     BLOB PRIMARY KEY,  -- SHA-256 of scope, prompt ids and answer ids
-    logprob REAL NOT NULL,     -- sum over the answer's tokens
-    tokens  INTEGER NOT NULL
-) WITHOUT ROWID;
-"""
 COMMIT_EVERY = 2048  # answers; what a crash can lose
+FILE = "reference_logprobs.sqlite"  # in the folder of the reference
 
 
 class ReferenceCache:
-    """Summed log-probability per answer, append-only and crash-safe (SQLite in WAL mode)."""
+    """Summed log-probability per answer, append-only and crash-safe."""
 
     def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._db = sqlite3.connect(path, timeout=60)
-        self._db.execute("PRAGMA journal_mode=WAL")
-        with self._db:
-            self._db.executescript(SCHEMA)
+        self._store = KeyValueStore(path, "log-probabilities of a reference")
         self.scored = 0  # answers this object had to compute
-        self._fresh: list[tuple[bytes, float, int]] = []
+        self._fresh: dict[bytes, float] = {}
 
     def __enter__(self) -> ReferenceCache:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.flush()
-        self._db.close()
+        self._store.close()
 
     def known(self, keys: Sequence[bytes]) -> dict[bytes, float]:
-        """Summed log-probabilities of those of `keys` that are here."""
-        found: dict[bytes, float] = {}
-        for start in range(0, len(keys), 500):
-            part = keys[start : start + 500]
-            marks = ",".join("?" * len(part))
-            query = f"SELECT key, logprob FROM answers WHERE key IN ({marks})"  # noqa: S608
-            found.update(self._db.execute(query, part))
-        return found
+        """Return the summed log-probabilities of those of `keys` that are stored."""
+        return self._store.get(keys)
 
-    def add(self, key: bytes, logprob: float, tokens: int) -> None:
+    def add(self, key: bytes, logprob: float) -> None:
         """Keep one value; it is on disk after at most COMMIT_EVERY more, or after `flush`."""
-        self._fresh.append((key, logprob, tokens))
+        self._fresh[key] = logprob
         if len(self._fresh) >= COMMIT_EVERY:
             self.flush()
 
@@ -71,10 +55,9 @@ class ReferenceCache:
         """Write what was added."""
         if not self._fresh:
             return
-        with self._db:
-            self._db.executemany("INSERT OR IGNORE INTO answers VALUES (?,?,?)", self._fresh)
+        self._store.add(self._fresh)
         self.scored += len(self._fresh)
-        self._fresh.clear()
+        self._fresh = {}
 
 
 def answer_key(scope: str, prompt: Ids, answer: Ids) -> bytes:
@@ -112,7 +95,7 @@ def reference_logprobs(
         for i, value in zip(places[tree], sums, strict=True):
             known[keys[i]] = value
             if accelerator.is_main_process:
-                cache.add(keys[i], value, len(answers[i][1]))
+                cache.add(keys[i], value)
     if accelerator.is_main_process:
         cache.flush()
     return torch.tensor([known[key] for key in keys], dtype=torch.float32)

@@ -435,20 +435,9 @@ def test_unread_replies_are_asked_again_only_on_demand(judge, cache):
 def test_every_row_of_the_cache_names_its_judge(judge, cache, tmp_path):
     annotate(pairs(3), judge, Asked(prefers_good), cache)
     db = sqlite3.connect(tmp_path / "judged" / "verdicts.sqlite")
-    rows = db.execute("SELECT identity FROM verdicts JOIN judges ON judge = digest").fetchall()
-    assert [json.loads(text)["model"] for (text,) in rows] == ["judge-1"] * 3
-    assert len(json.loads(rows[0][0])["prompt"]) == 64
-
-
-def test_files_that_are_no_cache(tmp_path):
-    (tmp_path / "text").write_text("no database" * 100)
-    with pytest.raises(UserError, match="no cache of verdicts"):
-        VerdictCache(tmp_path / "text")
-    db = sqlite3.connect(tmp_path / "other")
-    db.execute("CREATE TABLE responses (id)")
-    db.commit()
-    with pytest.raises(UserError, match="something else"):
-        VerdictCache(tmp_path / "other")
+    named = [json.loads(text)["judge"] for (text,) in db.execute("SELECT value FROM entries")]
+    assert [judge["model"] for judge in named] == ["judge-1"] * 3
+    assert len(named[0]["prompt"]) == 64
 
 
 # -- whose verdicts ---------------------------------------------------------------------------

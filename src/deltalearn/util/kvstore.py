@@ -1,0 +1,114 @@
+"""Values by key in one SQLite file: what costs money or hours to make is written once and kept."""
+
+from __future__ import annotations
+
+import errno
+import sqlite3
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from deltalearn.errors import UserError, is_disk_full
+
+SCHEMA_VERSION = 1
+SCHEMA = "CREATE TABLE IF NOT EXISTS entries (key PRIMARY KEY, value NOT NULL) WITHOUT ROWID"
+BATCH_SIZE = 500  # keys of one query
+LOCK_SECONDS = 60  # that another process may hold the file
+DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
+READ_ONLY = {sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM}
+
+Scalar = str | bytes | int | float
+
+
+class StoreDamaged(UserError):
+    """The file is no store, one of something else, or broken."""
+
+
+class StoreReadOnly(UserError):
+    """The file cannot be made or written."""
+
+
+class StoreBusy(UserError):
+    """Another process keeps the file locked."""
+
+
+class StoreFull(OSError):
+    """No room is left; what was stored before is kept."""
+
+
+class KeyValueStore:
+    """One table of keys and values, in WAL mode: a group is stored whole or not at all.
+
+    Several processes may read and write it. A kill loses at most the group that was being written.
+
+    Args:
+        path: The file; it and its folder are made.
+        holds: What the values are. A file of something else is refused.
+
+    Raises:
+        StoreDamaged, StoreReadOnly, StoreBusy: UserErrors that name the file and the remedy.
+        StoreFull: an OSError with ENOSPC, which ends a run wherever it is met.
+    """
+
+    def __init__(self, path: Path, holds: str) -> None:
+        self.path = path
+        self._holds = holds
+        with self._typed_errors():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._db = sqlite3.connect(path, timeout=LOCK_SECONDS)
+            self._set_up(zlib.crc32(holds.encode()) >> 1)  # a signed number of 32 bits
+
+    def _set_up(self, kind: int) -> None:
+        found = self._db.execute(
+            "SELECT application_id, user_version, (SELECT count(*) FROM sqlite_master) "
+            "FROM pragma_application_id, pragma_user_version"
+        ).fetchone()
+        if found[:2] == (kind, SCHEMA_VERSION):
+            return
+        if any(found):
+            raise StoreDamaged(f"{self.path}: not a store of {self._holds}; move it away")
+        self._db.execute("PRAGMA journal_mode=WAL")
+        self._db.executescript(
+            f"BEGIN IMMEDIATE; {SCHEMA}; PRAGMA application_id={kind}; "
+            f"PRAGMA user_version={SCHEMA_VERSION}; COMMIT;"
+        )
+
+    def close(self) -> None:
+        """Close the file."""
+        self._db.close()
+
+    def get(self, keys: Iterable[Scalar]) -> dict[Scalar, Scalar]:
+        """Return the values of those of `keys` that are stored."""
+        wanted, found = list(keys), {}
+        with self._typed_errors():
+            for at in range(0, len(wanted), BATCH_SIZE):
+                part = wanted[at : at + BATCH_SIZE]
+                marks = ",".join("?" * len(part))
+                query = f"SELECT key, value FROM entries WHERE key IN ({marks})"  # noqa: S608 (marks)
+                found.update(self._db.execute(query, part))
+        return found
+
+    def add(self, values: Mapping[Scalar, Scalar]) -> None:
+        """Store a group, in place of older values of the same keys."""
+        with self._typed_errors(), self._db:
+            self._db.executemany("INSERT OR REPLACE INTO entries VALUES (?, ?)", values.items())
+
+    @contextmanager
+    def _typed_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except (sqlite3.DatabaseError, OSError) as error:
+            code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+            told = f"{self.path}: {error}"
+            if is_disk_full(error):
+                raise StoreFull(errno.ENOSPC, f"no room left ({error})", str(self.path)) from error
+            if code in DAMAGED:
+                raise StoreDamaged(
+                    f"{told}; this is no store of {self._holds}, or it is damaged; move it away"
+                ) from error
+            if code in READ_ONLY or isinstance(error, OSError):
+                raise StoreReadOnly(f"{told}; make the file and its folder writable") from error
+            if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+                raise StoreBusy(f"{told}; another process holds it, wait until it ends") from error
+            raise
