@@ -10,6 +10,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError
 
 from deltalearn.errors import UserError
+from deltalearn.recipe.base import Name, Spec
 from deltalearn.recipe.load import (
     OPTIONS,
     LoadedRecipe,
@@ -19,7 +20,6 @@ from deltalearn.recipe.load import (
     parse_override,
     read_values,
 )
-from deltalearn.recipe.base import Name, Spec
 from deltalearn.recipe.schema import GenerateSpec, GeneratorSpec, PromptsSpec
 
 
