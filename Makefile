@@ -1,4 +1,5 @@
-# make demo: the whole of delta learning in under two minutes.  make test: what CI runs.
+# make demo: the whole of delta learning in under two minutes.
+# make check: lint and the tests that are not slow.  make test: all of them, as CI does.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -6,7 +7,7 @@ VLLM := .venv-vllm
 PIP_VLLM = $(VLLM)/bin/pip install --quiet --disable-pip-version-check
 SHELL := /bin/bash
 
-.PHONY: demo test lint clean
+.PHONY: demo check test lint clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("deltalearn needs Python 3.11 or newer: make PYTHON=python3.11 ..." if sys.version_info < (3, 11) else 0)'
@@ -34,6 +35,9 @@ endif
 
 demo: $(VENV)/.installed
 	$(BIN)/deltalearn run recipes/lab.yaml
+
+check: $(VENV)/.installed-test lint
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow"
 
 test: $(VENV)/.installed-test $(VLLM)/.installed lint
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile

@@ -23,6 +23,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # ten times slower than one.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from helpers.data import find
+
 from deltalearn.records import Prompt, Response
 
 hypothesis.settings.register_profile("any machine", deadline=None)  # its default is 200 ms
@@ -42,6 +44,14 @@ TINY_TEMPLATE = (
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
+
+
+@pytest.hookimpl(tryfirst=True)  # before fixtures, which may read the data
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what is marked `data` where the data, or one of the named parts, is absent."""
+    for mark in item.iter_markers("data"):
+        for name in mark.args or [""]:
+            find(name)
 
 
 @pytest.fixture(scope="session")

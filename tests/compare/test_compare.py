@@ -213,7 +213,7 @@ def test_length_controlled_rates_are_compared_as_such(tmp_path):
     assert row.se == pytest.approx(raw.se, rel=0.25)
 
 
-@pytest.mark.skipif(not ALPACA.is_dir(), reason=f"no alpaca_eval in {ALPACA.parent}")
+@pytest.mark.data("alpaca_eval")
 def test_raw_win_rates_of_real_models(tmp_path):
     """The golden difference and clustered error of two models, through files and back."""
     for name in ("3.2-1B", "3.2-3B"):

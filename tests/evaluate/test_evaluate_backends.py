@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from helpers.completions import completions
-from helpers.data import DATA, needs_data
+from helpers.data import DATA
 from helpers.fault_server import FaultServer, well
 
 pytest.importorskip("lm_eval")
@@ -117,7 +117,7 @@ def test_ids_without_a_bos_and_prompts_as_text_on_demand(place):
     assert load(options).tok_encode(PLAIN) == ids[0]
 
 
-@needs_data
+@pytest.mark.data
 def test_the_context_of_a_chat_is_not_known(tmp_path):
     """lm_eval puts a number of its own in its place, which nothing is measured by."""
     with FaultServer(well) as server:

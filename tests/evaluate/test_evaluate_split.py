@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from helpers.data import DATA, needs_data
+from helpers.data import DATA
 
 pytest.importorskip("lm_eval")
 
@@ -36,7 +36,7 @@ def asked(kind: str, doc: dict) -> str:
     return doc["question"] + doc["choices"]
 
 
-@needs_data
+@pytest.mark.data
 @pytest.mark.parametrize("names", TWINS)
 def test_no_question_is_on_both_sides_of_twins(names):
     twins = [load_tasks(BY_NAME[name], DATA) for name in names]

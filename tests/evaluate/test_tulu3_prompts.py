@@ -14,7 +14,7 @@ import socket
 from pathlib import Path
 
 import pytest
-from helpers.data import DATA, drop_data, needs_data
+from helpers.data import DATA, drop_data
 
 pytest.importorskip("lm_eval")
 
@@ -96,7 +96,7 @@ def mmlu_question(row: dict) -> str:
     return f"Question: {row['question']}\n A. {a}\n B. {b}\n C. {c}\n D. {d}"
 
 
-@needs_data
+@pytest.mark.data
 def test_mmlu_mc():
     found = rendered("mmlu_mc")
     assert len(found) == 3 * 57
@@ -116,7 +116,7 @@ def test_mmlu_mc():
             assert continuations == ["A", "B", "C", "D"], "bare letters"
 
 
-@needs_data
+@pytest.mark.data
 def test_mmlu_cot():
     found = rendered("mmlu_cot")
     for subject in ("anatomy", "college_physics", "virology"):
@@ -131,7 +131,7 @@ def test_mmlu_cot():
             assert (options["max_gen_toks"], options["until"]) == (512, ["Question:"])
 
 
-@needs_data
+@pytest.mark.data
 def test_popqa():
     turns = []
     for shot in published("popqa_15shot.json")[:15]:
@@ -143,7 +143,7 @@ def test_popqa():
         assert (options["max_gen_toks"], options["until"]) == (15, ["\n\n"])
 
 
-@needs_data
+@pytest.mark.data
 def test_truthfulqa():
     head = "".join(
         f"Q: {shot['question']}\nA: {shot['choices'][0]}\n\n"
@@ -157,7 +157,7 @@ def test_truthfulqa():
         assert len(set(continuations)) == len(continuations), "each choice once, no space before"
 
 
-@needs_data
+@pytest.mark.data
 def test_bbh():
     found = rendered("bbh")
     assert len(found) == 3 * 27
@@ -176,7 +176,7 @@ def test_bbh():
             assert (options["max_gen_toks"], options["until"]) == (512, [])
 
 
-@needs_data
+@pytest.mark.data
 def test_gsm8k():
     turns = []
     for shot in published("gsm8k_8shot.json"):
@@ -189,7 +189,7 @@ def test_gsm8k():
         assert options["max_gen_toks"] == 512
 
 
-@needs_data
+@pytest.mark.data
 def test_math():
     turns = []
     for shot in published("minerva_math_4shot.json"):
@@ -201,7 +201,7 @@ def test_math():
         assert (options["max_gen_toks"], options["until"]) == (1024, [])
 
 
-@needs_data
+@pytest.mark.data
 def test_drop(tmp_path):
     found = rendered("drop", drop_data(tmp_path))
     drawn = random.Random(1234).sample(range(5), 3)
@@ -220,7 +220,7 @@ def test_drop(tmp_path):
         assert options["max_gen_toks"] == 50
 
 
-@needs_data
+@pytest.mark.data
 @pytest.mark.parametrize(
     ("name", "file"),
     [
@@ -243,7 +243,7 @@ def test_humaneval(name, file):
     assert config.unsafe_code is True, "lm_eval alone asks for permission too"
 
 
-@needs_data
+@pytest.mark.data
 def test_ifeval_and_alpaca_eval():
     found = rendered("ifeval")
     for _, row in thirds(lines("ifeval/input_data.jsonl")):
@@ -261,7 +261,7 @@ def test_ifeval_and_alpaca_eval():
 # -- what holds for all --------------------------------------------------------------------------
 
 
-@needs_data
+@pytest.mark.data
 def test_sizes_of_complete_data():
     whole = {"mmlu_mc", "mmlu_cot", "gsm8k", "alpaca_eval", "ifeval", "bbh", "truthfulqa"}
     whole |= {"humaneval", "humanevalplus"}
@@ -269,7 +269,7 @@ def test_sizes_of_complete_data():
         assert size(load_tasks(BY_NAME[name], DATA)) == BY_NAME[name].full
 
 
-@needs_data
+@pytest.mark.data
 def test_examples_are_the_published_ones():
     """From lm_eval's own task files, with OLMES's differences, to the letter."""
     assert shots.gsm8k() == [
@@ -288,7 +288,7 @@ def test_changed_examples_are_refused(monkeypatch):
         shots.gsm8k()
 
 
-@needs_data
+@pytest.mark.data
 def test_no_network_with_local_data(monkeypatch):
     def refuse(*_):
         raise AssertionError("a network call")
@@ -300,7 +300,7 @@ def test_no_network_with_local_data(monkeypatch):
             assert size(load_tasks(benchmark, DATA)) > 0
 
 
-@needs_data
+@pytest.mark.data
 def test_lm_eval_alone_finds_the_suite(monkeypatch):
     """Through its include path, without our command."""
     from lm_eval.tasks import TaskManager

@@ -1,4 +1,8 @@
-"""Real benchmark data, where it is: ../shared/data, or what DELTALEARN_DATA names."""
+"""Real benchmark data, which is not in the repository: where it is, and one reason to skip.
+
+A test that reads it is marked `@pytest.mark.data("mmlu/test", ...)`, or `@pytest.mark.data` for all
+of it; a helper asks `find`. What is skipped is one line of pytest's summary, with its count.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,14 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 DATA = Path(os.environ.get("DELTALEARN_DATA") or ROOT.parent / "shared" / "data")
-needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="../shared/data is not here")
+ABSENT = "benchmark data is not here: see docs/contributing.md, or set DELTALEARN_DATA"
+
+
+def find(name: str = "") -> Path:
+    """A file or folder of the data; skips the test where it is absent."""
+    if not (DATA / name).exists():
+        pytest.skip(ABSENT)
+    return DATA / name
 
 
 def drop_data(folder: Path) -> Path:

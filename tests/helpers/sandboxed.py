@@ -12,7 +12,7 @@ import pytest
 
 from deltalearn.errors import UserError
 from deltalearn.evaluate.sandbox import Limits, Outcome, Sandbox
-from helpers.data import DATA
+from helpers.data import find
 
 
 @cache
@@ -31,8 +31,5 @@ def run(program: str, **settings: Any) -> Outcome:
 
 def problems(name: str) -> list[dict[str, str]]:
     """The 164 problems of a file of HumanEval's form; skips the test where it is absent."""
-    path = DATA / name
-    if not path.is_file():
-        pytest.skip(f"no {path}; set DELTALEARN_DATA to a folder with {name}")
-    with gzip.open(path, "rt", encoding="utf-8") as lines:
+    with gzip.open(find(name), "rt", encoding="utf-8") as lines:
         return [json.loads(line) for line in lines]

@@ -19,7 +19,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 from helpers.cli import deltalearn, fails
-from helpers.data import DATA, drop_data, needs_data
+from helpers.data import DATA, drop_data
 
 pytest.importorskip("lm_eval")
 
@@ -28,7 +28,7 @@ from deltalearn.evaluate.harness.cache import FILE
 from deltalearn.evaluate.harness.results import mean_and_error
 from deltalearn.evaluate.tulu3.suite import ALL
 
-pytestmark = [pytest.mark.slow, needs_data]
+pytestmark = [pytest.mark.slow, pytest.mark.data]
 LIMIT = 20
 
 

@@ -6,7 +6,7 @@ import json
 import shutil
 
 import pytest
-from helpers.data import DATA, needs_data
+from helpers.data import DATA
 from helpers.fault_server import FaultServer, well
 
 pytest.importorskip("lm_eval")
@@ -80,7 +80,7 @@ def test_what_no_grader_knows_leaves_out_one_benchmark(tmp_path):
     assert "punctuation:no_such" in found["not_run"]["ifeval"]
 
 
-@needs_data
+@pytest.mark.data
 def test_one_bad_file_leaves_out_one_benchmark(tmp_path):
     """An empty subject of MMLU, PopQA without its examples, or with others than the published."""
     suite = Suite(tmp_path)

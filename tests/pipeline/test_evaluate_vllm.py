@@ -14,14 +14,14 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 from helpers.cli import deltalearn
-from helpers.data import DATA, drop_data, needs_data
+from helpers.data import DATA, drop_data
 from helpers.tiny_evaluated import CONTEXT, make
 
 pytest.importorskip("lm_eval")
 
 from deltalearn.evaluate.tulu3.suite import ALL
 
-pytestmark = [pytest.mark.slow, needs_data]
+pytestmark = [pytest.mark.slow, pytest.mark.data]
 MADE = Path(__file__).parents[2] / ".venv-vllm" / "bin" / "python"
 
 

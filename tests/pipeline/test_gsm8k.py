@@ -12,22 +12,16 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import torch
-from helpers.data import DATA as SHARED
+from helpers.data import DATA
 
 from deltalearn.lm.load import load_model, load_tokenizer, place
 from deltalearn.lm.locate import locate
 from deltalearn.pipeline.run import run_recipe
 from deltalearn.recipe import load_recipe
 
-DATA = SHARED / "gsm8k"
+GSM8K = DATA / "gsm8k"
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        not (DATA / "train.jsonl").is_file(),
-        reason=f"no GSM8K in {DATA}; set DELTALEARN_DATA to a folder with gsm8k/train.jsonl",
-    ),
-]
+pytestmark = [pytest.mark.slow, pytest.mark.data("gsm8k")]
 
 
 @pytest.fixture(scope="module")
@@ -35,15 +29,15 @@ def run(tmp_path_factory):
     from gsm8k.tiny_models import train_all
 
     folder = tmp_path_factory.mktemp("gsm8k")
-    models = train_all(DATA / "train.jsonl", folder / "models")
+    models = train_all(GSM8K / "train.jsonl", folder / "models")
     loaded = load_recipe(
         Path(__file__).with_name("gsm8k") / "recipe.yaml",
         [
             f"student.path={models['student']}",
             f"models.larger.path={models['larger']}",
             f"models.smaller.path={models['smaller']}",
-            f"prompts.source={DATA / 'train.jsonl'}",
-            f"evaluate.source={DATA / 'test.jsonl'}",
+            f"prompts.source={GSM8K / 'train.jsonl'}",
+            f"evaluate.source={GSM8K / 'test.jsonl'}",
         ],
     )
     lines: list[str] = []
@@ -63,7 +57,7 @@ def test_every_stage_leaves_its_artefacts(run):
 
 def test_questions_arrive_unharmed(run):
     path, _, _ = run
-    with (DATA / "train.jsonl").open(encoding="utf-8") as lines:
+    with (GSM8K / "train.jsonl").open(encoding="utf-8") as lines:
         questions = {json.loads(line)["question"] for line in lines}
     prompts = [json.loads(line) for line in (path / "prompts.jsonl").read_text().splitlines()]
     assert len(prompts) == 96
@@ -87,7 +81,7 @@ def test_scores_equal_a_slow_computation(run):
     files = locate(str(models["student"]))
     tokenizer, model = load_tokenizer(files), load_model(files, place("cpu", "float32")).double()
     table = pq.read_table(path / "scores" / "models" / "student" / "items.parquet").to_pylist()
-    with (DATA / "test.jsonl").open(encoding="utf-8") as lines:
+    with (GSM8K / "test.jsonl").open(encoding="utf-8") as lines:
         problems = [json.loads(line) for line, _ in zip(lines, range(3), strict=False)]
     for row, problem in zip(table, problems, strict=False):
         prompt = tokenizer.apply_chat_template(

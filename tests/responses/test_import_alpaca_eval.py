@@ -26,11 +26,7 @@ def outputs_file(size: str) -> Path:
     return DATA / "alpaca_eval" / FAMILY[size] / "model_outputs.json"
 
 
-pytestmark = pytest.mark.skipif(
-    not all(outputs_file(size).is_file() for size in FAMILY),
-    reason=f"no AlpacaEval outputs in {DATA}; set DELTALEARN_DATA to a folder with "
-    f"alpaca_eval/{FAMILY['1B']}/model_outputs.json and its two larger sisters",
-)
+pytestmark = pytest.mark.data("alpaca_eval")
 
 
 @pytest.fixture(scope="module")

@@ -30,10 +30,7 @@ from deltalearn.stats.samples import pass_at_k
 from deltalearn.stats.sampling import Estimate, Sampling
 
 ALPACA = DATA / "alpaca_eval"
-needs_alpaca = pytest.mark.skipif(
-    not ALPACA.is_dir(),
-    reason=f"no alpaca_eval in {DATA}; set DELTALEARN_DATA to a folder with alpaca_eval/",
-)
+needs_alpaca = pytest.mark.data("alpaca_eval")
 
 
 # -- golden numbers ------------------------------------------------------------------------------
@@ -219,7 +216,7 @@ def test_humaneval_rows_carry_most_of_the_variance_of_the_average():
     assert (plan.average_se(twins=1.0) / plan.average_se()) ** 2 == pytest.approx(1.68, abs=0.005)
 
 
-@pytest.mark.skipif(not (DATA / "mmlu" / "test").is_dir(), reason=f"no mmlu in {DATA}")
+@pytest.mark.data("mmlu/test")
 def test_effective_size_of_macro_averages():
     import csv
 

@@ -167,7 +167,7 @@ def test_evaluators_that_do_not_swap(write):
     assert not any(a.verdict.swapped for a in found)
 
 
-@pytest.mark.skipif(not GAMED.is_file(), reason=f"no {GAMED}; set DELTALEARN_DATA")
+@pytest.mark.data("alpaca_eval")
 def test_published_replies_give_published_preferences(judge):
     """805 replies of gpt-4-1106-preview, stored with the preferences that alpaca_eval read."""
     with gzip.open(GAMED, "rt", encoding="utf-8") as file:

@@ -44,10 +44,7 @@ SMALL, MIDDLE, LARGE = (
 )
 GAMED = "gpt4_gamed"
 JUDGE = JudgeIdentity("judge")
-published = pytest.mark.skipif(
-    not (ALPACA / "leaderboard.csv").is_file(),
-    reason=f"no AlpacaEval in {ALPACA}; set DELTALEARN_DATA to a folder with alpaca_eval/",
-)
+published = pytest.mark.data("alpaca_eval")
 
 # Made with alpaca_eval 0.6.6, scikit-learn 1.9.1, setuptools 65.5 in an environment of its own:
 # get_length_controlled_winrate(annotations, glm_name=..., save_weights_dir=None), with its

@@ -19,10 +19,7 @@ from hypothesis import strategies as st
 
 from deltalearn.evaluate.graders.bbh import ANSWERS, extract, grade
 
-needs_data = pytest.mark.skipif(
-    not (DATA / "bbh" / "bbh").is_dir(),
-    reason=f"no BBH in {DATA}; set DELTALEARN_DATA to a folder with bbh/bbh/*.json",
-)
+needs_data = pytest.mark.data("bbh/bbh", "tulu3_fewshot")
 
 # -- by hand -------------------------------------------------------------------------------------
 

@@ -17,7 +17,7 @@ import sys
 from fractions import Fraction
 
 import pytest
-from helpers.data import DATA
+from helpers.data import find
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -31,15 +31,13 @@ from deltalearn.evaluate.graders.code import (
 )
 
 FILES = {
-    "humaneval": DATA / "humaneval" / "HumanEval.jsonl.gz",
-    "humanevalplus": DATA / "humanevalplus" / "HumanEvalPlus-OriginFmt.jsonl.gz",
+    "humaneval": "humaneval/HumanEval.jsonl.gz",
+    "humanevalplus": "humanevalplus/HumanEvalPlus-OriginFmt.jsonl.gz",
 }
 
 
 def problems(name: str) -> list[dict[str, str]]:
-    if not FILES[name].is_file():
-        pytest.skip(f"no {FILES[name]}; set DELTALEARN_DATA to the folder above it")
-    with gzip.open(FILES[name], "rt", encoding="utf-8") as lines:
+    with gzip.open(find(FILES[name]), "rt", encoding="utf-8") as lines:
         return [json.loads(line) for line in lines]
 
 

@@ -19,10 +19,7 @@ from deltalearn.evaluate.graders.drop import f1, gold, grade
 
 DROP = DATA / "drop_fixture" / "drop.json"
 
-needs_data = pytest.mark.skipif(
-    not DROP.is_file(),
-    reason=f"no DROP in {DATA}; set DELTALEARN_DATA to a folder with {DROP.relative_to(DATA)}",
-)
+needs_data = pytest.mark.data("drop_fixture/drop.json")
 
 
 @pytest.fixture(scope="module")

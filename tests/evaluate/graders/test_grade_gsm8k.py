@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import pytest
 import yaml
-from helpers.data import DATA as SHARED
+from helpers.data import DATA
 from helpers.patience import processor_time
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -21,16 +21,11 @@ from hypothesis import strategies as st
 from deltalearn.errors import UserError
 from deltalearn.evaluate.graders.gsm8k import gold, grade, last_number
 
-DATA = SHARED / "gsm8k"
-
-needs_data = pytest.mark.skipif(
-    not (DATA / "train.jsonl").is_file(),
-    reason=f"no GSM8K in {DATA}; set DELTALEARN_DATA to a folder with gsm8k/*.jsonl",
-)
+needs_data = pytest.mark.data("gsm8k")
 
 
 def rows(split: str) -> list[str]:
-    return [json.loads(line)["answer"] for line in (DATA / f"{split}.jsonl").open()]
+    return [json.loads(line)["answer"] for line in (DATA / "gsm8k" / f"{split}.jsonl").open()]
 
 
 # -- by hand -------------------------------------------------------------------------------------

@@ -29,10 +29,7 @@ from deltalearn.evaluate.graders.ifeval import grade, tokenizer_note, verdicts
 
 FILE = DATA / "ifeval" / "input_data.jsonl"
 
-needs_data = pytest.mark.skipif(
-    not FILE.is_file(),
-    reason=f"no IFEval in {FILE.parent}; set DELTALEARN_DATA to a folder with ifeval/",
-)
+needs_data = pytest.mark.data("ifeval/input_data.jsonl")
 
 
 def clear_sentence_models() -> None:

@@ -26,10 +26,7 @@ minerva_math = pytest.importorskip("lm_eval.tasks.minerva_math.utils")
 
 MATH = DATA / "math500" / "test.jsonl"
 
-needs_data = pytest.mark.skipif(
-    not MATH.is_file(),
-    reason=f"no MATH-500 in {DATA}; set DELTALEARN_DATA to a folder with math500/test.jsonl",
-)
+needs_data = pytest.mark.data("math500/test.jsonl")
 
 
 def boxed(answer: str) -> str:

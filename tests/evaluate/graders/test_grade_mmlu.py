@@ -10,14 +10,12 @@ import csv
 import re
 
 import pytest
-from helpers.data import DATA as SHARED
+from helpers.data import DATA
 from helpers.patience import processor_time
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deltalearn.evaluate.graders.mmlu import extract, grade
-
-DATA = SHARED / "mmlu"
 
 # -- by hand: output, the letter the suite's rules find in it ("" = none, wrong) ----------------
 
@@ -141,14 +139,11 @@ def test_half_a_megabyte_of_bait_takes_no_time(bait):
 # -- the real questions --------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(
-    not (DATA / "test").is_dir(),
-    reason=f"no MMLU in {DATA}; set DELTALEARN_DATA to a folder with mmlu/test/*.csv",
-)
+@pytest.mark.data("mmlu/test")
 def test_gold_letters_of_all_questions_score_one():
     """14,042 questions x 3 phrasings, each behind the question itself, which holds many letters."""
     count = 0
-    for path in sorted((DATA / "test").glob("*.csv")):
+    for path in sorted((DATA / "mmlu" / "test").glob("*.csv")):
         with path.open(newline="") as lines:
             for row in csv.DictReader(lines):
                 letter = "ABCD"[int(row["answer"])]

@@ -20,10 +20,7 @@ from deltalearn.evaluate.graders.popqa import gold, grade
 POPQA = DATA / "popqa_subset" / "popqa_1000.jsonl"
 SHOTS = DATA / "tulu3_fewshot" / "popqa_15shot.json"
 
-needs_data = pytest.mark.skipif(
-    not POPQA.is_file(),
-    reason=f"no PopQA in {DATA}; set DELTALEARN_DATA to a folder with {POPQA.relative_to(DATA)}",
-)
+needs_data = pytest.mark.data("popqa_subset", "tulu3_fewshot")
 
 
 # -- by hand -------------------------------------------------------------------------------------

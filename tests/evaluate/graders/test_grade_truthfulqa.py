@@ -18,10 +18,7 @@ from deltalearn.evaluate.graders.truthfulqa import mc2
 
 FILE = DATA / "truthfulqa" / "mc_task.json"
 
-needs_data = pytest.mark.skipif(
-    not FILE.is_file(),
-    reason=f"no TruthfulQA in {FILE.parent}; set DELTALEARN_DATA to a folder with truthfulqa/",
-)
+needs_data = pytest.mark.data("truthfulqa/mc_task.json")
 
 # -- by hand: probabilities of the choices, labels, share of the true ones ------------------------
 
