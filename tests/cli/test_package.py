@@ -77,7 +77,7 @@ MAY_IMPORT = {
     "errors": set(),
     "records": set(),
     "util": set(),
-    "stats": {"evaluate"},
+    "stats": set(),
     "formats": set(),
     "openai_api": set(),
     "lm": set(),

@@ -163,13 +163,13 @@ def test_what_the_context_cut_is_repeated(tmp_path, capsys):
 def test_numbers_are_never_cut_in_a_narrow_terminal(suites, capsys, monkeypatch):
     from rich.console import Console
 
-    from deltalearn.compare import table
+    from deltalearn.util import terminal
 
     class Narrow(Console):
         def __init__(self, **options):
             super().__init__(**options, width=80, force_terminal=True, color_system=None)
 
-    monkeypatch.setattr(table, "Console", Narrow)
+    monkeypatch.setattr(terminal, "Console", Narrow)
     run_compare(Options(a=suites["better"], b=suites["base"], draws=FAST))
     text = capsys.readouterr().out
     assert "…" not in text

@@ -5,17 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
+from deltalearn.util.terminal import console
 from deltalearn.util.wording import visible
 
 
 def print_rows(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
     """Print these columns of the rows. What a model or a server wrote is shown, never obeyed."""
-    console = Console(highlight=False, markup=False)
-    if not console.is_terminal:
-        console.width = 200  # a file or a pipe has no width of its own
     table = Table()
     for column in columns:
         number = bool(rows) and isinstance(rows[0][column], int)
@@ -23,4 +20,4 @@ def print_rows(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> Non
     for row in rows:
         values = (row[column] for column in columns)
         table.add_row(*(f"{v:,}" if isinstance(v, int) else visible(str(v)) for v in values))
-    console.print(table)
+    console().print(table)

@@ -8,19 +8,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 
 from deltalearn.errors import UserError
 from deltalearn.evaluate.tulu3.suite import ALL, ELEVEN
 from deltalearn.stats import power
+from deltalearn.util.terminal import console
 from deltalearn.util.wording import count
 
 # As many items of one stratum are as precise as the macro average: K^2 / sum_k (1 / n_k), of the
 # sizes of 57 subjects (100 to 1,534 questions) and 7 subjects (474 to 1,187 problems).
 EFFECTIVE = {"mmlu_mc": 9528.2, "mmlu_cot": 9528.2, "math": 4463.2}
 TWINS = ("humaneval", "humanevalplus")
-PIPE_WIDTH = 110
 
 
 @dataclass(frozen=True)
@@ -105,9 +104,7 @@ class Plan:
 
 def print_plan(plan: Plan) -> None:
     """The table, and what it means for the wanted effect."""
-    console = Console(highlight=False, markup=False)
-    if not console.is_terminal:
-        console.width = PIPE_WIDTH
+    terminal = console()
     table = Table(box=SIMPLE_HEAD, padding=(0, 1))
     table.add_column("")
     for name in ("n", "detectable, points", f"sees {plan.wanted}"):
@@ -137,8 +134,8 @@ def print_plan(plan: Plan) -> None:
         "yes" if 100 * power.multiple() * high <= plan.effect else "no",
         f"up to {100 * power.multiple() * high:.2f}: HumanEval and HumanEval+ share their problems",
     )
-    console.print(table)
-    console.print(
+    terminal.print(table)
+    terminal.print(
         f"Minimum detectable effect (5% two-sided, 80% power), full splits, deviation of item "
         f"differences {plan.sd:.3g}; standard error of the 11-average {100 * low:.2f} to "
         f"{100 * high:.2f} points. To see {plan.wanted} a benchmark needs "

@@ -5,16 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 
 from deltalearn.compare.result import Comparison, Difference, Row
 from deltalearn.compare.verdict import interval, p_text, points, verdict
+from deltalearn.util.terminal import console
 from deltalearn.util.wording import GAIN, LOSS, NONE, count, listing, one_line
 
 PLAIN = {"box": SIMPLE_HEAD, "padding": (0, 1, 0, 0), "pad_edge": False}
 WIDE = 104  # columns that the whole table needs
-PIPE_WIDTH = 132  # a file or a pipe has no width of its own
 STYLES = {GAIN: "bold blue", LOSS: "bold dark_orange3", NONE: ""}
 SIGNS = {GAIN: "▲", LOSS: "▼", NONE: " "}  # a verdict is not told by colour alone
 METHODS = {
@@ -28,28 +27,26 @@ MARKS = {"McNemar": "m", "bootstrap": "b", "t": "t", "signs": "s"}
 
 def print_comparison(comparison: Comparison) -> None:
     """Verdict, table, how everything was measured, notes."""
-    console = Console(highlight=False, markup=False)
-    if not console.is_terminal:
-        console.width = PIPE_WIDTH
-    narrow = console.width < WIDE
-    console.print(_table(comparison, narrow=narrow))
+    terminal = console()
+    narrow = terminal.width < WIDE
+    terminal.print(_table(comparison, narrow=narrow))
     used = dict.fromkeys(one.test.p_by for one in _all(comparison) if one.test.p_by)
-    console.print(
+    terminal.print(
         "points, A minus B; detectable: at 5% with 80% power; p: "
         + "; ".join(f"({MARKS[by]}) {METHODS[by]}" for by in used),
         style="dim",
     )
     if narrow:
-        console.print("(p and detectable: in a wider terminal, or in --json)", style="dim")
+        terminal.print("(p and detectable: in a wider terminal, or in --json)", style="dim")
     for line in _how(comparison):
-        console.print(line, style="dim")
-    console.print()
+        terminal.print(line, style="dim")
+    terminal.print()
     first, *others = verdict(comparison)
-    console.print(first, style="bold")
+    terminal.print(first, style="bold")
     for sentence in others:
-        console.print(sentence)
+        terminal.print(sentence)
     for note in comparison.notes:
-        console.print(f"note: {note}", style="dim")
+        terminal.print(f"note: {note}", style="dim")
 
 
 def _all(comparison: Comparison) -> list[Difference]:

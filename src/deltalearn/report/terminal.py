@@ -6,16 +6,15 @@ import json
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
+
+from deltalearn.util.terminal import console
 
 
 def print_summary(run: Path) -> None:
     """Print arms and weak models with intervals, and where the report is."""
     summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = 120  # a file or a pipe has no width of its own
+    terminal = console()
     table = Table(title=f"{summary['name']}: {summary['items']} items, seeds {summary['seeds']}")
     table.add_column("")
     for metric in summary["metrics"]:
@@ -26,8 +25,8 @@ def print_summary(run: Path) -> None:
     table.add_section()
     for name, entry in summary["arms"].items():
         table.add_row(name, *_cells(entry, summary["metrics"]))
-    console.print(table)
-    console.print(
+    terminal.print(table)
+    terminal.print(
         f"report:  {run / 'report.html'}\nnumbers: {run / 'summary.json'}", soft_wrap=True
     )
 

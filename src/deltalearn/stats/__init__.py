@@ -4,13 +4,11 @@ What is compared is always a difference a - b that belongs to one item, so what 
 for both cancels (Miller, arXiv 2411.00640). `sampling` says how items were drawn (strata, clusters)
 and gives means and standard errors; every other module is one question:
 
-difference   how large is it, and its standard error, paired and unpaired
+difference   how large is the mean of scores or of differences, and its standard error
 bootstrap    an interval without a normal curve; many benchmarks resampled together
 mcnemar      0/1 scores: the exact test, and an interval of the same two counts
 seeds        several training runs an arm, as a random effect
+joint        two benchmarks that share their problems
 holm         many tests at once
 power        what could have been seen, before or after a run
-samples      pass@k: several samples of a problem, which stays the unit
-controlled   a length-controlled win rate as one score per item
-joint        two benchmarks that share their problems
 """

@@ -12,7 +12,6 @@ Equal rows are drawn by their number (a multinomial over distinct rows): the sam
 from __future__ import annotations
 
 import numpy as np
-from scipy import stats
 
 from deltalearn.stats.sampling import Sampling
 
@@ -64,25 +63,6 @@ def percentile(draws: np.ndarray, level: float = 0.95) -> tuple[float, float]:
     """The central part of (draws,)."""
     tail = 50 * (1 - level)
     low, high = np.percentile(draws, [tail, 100 - tail])
-    return float(low), float(high)
-
-
-def bca(
-    draws: np.ndarray, value: float, influence: np.ndarray, level: float = 0.95
-) -> tuple[float, float]:
-    """The bias-corrected and accelerated interval (Efron 1987) of an estimate `value`.
-
-    influence: of each unit (`Sampling.influence`); its skewness is the acceleration. Where the
-    draws do not vary the interval is their one value.
-    """
-    below = np.mean(draws < value) + np.mean(draws == value) / 2
-    squares = float(np.sum(influence**2))
-    if squares == 0 or not 0 < below < 1:
-        return percentile(draws, level)
-    bias = stats.norm.ppf(below)
-    acceleration = float(np.sum(influence**3)) / (6 * squares**1.5)
-    ends = bias + stats.norm.ppf([0.5 - level / 2, 0.5 + level / 2])
-    low, high = np.quantile(draws, stats.norm.cdf(bias + ends / (1 - acceleration * ends)))
     return float(low), float(high)
 
 

@@ -26,16 +26,8 @@ def discordant(a: np.ndarray, b: np.ndarray) -> tuple[int, int]:
 
 
 def p_value(b: int, c: int) -> float:
-    """Exact two-sided p: min(1, 2 P(Bin(b + c, 1/2) <= min(b, c))).
-
-    In whole numbers of any size, as 2^(b + c) leaves 64 bits at 64 discordant items.
-    """
-    total = b + c
-    term = tail = 1  # binomial(total, 0)
-    for k in range(1, min(b, c) + 1):
-        term = term * (total - k + 1) // k
-        tail += term
-    return min(1.0, 2 * tail / 2**total)
+    """Exact two-sided p: min(1, 2 P(Bin(b + c, 1/2) <= min(b, c))); 1 where no item differs."""
+    return float(stats.binomtest(b, b + c).pvalue) if b + c else 1.0
 
 
 def interval(b: int, c: int, n: int, level: float = 0.95) -> tuple[float, float]:

@@ -34,11 +34,6 @@ class Estimate:
         reach = stats.t.ppf(0.5 + level / 2, self.df) * self.se
         return self.value - reach, self.value + reach
 
-    def normal_interval(self, level: float = 0.95) -> tuple[float, float]:
-        """value -+ z * se: what `interval` comes to with many items."""
-        reach = stats.norm.ppf(0.5 + level / 2) * self.se
-        return self.value - reach, self.value + reach
-
     def p_value(self) -> float:
         """Two-sided p of "the truth is zero"; 1 for a difference of exactly zero."""
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -120,17 +115,17 @@ class Sampling:
         share = (self.weights / self.sizes)[self._stratum_of_unit]
         return (self.unit_sums(x) - self.unit_sizes * means) * share
 
-    def variance(self, x: np.ndarray, *, correction: bool = True) -> tuple[np.ndarray, np.ndarray]:
+    def variance(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(..., n) -> the variance of `mean` and its degrees of freedom (Satterthwaite), (...).
 
-        Without `correction` the factor G / (G - 1) is left out. Strata of one unit are collapsed:
-        their spread around each other stands for the spread within them, which is too much rather
-        than too little (Cochran, Sampling Techniques, 5A.12). NaN where nothing can be known.
+        Strata of one unit are collapsed: their spread around each other stands for the spread
+        within them, which is too much rather than too little (Cochran, Sampling Techniques,
+        5A.12). NaN where nothing can be known.
         """
         squares = np.add.reduceat(self.influence(x) ** 2, self._stratum_starts, axis=-1)
         many = self.units > 1
         free = np.where(many, self.units - 1, 1)
-        parts = np.where(many, squares * (self.units / free if correction else 1), 0.0)
+        parts = np.where(many, squares * (self.units / free), 0.0)
         if many.all():
             return _add_up(parts, free)
         single = ~many

@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from deltalearn.errors import UserError
@@ -17,6 +16,7 @@ from deltalearn.theory.geometry import Geometry
 from deltalearn.theory.numbers import Measured, Theory, default_rate
 from deltalearn.theory.simulate import INPUTS, LOSSES, Plan
 from deltalearn.util.files import write_text
+from deltalearn.util.terminal import console
 
 OUT = Path("runs/theory")
 LOSS_NAMES = {"preference": "preference training", "sft": "SFT", "dpo": "DPO"}
@@ -239,9 +239,6 @@ def _with_error(mean: float, error: float) -> str:
 
 def print_table(geometry: Geometry, theory: Theory, measured: Measured) -> None:
     """The rows on standard output, a group at a time."""
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = 120  # a file or a pipe has no width of its own
     table = Table(title="Delta learning in logistic regression", show_header=False)
     last = None
     for group, what, value in rows(geometry, theory, measured):
@@ -251,7 +248,7 @@ def print_table(geometry: Geometry, theory: Theory, measured: Measured) -> None:
             table.add_row(f"[bold]{group}[/bold]", "")
         table.add_row(f"  {what}", value)
         last = group
-    console.print(table)
+    console(markup=True).print(table)
 
 
 def write_files(geometry: Geometry, theory: Theory, measured: Measured, out: Path) -> list[Path]:
