@@ -92,10 +92,10 @@ class Sampling:
 class Request:
     """One answer wanted: what an engine is given. `key` identifies it by content.
 
-    `messages` is what the model sees: the prompt's, with the system turn that `how` adds. `model`
-    is the identity of the model (a fingerprint of its files, or the name under which a server
-    knows it). `how` is canonical JSON of the settings that decide the answer, the sample's number
-    left out.
+    `messages` is what the model sees: the prompt's, with the system turn that its settings add.
+    `model` is the identity of the model (a fingerprint of its files, or the name under which a
+    server knows it). `settings_json` is canonical JSON of the settings that decide the answer, the
+    sample's number left out.
     """
 
     key: str
@@ -103,7 +103,7 @@ class Request:
     sample: int
     messages: tuple[Message, ...] = ()
     model: str = ""
-    how: str = "{}"
+    settings_json: str = "{}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,8 +111,8 @@ class Response:
     """One answer received, or the reason why there is none.
 
     `finish_reason` is "stop" (the model ended its turn), "length" (cut at max_tokens) or "error".
-    `text` is the answer; a thinking trace before it is in `thought`, with its marks, so that
-    `thought + text` is all that was written, behind an opening mark where the prompt ended with
+    `text` is the answer; a thinking trace before it is in `reasoning`, with its marks, so that
+    `reasoning + text` is all that was written, behind an opening mark where the prompt ended with
     it. `token_ids` are of what was written, without the end-of-turn id;
     empty where the engine does not give them, while `completion_tokens` counts them. `seconds`
     from asking to having, `seed` what the engine was given, `tries` how often it was asked.
@@ -125,7 +125,7 @@ class Response:
     finish_reason: str
     prompt_tokens: int
     error: str | None = None
-    thought: str = ""
+    reasoning: str = ""
     completion_tokens: int | None = None  # default: as many as token_ids
     seconds: float | None = field(default=None, compare=False)
     seed: int | None = None

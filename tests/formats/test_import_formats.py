@@ -204,7 +204,7 @@ SHAPES: dict[str, tuple[dict[str, Any], dict[str, Any], list[tuple]]] = {
         {},
         [("A", TALK, "a", "length")],
     ),
-    "thoughts": (
+    "reasoning": (
         {"prompt": "q", "response": "<think>hm</think>\n\na", "model": "A"},
         {},
         [("A", Q, "a", "stop")],
@@ -214,7 +214,7 @@ SHAPES: dict[str, tuple[dict[str, Any], dict[str, Any], list[tuple]]] = {
         {},
         [("A", Q, "Write </think> at the end.", "stop")],
     ),
-    "a thought that was cut": (
+    "reasoning that was cut": (
         {"prompt": "q", "response": "<think>hm", "model": "A"},
         {},
         [("A", Q, "", "length")],
@@ -469,7 +469,7 @@ def test_a_name_given_here_stays_and_identities_are_apart_from_real_models(write
         assert store.db.execute("SELECT * FROM models").fetchall() == [(1, "imported:A", "larger")]
 
 
-def test_our_own_pairs_come_back_with_models_reasons_and_thoughts(tmp_path):
+def test_our_own_pairs_come_back_with_models_reasons_and_reasoning(tmp_path):
     sides = [Response("k", f"<think>\n{t}\n</think>\n\n{t}", (), "stop", 1) for t in "ab"]
     cut = Response("k", "cut", (), "length", 1)
     pairs = [Pair("p1", 0, tuple(TALK), *sides), Pair("p2", 0, tuple(Q), sides[0], cut)]

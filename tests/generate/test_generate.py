@@ -98,13 +98,13 @@ def test_seed_and_top_p_are_not_in_the_key_of_a_greedy_request():
 
 
 def test_order_of_keys_in_a_message_does_not_matter():
-    how = Settings(GREEDY).how()
+    how = Settings(GREEDY).key()
     one, two = ({"role": "user", "content": "a"},), ({"content": "a", "role": "user"},)
     assert request_key("m", one, how, 0) == request_key("m", two, how, 0)
 
 
 def test_turns_cannot_be_confused_with_one_another():
-    how = Settings(GREEDY).how()
+    how = Settings(GREEDY).key()
     joined = ({"role": "user", "content": "ab"},)
     apart = ({"role": "user", "content": "a"}, {"role": "user", "content": "b"})
     assert request_key("m", joined, how, 0) != request_key("m", apart, how, 0)

@@ -131,7 +131,7 @@ def keys(store: Path) -> list[str]:
 def content(store: Path) -> list[tuple]:
     """All that an answer is, without when and how fast."""
     query = """
-        SELECT r.key, m.identity, p.messages, s.how, r.text, r.token_ids, r.finish_reason, r.error
+        SELECT r.key, m.identity, p.messages, s.json, r.text, r.token_ids, r.finish_reason, r.error
         FROM responses r JOIN models m ON m.id = r.model JOIN prompts p ON p.id = r.prompt
         JOIN settings s ON s.id = r.settings ORDER BY r.key
     """

@@ -20,7 +20,7 @@ from deltalearn.generate.engines.hf import TransformersEngine
 from deltalearn.generate.engines.local import LocalPrompts, answer_of
 from deltalearn.generate.stage import Window
 from deltalearn.lm.locate import locate
-from deltalearn.lm.reasoning import join_thought, opens_thought, split_thought
+from deltalearn.lm.reasoning import join_reasoning, opens_reasoning, split_reasoning
 from deltalearn.pairs import PairCounts, build_pairs
 from deltalearn.records import Prompt, Response, Sampling
 from deltalearn.responses.requests import RequestPlan, Settings
@@ -29,7 +29,7 @@ from deltalearn.responses.requests import RequestPlan, Settings
 
 
 @pytest.mark.parametrize(
-    ("written", "thought", "text"),
+    ("written", "reasoning", "text"),
     [
         ("", "", ""),
         ("plain", "", "plain"),
@@ -70,12 +70,12 @@ from deltalearn.responses.requests import RequestPlan, Settings
         ("<thinking>a</thinking>b", "", "<thinking>a</thinking>b"),
     ],
 )
-def test_what_is_the_trace_and_what_the_answer(written, thought, text):
-    assert split_thought(written) == (thought, text)
+def test_what_is_the_trace_and_what_the_answer(written, reasoning, text):
+    assert split_reasoning(written) == (reasoning, text)
 
 
 @pytest.mark.parametrize(
-    ("written", "thought", "text"),
+    ("written", "reasoning", "text"),
     [
         ("a</think>b", "<think>a</think>", "b"),
         ("a </think> b", "<think>a </think> ", "b"),  # known to be the end, however it stands
@@ -85,8 +85,8 @@ def test_what_is_the_trace_and_what_the_answer(written, thought, text):
         ("<think>a</think>b", "<think>a</think>", "b"),  # a model that opens it once more
     ],
 )
-def test_inside_a_trace_that_the_prompt_opened(written, thought, text):
-    assert split_thought(written, opened=True) == (thought, text)
+def test_inside_a_trace_that_the_prompt_opened(written, reasoning, text):
+    assert split_reasoning(written, opened=True) == (reasoning, text)
 
 
 PARTS = st.sampled_from(["<think>", "</think>", "a", "b c", " ", "\n", "<", ">", "/think", "é"])
@@ -95,24 +95,24 @@ PARTS = st.sampled_from(["<think>", "</think>", "a", "b c", " ", "\n", "<", ">",
 @given(st.lists(PARTS, max_size=8).map("".join), st.booleans())
 def test_nothing_is_lost_and_splitting_again_changes_nothing(written, opened):
     """Pairs that keep their traces can be imported, split and joined again."""
-    thought, text = split_thought(written, opened)
-    assert thought + text in (written, "<think>" + written)
-    assert split_thought(thought + text) == (thought, text)
-    assert not thought or thought.lstrip().startswith("<think>")
-    assert not thought or text == text.lstrip()
+    reasoning, text = split_reasoning(written, opened)
+    assert reasoning + text in (written, "<think>" + written)
+    assert split_reasoning(reasoning + text) == (reasoning, text)
+    assert not reasoning or reasoning.lstrip().startswith("<think>")
+    assert not reasoning or text == text.lstrip()
 
 
 def test_a_trace_given_apart_gets_the_usual_marks():
-    joined = join_thought("hm", "yes")
+    joined = join_reasoning("hm", "yes")
     assert joined == ("<think>\nhm\n</think>\n\n", "yes")
-    assert split_thought("".join(joined)) == joined
-    assert join_thought("", "<b>") == ("", "<b>")
+    assert split_reasoning("".join(joined)) == joined
+    assert join_reasoning("", "<b>") == ("", "<b>")
 
 
 def test_a_prompt_leaves_the_model_inside_a_trace_only_if_that_is_its_end():
-    assert opens_thought("<|assistant|><think>\n")
-    assert not opens_thought("<|assistant|><think>\n\n</think>\n\n")
-    assert not opens_thought("<|user|>what is <think>?<|assistant|>")
+    assert opens_reasoning("<|assistant|><think>\n")
+    assert not opens_reasoning("<|assistant|><think>\n\n</think>\n\n")
+    assert not opens_reasoning("<|user|>what is <think>?<|assistant|>")
 
 
 # -- generation here -----------------------------------------------------------------------------
@@ -146,19 +146,19 @@ def test_a_local_model_whose_template_opens_the_trace(thinker, cpu, loaded):
     assert len(found) == 2
     for response in found:
         assert response.text == "" and response.token_ids
-        assert response.thought == "<think>" + tokenizer.decode(response.token_ids)
+        assert response.reasoning == "<think>" + tokenizer.decode(response.token_ids)
 
 
 @pytest.mark.parametrize(
-    ("written", "thought", "text"),
+    ("written", "reasoning", "text"),
     [("hm</think>\n\nyes", "<think>hm</think>\n\n", "yes"), ("hm", "<think>hm", "")],
 )
-def test_ids_of_an_answer_count_its_trace(thinker, loaded, written, thought, text):
+def test_ids_of_an_answer_count_its_trace(thinker, loaded, written, reasoning, text):
     tokenizer = loaded(thinker)[1]
     ids, _ = LocalPrompts(tokenizer).ids_or_errors(ASKED[:1])
     answer = tokenizer(written, add_special_tokens=False)["input_ids"]
     found = answer_of("k", ids[ASKED[0].key], answer, True, tokenizer, context=96)
-    assert (found.thought, found.text) == (thought, text)
+    assert (found.reasoning, found.text) == (reasoning, text)
     assert found.tokens == len(answer) and list(found.token_ids) == answer
 
 
@@ -188,7 +188,7 @@ POLICIES = {
 @pytest.fixture(scope="module")
 def store(tmp_path_factory) -> Path:
     """What a model that thinks and one that does not said to each question."""
-    out = tmp_path_factory.mktemp("thoughts")
+    out = tmp_path_factory.mktemp("reasoning")
 
     def plan(question: str, attempt: int) -> Reply:
         if server.bodies[-1]["model"] == "plain":
@@ -206,7 +206,7 @@ def store(tmp_path_factory) -> Path:
         )  # fmt: skip
     assert result.returncode == 0, result.stderr
     large, small = [line for line in result.stdout.splitlines() if "generate/" in line]
-    assert "thoughts 4" in large and "truncated 1" in large and "thoughts" not in small
+    assert "with reasoning 4" in large and "truncated 1" in large and "with reasoning" not in small
     return out / "run"
 
 
@@ -214,7 +214,7 @@ def store(tmp_path_factory) -> Path:
 def test_pairs_keep_or_strip_traces_by_policy(store, policy):
     taught, dropped = POLICIES[policy]
     out = store / f"{policy}.parquet"
-    options = [] if policy == "keep" else ["--thoughts", policy]  # keep is the default
+    options = [] if policy == "keep" else ["--reasoning", policy]  # keep is the default
     result = deltalearn(
         "pairs", store, "--chosen", "large", "--rejected", "small", "--out", out, *options
     )
@@ -228,9 +228,9 @@ def test_pairs_keep_or_strip_traces_by_policy(store, policy):
 def test_another_policy_is_refused(store):
     result = deltalearn(
         "pairs", store, "--chosen", "large", "--rejected", "small", "--out", store / "x.parquet",
-        "--thoughts", "hide",
+        "--reasoning", "hide",
     )  # fmt: skip
-    fails(result, "thoughts", "keep", "strip")
+    fails(result, "reasoning", "keep", "strip")
     assert not (store / "x.parquet").exists()
 
 
@@ -238,10 +238,10 @@ def test_the_cap_on_lengths_counts_traces_under_either_policy():
     """Token counts are of all that was written; a trace is not counted apart."""
     prompt = Prompt("p", ({"role": "user", "content": "q"},))
     short = Response("s", "bad", (1, 2), "stop", 1)
-    thinks = Response("l", "good", tuple(range(9)), "stop", 1, thought=TRACE)
+    thinks = Response("l", "good", tuple(range(9)), "stop", 1, reasoning=TRACE)
     for policy in ("keep", "strip"):
         for cap, pairs in ((6, 0), (7, 1)):
             counts = PairCounts()
             given = [(prompt, 0, thinks, short)]
-            list(build_pairs(given, counts, thoughts=policy, max_length_difference=cap))
+            list(build_pairs(given, counts, reasoning=policy, max_length_difference=cap))
             assert counts.pairs == pairs

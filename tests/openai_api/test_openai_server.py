@@ -24,7 +24,7 @@ from deltalearn.generate.engines.openai_server import ServedEngine
 from deltalearn.generate.stage import generate
 from deltalearn.openai_api import Endpoint
 from deltalearn.pairs import PairCounts, build_pairs
-from deltalearn.pairs.candidates import pair_candidates
+from deltalearn.pairs.candidates import candidates_of_requests
 from deltalearn.records import Prompt, Request, Sampling
 from deltalearn.responses.requests import RequestPlan, Settings
 from deltalearn.responses.store import ResponseStore
@@ -135,10 +135,10 @@ def test_what_is_sent_to_servers_with_other_habits(ask):
     "message",
     [{"reasoning_content": "hm", "content": "yes"}, {"content": "<think>\nhm\n</think>\n\nyes"}],
 )
-def test_thoughts_are_kept_apart(ask, message):
+def test_reasoning_is_kept_apart(ask, message):
     with FaultServer(lambda q, n: Reply(200, answer_to(q, message=message))) as server:
         _, found = ask(server, plan(["q"]))
-    assert (found["q"].thought, found["q"].text) == ("<think>\nhm\n</think>\n\n", "yes")
+    assert (found["q"].reasoning, found["q"].text) == ("<think>\nhm\n</think>\n\n", "yes")
 
 
 def patience(fault: str) -> float:
@@ -393,7 +393,7 @@ def test_a_storm_over_five_thousand_requests(ask, store):
     with FaultServer(lambda q, n: Reply(200, answer_to(q, message={"content": "no"}))) as server:
         ask(server, others, concurrency=64)
     counted = PairCounts()
-    pairs = list(build_pairs(pair_candidates(store, requests, others), counted))
+    pairs = list(build_pairs(candidates_of_requests(store, requests, others), counted))
     assert len(pairs) == 5000 - sum(errors.values())
     assert counted.dropped["error"] == sum(errors.values())
     assert all(pair.chosen.text.startswith("answer") for pair in pairs)

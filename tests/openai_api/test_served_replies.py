@@ -131,7 +131,7 @@ def test_halves_of_characters_are_replaced(written, kept):
     """JSON can write them, and no database takes them."""
     message = {"content": written, "reasoning_content": written}
     answer = read_reply(200, {}, body(answer_to("q", message=message)))
-    assert (answer.text, answer.thought) == (kept, kept)
+    assert (answer.text, answer.reasoning) == (kept, kept)
     with pytest.raises(Fault) as caught:
         read_reply(400, {}, body({"error": {"message": written}}))
     caught.value.reason.encode()
@@ -151,11 +151,11 @@ def test_token_ids_that_are_none_make_a_malformed_reply(ids):
     assert (caught.value.kind, caught.value.retry) == ("malformed", True)
 
 
-def test_a_thought_without_an_answer_is_an_empty_answer():
+def test_reasoning_without_an_answer_is_an_empty_answer():
     """To ask again would bring the same."""
     message = {"content": None, "reasoning_content": "hm"}
     answer = read_reply(200, {}, body(answer_to("q", message=message)))
-    assert (answer.text, answer.thought, answer.finish_reason) == ("", "hm", "stop")
+    assert (answer.text, answer.reasoning, answer.finish_reason) == ("", "hm", "stop")
 
 
 # -- the pace ------------------------------------------------------------------------------------

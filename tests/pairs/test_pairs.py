@@ -187,24 +187,24 @@ def test_no_useless_pair_and_no_candidate_uncounted(candidates, truncated, cap):
             assert len(pair.chosen.token_ids) - len(pair.rejected.token_ids) <= cap
 
 
-def test_thoughts_are_part_of_what_is_taught_or_left_out():
-    thinking = replace(GOOD, thought="<think>hm</think>\n")
-    (kept,), _ = built([(PROMPT, 0, thinking, ALSO_GOOD)], thoughts="keep")
-    assert (kept.chosen.text, kept.chosen.thought) == ("<think>hm</think>\ngood", "")
-    (stripped,), _ = built([(PROMPT, 0, thinking, ALSO_GOOD)], thoughts="strip")
+def test_reasoning_is_part_of_what_is_taught_or_left_out():
+    thinking = replace(GOOD, reasoning="<think>hm</think>\n")
+    (kept,), _ = built([(PROMPT, 0, thinking, ALSO_GOOD)], reasoning="keep")
+    assert (kept.chosen.text, kept.chosen.reasoning) == ("<think>hm</think>\ngood", "")
+    (stripped,), _ = built([(PROMPT, 0, thinking, ALSO_GOOD)], reasoning="strip")
     assert stripped.chosen.text == "good"
 
 
-def test_answers_that_differ_in_their_thoughts_only_are_a_pair_if_these_are_taught():
-    one, other = (replace(GOOD, thought=f"<think>{t}</think>") for t in "ab")
-    assert the_reason(one, other, thoughts="keep") is None
-    assert the_reason(one, other, thoughts="strip") == "identical"
+def test_answers_that_differ_in_their_reasoning_only_are_a_pair_if_it_is_taught():
+    one, other = (replace(GOOD, reasoning=f"<think>{t}</think>") for t in "ab")
+    assert the_reason(one, other, reasoning="keep") is None
+    assert the_reason(one, other, reasoning="strip") == "identical"
 
 
-def test_a_thought_without_an_answer_is_empty_once_it_is_stripped():
-    endless = replace(response("", "length"), thought="<think>and so on")
-    assert the_reason(endless, GOOD, thoughts="strip", truncated="keep") == "empty"
-    assert the_reason(endless, GOOD, thoughts="keep", truncated="keep") is None
+def test_reasoning_without_an_answer_is_empty_once_it_is_stripped():
+    endless = replace(response("", "length"), reasoning="<think>and so on")
+    assert the_reason(endless, GOOD, reasoning="strip", truncated="keep") == "empty"
+    assert the_reason(endless, GOOD, reasoning="keep", truncated="keep") is None
 
 
 def test_a_cap_on_lengths_that_nobody_counted_is_an_error():
@@ -327,7 +327,7 @@ def test_missing_pairs_are_a_user_error(tmp_path):
 
 def test_a_trace_without_an_answer_is_no_answer():
     prompt = Prompt("p", ({"role": "user", "content": "q"},))
-    thinks = Response("a", "", (1,), "stop", 1, thought="<think>hm</think>")
+    thinks = Response("a", "", (1,), "stop", 1, reasoning="<think>hm</think>")
     answers = Response("b", "yes", (2,), "stop", 1)
     counts = PairCounts()
     assert list(build_pairs([(prompt, 0, thinks, answers)], counts)) == []

@@ -98,7 +98,7 @@ def test_an_unchanged_store_is_not_read_again(generate, tmp_path, monkeypatch):
     generating.run_generate(loaded, tmp_path / "out", say=said.append)
     assert said == [f"{tmp_path / 'out'}: everything is answered already, nothing to do"]
     with ResponseStore(tmp_path / "out" / "responses.sqlite") as store:
-        assert store.mark() == mark["mark"]
+        assert store.version() == mark["mark"]
 
 
 @pytest.mark.parametrize("change", ["add", "drop_errors", "forget", "merge"])
@@ -109,9 +109,9 @@ def test_whatever_changes_answers_changes_the_mark(tmp_path, change):
     path = put(tmp_path / "store.sqlite", answer(first, "a"), failure(second))
     other = put(tmp_path / "other.sqlite", answer(third, "c"))
     with ResponseStore(path) as store:
-        before = store.mark()
-        store.name_model("M", "m", first.how)
-        assert store.drop_errors([first.key]) == 0 and store.mark() == before
+        before = store.version()
+        store.name_model("M", "m", first.settings_json)
+        assert store.drop_errors([first.key]) == 0 and store.version() == before
         if change == "add":
             store.add([answer(third, "c")], engine="e")
         elif change == "drop_errors":
@@ -120,13 +120,13 @@ def test_whatever_changes_answers_changes_the_mark(tmp_path, change):
             forget_model(store, "m")
         else:
             merge(store, other)
-        after = store.mark()
+        after = store.version()
         merge(store, other)
         if change in ("add", "merge"):
-            assert store.mark() == after, "there was nothing new in it"
+            assert store.version() == after, "there was nothing new in it"
     assert after != before
     with ResponseStore(other) as store:
-        assert store.mark() not in (before, after)
+        assert store.version() not in (before, after)
 
 
 def test_a_fingerprint_is_of_what_pairs_are_made_of(tmp_path):
@@ -135,7 +135,7 @@ def test_a_fingerprint_is_of_what_pairs_are_made_of(tmp_path):
     found = {}
     for name, given in {
         "plain": {}, "again": {"seconds": 9.0, "tries": 3}, "text": {"text": "b"},
-        "thought": {"thought": "<think></think>"}, "tokens": {"token_ids": (1, 2)},
+        "reasoning": {"reasoning": "<think></think>"}, "tokens": {"token_ids": (1, 2)},
         "cut": {"finish_reason": "length"},
     }.items():  # fmt: skip
         content = {"text": "a", "token_ids": (1,), "finish_reason": "stop", "prompt_tokens": 3}

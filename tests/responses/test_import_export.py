@@ -27,9 +27,9 @@ from deltalearn.responses.store import ResponseStore
 
 FORMATS = (".jsonl", ".parquet")
 COLUMNS = [
-    "model", "messages", "response", "thought", "finish_reason", "error", "fault", "prompt_id",
-    "sample", "prompt_tokens", "completion_tokens", "token_ids", "seconds", "seed", "tries",
-    "engine", "identity", "how", "key",
+    "model", "messages", "response", "reasoning", "finish_reason", "error", "fault",
+    "prompt_id", "sample", "prompt_tokens", "completion_tokens", "token_ids", "seconds",
+    "seed", "tries", "engine", "identity", "settings", "key",
 ]  # fmt: skip
 
 
@@ -48,7 +48,7 @@ def store_of(*stores: list[tuple]) -> ResponseStore:
 def everything(store: ResponseStore) -> list[tuple]:
     """All that is known of each answer, but when it came."""
     query = """
-        SELECT r.key, m.identity, m.name, p.messages, s.how, r.sample, r.prompt_id, r.engine,
+        SELECT r.key, m.identity, m.name, p.messages, s.json, r.sample, r.prompt_id, r.engine,
                r.seconds
         FROM responses r JOIN models m ON m.id = r.model JOIN prompts p ON p.id = r.prompt
         JOIN settings s ON s.id = r.settings ORDER BY r.id
@@ -82,7 +82,7 @@ def full() -> ResponseStore:
     sampled = Settings(Sampling(0.7, 0.9, 5), seed=3, samples=2, system='a "system"\n')
     a, b = RequestPlan("served:x", [Prompt("p", (turn("user", "q"),))], sampled)
     local = [
-        (r, Response(r.key, t, (i, 2**32 - 1), "stop", i, thought=t, seconds=0.1 + i))
+        (r, Response(r.key, t, (i, 2**32 - 1), "stop", i, reasoning=t, seconds=0.1 + i))
         for i, (r, t) in enumerate(zip(greedy, HOSTILE, strict=True))
     ]
     cut = Response(a.key, "cut", (), "length", 7, completion_tokens=9, seed=2**128 - 1, tries=4)
@@ -120,7 +120,7 @@ def test_columns_are_the_same_in_both_formats_and_rows_stand_in_lines(full, tmp_
     assert local["completion_tokens"] == len(local["token_ids"]) == 2
     assert (cut["completion_tokens"], cut["seed"]) == (9, str(2**128 - 1)), "no JSON number is safe"
     assert (bad["response"], bad["finish_reason"], bad["fault"]) == ("", "error", "refused")
-    assert bad["messages"] == [turn("user", "q")], "the settings' system turn is in `how`"
+    assert bad["messages"] == [turn("user", "q")], "the settings' system turn is in `settings`"
 
 
 ANY_TEXT = st.text(st.characters(codec="utf-8"))
@@ -132,7 +132,7 @@ def test_any_text_comes_back(texts, kind):
     prompts = [Prompt(q, (turn("user", f"{i}{q}"),)) for i, (q, _) in enumerate(texts)]
     plan = RequestPlan("m", prompts, Settings(Sampling(0, 1, 5)))
     answered = [
-        (r, Response(r.key, t, (), "stop", 0, thought=t))
+        (r, Response(r.key, t, (), "stop", 0, reasoning=t))
         for r, (_, t) in zip(plan, texts, strict=True)
     ]
     with tempfile.TemporaryDirectory() as folder, store_of(answered) as store, store_of() as back:
@@ -158,14 +158,25 @@ def test_some_models_alone_or_nothing_at_all(full, tmp_path, kind):
         export(full, tmp_path / "all.csv")
 
 
+def test_an_export_of_an_earlier_version_is_read(write_lines):
+    row = exported(reasoning="<think>hm</think>")
+    now = [row["key"]]
+    row["how"], row["thought"] = row.pop("settings"), row.pop("reasoning")
+    with store_of() as store:
+        assert import_responses(store, str(write_lines([row]))).added == 1
+        assert store.get(now)[row["key"]].reasoning == "<think>hm</think>"
+        assert check(store).problems == []
+
+
 def exported(**changes: Any) -> dict[str, Any]:
     """A sampled answer as `export` writes it, with changes."""
     plan = RequestPlan("m", [Prompt("p", (turn("user", "q"),))], Settings(Sampling(1, 1, 5)))
     row = dict.fromkeys(COLUMNS) | {
-        "model": "name", "messages": [turn("user", "q")], "response": "a", "thought": "",
+        "model": "name", "messages": [turn("user", "q")], "response": "a", "reasoning": "",
         "finish_reason": "stop", "prompt_id": "p", "sample": 0, "prompt_tokens": 3,
         "completion_tokens": 2, "token_ids": [1, 2], "seconds": 0.5, "seed": "7", "tries": 1,
-        "engine": "e", "identity": "m", "how": plan.settings.how(), "key": next(iter(plan)).key,
+        "engine": "e", "identity": "m", "settings": plan.settings.key(),
+        "key": next(iter(plan)).key,
     }  # fmt: skip
     return row | changes
 
@@ -198,8 +209,8 @@ def test_an_altered_row_is_refused_or_leaves_a_whole_store(column, value):
         ({"messages": [turn("user", "r")]}, "altered"),
         ({"identity": "n"}, "altered"),
         ({"sample": 1}, "altered"),
-        ({"how": '{"max_tokens":6,"temperature":1,"top_p":1}'}, "altered"),
-        ({"how": "{"}, "not as it was exported"),
+        ({"settings": '{"max_tokens":6,"temperature":1,"top_p":1}'}, "altered"),
+        ({"settings": "{"}, "not as it was exported"),
         ({"finish_reason": "end"}, "'end' with error None"),
         ({"finish_reason": "error"}, "'error' with error None"),
         ({"token_ids": [-1]}, "not as it was exported"),

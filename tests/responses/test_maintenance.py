@@ -52,7 +52,7 @@ def path(tmp_path) -> Path:
 def test_overview_by_hand(path):
     with ResponseStore(path) as store:
         rows = [tuple(row.values()) for row in overview(store)]
-    # model, identity, how, responses, prompts, truncated, errors, tokens, engines
+    # model, identity, settings, responses, prompts, truncated, errors, tokens, engines
     assert rows == [
         ("large", "B", '{"max_tokens":9,"seed":0,"temperature":1.0,"top_p":1.0}',
          2, 1, 0, 0, 1 + 4, "engine 1"),
@@ -86,9 +86,9 @@ def test_a_store_as_it_was_written_is_whole(path):
         # q1 was asked of B greedily and sampled twice, and of S.
         ("UPDATE prompts SET messages = replace(messages, 'q1', 'q9')", {"prompt": 4}),
         ("UPDATE prompts SET messages = substr(messages, 1, 20) WHERE id = 3", {"torn": 1}),
-        ("UPDATE settings SET how = '[' WHERE how LIKE '%brief%'", {"torn": 2}),
-        ("UPDATE settings SET how = replace(how, '9', '8')", {"key": 7}),
-        ("UPDATE settings SET how = replace(how, 'brief', 'short')", {"key": 2}),
+        ("UPDATE settings SET json = '[' WHERE json LIKE '%brief%'", {"torn": 2}),
+        ("UPDATE settings SET json = replace(json, '9', '8')", {"key": 7}),
+        ("UPDATE settings SET json = replace(json, 'brief', 'short')", {"key": 2}),
         ("UPDATE models SET identity = 'C' WHERE identity = 'B'", {"key": 5}),
         ("UPDATE responses SET model = 2 WHERE engine = 'engine 1'", {"key": 5}),
         ("UPDATE responses SET prompt = 2 WHERE prompt = 3", {"key": 1}),
@@ -96,13 +96,13 @@ def test_a_store_as_it_was_written_is_whole(path):
         ("UPDATE responses SET key = 'x' || substr(key, 2) WHERE id = 1", {"key": 1}),
         ("UPDATE responses SET token_ids = x'0102030405' WHERE id < 3", {"answer": 2}),
         ("UPDATE responses SET text = 'abc' WHERE text = 'ab'", {"answer": 1}),
-        ("UPDATE responses SET thought = ' ' WHERE engine = 'openai'", {"answer": 2}),
+        ("UPDATE responses SET reasoning = ' ' WHERE engine = 'openai'", {"answer": 2}),
         ("UPDATE responses SET finish_reason = 'stop' WHERE error NOTNULL", {"answer": 1}),
         ("UPDATE responses SET error = NULL, fault = NULL", {"answer": 1}),
         ("UPDATE responses SET checksum = x'00'", {"answer": 7}),
         ("DELETE FROM models WHERE identity = 'S'", {"orphan": 2}),
         ("DELETE FROM prompts WHERE messages LIKE '%q1%'", {"orphan": 4}),
-        ("DELETE FROM settings WHERE how LIKE '%seed%'", {"orphan": 2}),
+        ("DELETE FROM settings WHERE json LIKE '%seed%'", {"orphan": 2}),
     ],
 )
 def test_an_alteration_is_found_in_as_many_rows_as_it_hit(path, statement, found):

@@ -18,7 +18,7 @@ from helpers.fault_server import FaultServer, Reply, answer_to
 from helpers.stores import answer, assert_whole, failure, put, requests
 
 from deltalearn.errors import UserError
-from deltalearn.pairs.candidates import ladder_candidates
+from deltalearn.pairs.candidates import candidates_of_models
 from deltalearn.responses.export import export
 from deltalearn.responses.importer import import_responses
 from deltalearn.responses.maintenance import check, faults, forget_model, merge, overview
@@ -30,7 +30,7 @@ GOOD, BAD = "be good", "be bad"
 def name(path: Path, identity: str, called: str, **settings) -> None:
     (request, *_) = requests(identity, "q", **settings)
     with ResponseStore(path) as store:
-        store.name_model(identity, called, request.how)
+        store.name_model(identity, called, request.settings_json)
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def path(tmp_path) -> Path:
 
 def pairs_of(path: Path, chosen: str, rejected: str, how: str | None = None) -> list[tuple]:
     with ResponseStore(path, existing=True) as store:
-        found = list(ladder_candidates(store, chosen, rejected, how))
+        found = list(candidates_of_models(store, chosen, rejected, how))
     return [(c and c.text, r and r.text) for _, _, c, r in found]
 
 
@@ -63,7 +63,7 @@ def test_an_identity_stands_for_all_answers_of_its_model(path):
     with pytest.raises(UserError, match="M has answers with 2 settings that fit; name one with --"):
         pairs_of(path, "M", "N")
     with ResponseStore(path) as store:
-        assert [group.how for group in store.named("M")] == [
+        assert [group.settings_json for group in store.named("M")] == [
             f'{{"max_tokens":9,"system":"{system}"}}' for system in (GOOD, BAD)
         ]
 

@@ -19,8 +19,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deltalearn.errors import UserError, is_disk_full
-from deltalearn.records import Prompt, Request, Response
-from deltalearn.responses.store import ResponseStore
+from deltalearn.records import Prompt, Request, Response, Sampling
+from deltalearn.responses.maintenance import check, merge
+from deltalearn.responses.requests import RequestPlan, Settings
+from deltalearn.responses.store import ResponseStore, checksum, prompt_digest
+from deltalearn.util.files import canonical_json
+
+PROBE = ({"role": "user", "content": "q"},)
 
 
 @pytest.fixture
@@ -55,7 +60,7 @@ RESPONSES = st.lists(
         finish_reason=st.sampled_from(["stop", "length", "error"]),
         prompt_tokens=st.integers(0, 2**40),
         error=st.none() | TEXTS,
-        thought=TEXTS,
+        reasoning=TEXTS,
         completion_tokens=st.none() | st.integers(0, 2**40),
         seed=st.none() | st.integers(0, 2**128 - 1),
         fault=st.none() | TEXTS,
@@ -116,7 +121,7 @@ def test_provenance_is_stored_with_the_response(path):
     with ResponseStore(path) as store:
         store.add([(request("k", 3, "hub:x@1"), stop("k"))], engine="transformers 5")
     query = """
-        SELECT r.key, m.identity, r.prompt_id, r.sample, r.engine, s.how, p.messages, r.token_ids
+        SELECT r.key, m.identity, r.prompt_id, r.sample, r.engine, s.json, p.messages, r.token_ids
         FROM responses r JOIN models m ON m.id = r.model JOIN settings s ON s.id = r.settings
         JOIN prompts p ON p.id = r.prompt
     """
@@ -196,6 +201,82 @@ def test_store_of_another_version_is_refused_and_untouched(path):
     assert db.execute("SELECT count(*) FROM responses").fetchone() == (1,)
 
 
+SCHEMA_4 = """
+CREATE TABLE models (id INTEGER PRIMARY KEY, identity TEXT NOT NULL UNIQUE, name TEXT NOT NULL);
+CREATE TABLE names (
+    id INTEGER PRIMARY KEY, name TEXT NOT NULL, model INTEGER NOT NULL REFERENCES models,
+    settings INTEGER NOT NULL REFERENCES settings, UNIQUE (model, settings, name)
+);
+CREATE TABLE prompts (
+    id INTEGER PRIMARY KEY, digest TEXT NOT NULL UNIQUE, messages TEXT NOT NULL
+);
+CREATE TABLE settings (id INTEGER PRIMARY KEY, how TEXT NOT NULL UNIQUE);
+CREATE TABLE responses (
+    id INTEGER PRIMARY KEY, key TEXT NOT NULL UNIQUE, model INTEGER NOT NULL REFERENCES models,
+    settings INTEGER NOT NULL REFERENCES settings, prompt INTEGER NOT NULL REFERENCES prompts,
+    sample INTEGER NOT NULL, prompt_id TEXT NOT NULL, text TEXT NOT NULL, thought TEXT NOT NULL,
+    token_ids BLOB NOT NULL, finish_reason TEXT NOT NULL, prompt_tokens INTEGER NOT NULL,
+    completion_tokens INTEGER, seconds REAL, seed TEXT, engine TEXT NOT NULL, fault TEXT,
+    error TEXT, tries INTEGER NOT NULL, created INTEGER NOT NULL, checksum BLOB NOT NULL
+);
+CREATE INDEX responses_by_model ON responses (model, settings, prompt, sample);
+CREATE TABLE state (mark TEXT NOT NULL);
+CREATE VIEW called AS
+SELECT coalesce(n.id, 0) AS id, coalesce(n.name, m.name) AS name, g.model, g.settings
+FROM (SELECT DISTINCT model, settings FROM responses) g JOIN models m ON m.id = g.model
+LEFT JOIN names n ON n.model = g.model AND n.settings = g.settings;
+CREATE VIEW labels AS
+SELECT model, settings, name, max(id) AS id FROM called GROUP BY model, settings;
+PRAGMA user_version=4;
+"""
+
+
+def store_of_schema_4(path: Path) -> Request:
+    """A file as the version before wrote it, with one answer that has reasoning; its request."""
+    plan = RequestPlan("M", [Prompt("p", PROBE)], Settings(Sampling(0.0, 1.0, 5), system="brief"))
+    request = next(iter(plan))
+    content = (
+        "p", "yes", "<think>hm</think>", b"\1\0\0\0", "stop", 3, None, 0.5, "7", "e", None, None,
+        1, 9,
+    )  # fmt: skip
+    path.parent.mkdir()
+    db = sqlite3.connect(path)
+    db.executescript(SCHEMA_4)
+    with db:
+        db.execute("INSERT INTO models VALUES (1, 'M', 'model')")
+        db.execute("INSERT INTO settings VALUES (1, ?)", [request.settings_json])
+        db.execute(
+            "INSERT INTO prompts VALUES (1, ?, ?)",
+            [prompt_digest(request.prompt), canonical_json(list(PROBE))],
+        )
+        db.execute("INSERT INTO state VALUES ('AB')")
+        row = (1, request.key, 1, 1, 1, 0, *content, checksum(content))
+        db.execute("INSERT INTO responses VALUES (" + ", ".join("?" * len(row)) + ")", row)  # noqa: S608
+    db.close()
+    return request
+
+
+def test_a_store_of_the_schema_before_is_opened_and_brought_up_to_date(path):
+    request = store_of_schema_4(path)
+    for _ in range(2):  # the second time it is of today
+        with ResponseStore(path, existing=True) as store:
+            assert store.get([request.key])[request.key] == Response(
+                request.key, "yes", (1,), "stop", 3, None, "<think>hm</think>", seed=7
+            )
+            assert (check(store).rows, check(store).problems) == (1, [])
+            assert store.named("model")[0].settings_json == request.settings_json
+            assert store.version() == "AB"
+            assert store.db.execute("PRAGMA user_version").fetchone() == (5,)
+
+
+def test_a_store_of_the_schema_before_can_be_merged_into_another(path):
+    request = store_of_schema_4(path)
+    with ResponseStore(path.with_name("other.sqlite")) as store:
+        assert merge(store, path).added == 1
+        assert store.get([request.key])[request.key].reasoning == "<think>hm</think>"
+        assert check(store).problems == []
+
+
 @pytest.mark.parametrize("content", [b"this is a text file\n" * 100, b"\0" * 5000])
 def test_file_that_is_no_database_is_refused_and_untouched(path, content):
     path.parent.mkdir()
@@ -229,7 +310,7 @@ for batch in range(3):
 store.db.execute("BEGIN")
 rows = [(f"3.{i}", "p", "x", "", b"", "stop", "e") for i in range(4)]
 store.db.executemany(
-    "INSERT INTO responses (key, model, settings, prompt, sample, prompt_id, text, thought, "
+    "INSERT INTO responses (key, model, settings, prompt, sample, prompt_id, text, reasoning, "
     "token_ids, finish_reason, prompt_tokens, engine, tries, created, checksum) "
     "VALUES (?, 1, 1, 1, 0, ?, ?, ?, ?, ?, 1, ?, 1, 0, x'00')", rows)
 os.kill(os.getpid(), signal.SIGKILL)

@@ -37,15 +37,15 @@ def two(tmp_path) -> tuple[Path, Path]:
     ours = [
         answer(b["the same"], "same"), failure(b["mended"]), failure(b["both failed"]),
         answer(b["other text"], "mine"), answer(b["cut here"], "cut", "length"),
-        answer(b["failed there"], "fine"), answer(thinks, "x", thought="<think>a</think>"),
+        answer(b["failed there"], "fine"), answer(thinks, "x", reasoning="<think>a</think>"),
         answer(b["ours"], "only ours"),
     ]  # fmt: skip
     theirs = [
         answer(s, "of another model"), answer(b["theirs"], "only theirs"),
         answer(b["failed there"], "", "error", error="no"), answer(b["cut here"], "cut"),
         answer(b["other text"], "yours"), failure(b["both failed"], error="never"),
-        answer(b["mended"], "now", ids=(7,), seed=2**127, tries=3, thought="<think></think>"),
-        answer(b["the same"], "same"), answer(thinks, "x", thought="<think>b</think>"),
+        answer(b["mended"], "now", ids=(7,), seed=2**127, tries=3, reasoning="<think></think>"),
+        answer(b["the same"], "same"), answer(thinks, "x", reasoning="<think>b</think>"),
     ]  # fmt: skip
     put(tmp_path / "ours.sqlite", *ours, B="large")
     put(tmp_path / "theirs.sqlite", *theirs, engine="engine 2", B="big", S="small")

@@ -161,7 +161,7 @@ def pairs(
     truncated: Annotated[str, typer.Option(help="Of answers cut at the limit: drop or keep.")] = (
         "drop"
     ),
-    thoughts: Annotated[
+    reasoning: Annotated[
         str, typer.Option(help="Thinking traces before answers: keep or strip.")
     ] = "keep",
     max_length_difference: Annotated[
@@ -178,7 +178,7 @@ def pairs(
         out,
         settings,
         truncated=truncated,
-        thoughts=thoughts,
+        reasoning=reasoning,
         max_length_difference=max_length_difference,
     )
     typer.echo(line)
@@ -192,8 +192,8 @@ def list_(store: Store) -> None:
 
     with _open(store) as opened:
         rows = overview(opened)
-    shown = ("model", "responses", "prompts", "truncated", "errors", "tokens", "engines", "how")
-    print_rows(rows, shown)
+    numbers = ("responses", "prompts", "truncated", "errors", "tokens")
+    print_rows(rows, ("model", *numbers, "engines", "settings"))
 
 
 @responses.command()

@@ -119,7 +119,7 @@ def fingerprint(store: ResponseStore, requests: Iterable[Request]) -> str:
     while part := list(itertools.islice(source, WINDOW)):
         found = store.get(r.key for r in part)
         for r in filter(None, (found.get(request.key) for request in part)):
-            content = [r.key, r.thought, r.text, r.finish_reason, r.tokens]
+            content = [r.key, r.reasoning, r.text, r.finish_reason, r.tokens]
             hashed.update(json.dumps(content).encode())
     return hashed.hexdigest()
 
@@ -191,11 +191,11 @@ class _Counts(Counter[str]):
             for response in store.get(keys).values():
                 found["errors"] += response.finish_reason == "error"
                 found["truncated"] += response.finish_reason == "length"
-                found["thoughts"] += bool(response.thought)
+                found["with_reasoning"] += bool(response.reasoning)
                 found["tokens"] += response.tokens
         names = ("requests", "cached", "generated")
         result: dict[str, int | float] = {name: self[name] for name in names}
         result |= {name: found[name] for name in ("errors", "truncated", "tokens")}
-        if found["thoughts"]:
-            result["thoughts"] = found["thoughts"]
+        if found["with_reasoning"]:
+            result["with_reasoning"] = found["with_reasoning"]
         return {**result, "cost": round(self.cost(prices), 4)} if prices else result

@@ -12,11 +12,11 @@ GLUED_BEFORE = re.compile(r"[^\s`'\"‘“«(\[{<>*_]?")
 GLUED_AFTER = re.compile(r"[\w*#$\\]")
 
 
-def split_thought(written: str, opened: bool = False) -> tuple[str, str]:
-    """(thought, answer) of what a model wrote; `thought + answer` is all of it.
+def split_reasoning(written: str, opened: bool = False) -> tuple[str, str]:
+    """(reasoning, answer) of what a model wrote; `reasoning + answer` is all of it.
 
     opened: the prompt ends with <think> already, as some chat templates have it; the mark is then
-    put before the thought, so that it stands by itself. A trace without end is all thought.
+    put before the reasoning, so that it stands by itself. A trace without end is all reasoning.
 
     Where nobody knows how the prompt ended (a server, a file), a closing mark alone tells of an
     opening one there, if it stands as marks do: at an end of a line, or between two words without
@@ -26,9 +26,9 @@ def split_thought(written: str, opened: bool = False) -> tuple[str, str]:
     before, close, after = written.partition(CLOSE)
     if not (begun or opened or (close and OPEN not in before and _ends_trace(before, after))):
         return "", written
-    thought = before if begun else OPEN + before
+    reasoning = before if begun else OPEN + before
     space = SPACE.match(after).group()
-    return thought + close + space, after[len(space) :]
+    return reasoning + close + space, after[len(space) :]
 
 
 def _ends_trace(before: str, after: str) -> bool:
@@ -39,11 +39,11 @@ def _ends_trace(before: str, after: str) -> bool:
     return begins_line or ends_line or bool(glued)
 
 
-def join_thought(thought: str, answer: str) -> tuple[str, str]:
-    """(thought, answer) of a trace that a server gives apart, with the usual marks around it."""
-    return (f"{OPEN}\n{thought}\n{CLOSE}\n\n", answer) if thought else ("", answer)
+def join_reasoning(reasoning: str, answer: str) -> tuple[str, str]:
+    """(reasoning, answer) of a trace that a server gives apart, with the usual marks around it."""
+    return (f"{OPEN}\n{reasoning}\n{CLOSE}\n\n", answer) if reasoning else ("", answer)
 
 
-def opens_thought(prompt_end: str) -> bool:
-    """Whether a rendered prompt, or its end, leaves the model inside a thought."""
+def opens_reasoning(prompt_end: str) -> bool:
+    """Whether a rendered prompt, or its end, leaves the model inside a reasoning."""
     return prompt_end.rstrip().endswith(OPEN)

@@ -23,7 +23,7 @@ class Answer:
     """A whole answer. Token ids are given by few servers; usage may be missing (None)."""
 
     text: str
-    thought: str
+    reasoning: str
     finish_reason: str
     token_ids: tuple[int, ...]
     prompt_tokens: int | None
@@ -68,12 +68,12 @@ def _answer(choice: dict[str, Any], usage: dict[str, Any]) -> Answer:
     text = message.get("content")
     if text is None:
         text = message.get("refusal")  # a model that declines has answered
-    thought = message.get("reasoning_content") or message.get("reasoning") or ""
-    if text is None and (thought or reason in LENGTH_REASONS):
+    reasoning = message.get("reasoning_content") or message.get("reasoning") or ""
+    if text is None and (reasoning or reason in LENGTH_REASONS):
         text = ""  # it thought, and said nothing or was cut
     if reason == "content_filter":
         raise Fault("filtered", "the server's content filter held the answer back")
-    if not isinstance(text, str) or not isinstance(thought, str):
+    if not isinstance(text, str) or not isinstance(reasoning, str):
         raise Fault("malformed", f"no text in the answer (it ended with {reason!r})", retry=True)
     if reason not in STOP_REASONS | LENGTH_REASONS:
         raise Fault("malformed", f"the answer ended with {reason!r}", retry=True)
@@ -84,7 +84,7 @@ def _answer(choice: dict[str, Any], usage: dict[str, Any]) -> Answer:
         raise Fault("malformed", "its token ids are none", retry=True)
     return Answer(
         whole(text),
-        whole(thought),
+        whole(reasoning),
         "stop" if reason in STOP_REASONS else "length",
         ids,
         _count(usage.get("prompt_tokens")),

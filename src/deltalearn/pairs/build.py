@@ -51,20 +51,20 @@ def build_pairs(
     counts: PairCounts,
     *,
     truncated: str = "drop",
-    thoughts: str = "keep",
+    reasoning: str = "keep",
     max_length_difference: int | None = None,
 ) -> Iterator[Pair]:
     """Yield pairs of (prompt, sample, chosen response, rejected response) in the order given.
 
     counts: is told of every candidate. truncated: "drop" or "keep" pairs with an answer cut at the
-    token limit; a kept one is trained without an end-of-turn token. thoughts: "keep" thinking
+    token limit; a kept one is trained without an end-of-turn token. reasoning: "keep" thinking
     traces before answers, or "strip" them. max_length_difference: most tokens by which the chosen
-    answer may be longer (each counted by its own generator's tokenizer, with its thoughts). A pair
+    answer may be longer (each counted by its own generator's tokenizer, with its reasoning). A pair
     whose two texts are equal is never made.
     """
     for prompt, sample, *responses in candidates:
         counts.candidates += 1
-        chosen, rejected = (_as_trained(r, thoughts) for r in responses)
+        chosen, rejected = (_as_trained(r, reasoning) for r in responses)
         reason, sides = _fault(chosen, rejected, truncated, max_length_difference)
         if reason:
             counts.dropped[reason] += 1
@@ -76,13 +76,13 @@ def build_pairs(
         yield Pair(prompt.id, sample, prompt.messages, chosen, rejected)
 
 
-def _as_trained(response: Response | None, thoughts: str) -> Response | None:
+def _as_trained(response: Response | None, reasoning: str) -> Response | None:
     """The response with what is to be taught as its text."""
-    if response is None or not response.thought or thoughts == "strip":
+    if response is None or not response.reasoning or reasoning == "strip":
         return response
     if response.finish_reason == "stop" and not response.text.strip():  # a trace is no answer
         return response
-    return replace(response, text=response.thought + response.text, thought="")
+    return replace(response, text=response.reasoning + response.text, reasoning="")
 
 
 def _fault(

@@ -16,7 +16,7 @@ AT_ONCE = 4096  # prompts looked up together
 Candidate = tuple[Prompt, int, Response | None, Response | None]
 
 
-def pair_candidates(
+def candidates_of_requests(
     store: ResponseStore, chosen: Iterable[Request], rejected: Iterable[Request]
 ) -> Iterator[Candidate]:
     """Both models' answers, request by request; None where the store has none."""
@@ -27,17 +27,17 @@ def pair_candidates(
             yield c.prompt, c.sample, found.get(c.key), found.get(r.key)
 
 
-def ladder_candidates(
-    store: ResponseStore, chosen: str, rejected: str, how: str | None = None
+def candidates_of_models(
+    store: ResponseStore, chosen: str, rejected: str, settings_json: str | None = None
 ) -> Iterator[Candidate]:
     """All answers of two models in the store to the same prompt and with the same sample number.
 
-    chosen, rejected: names or identities; of one model asked in two ways, two names. how: settings
-    (a JSON object) of both, or a part of them that tells which, needed where a model has answers
-    with several. A prompt that only one of them has seen comes with None. UserError if there is no
-    such model, or if it is not clear which answers are meant.
+    chosen, rejected: names or identities; of one model asked in two ways, two names.
+    settings_json: settings (a JSON object) of both, or a part of them that tells which, needed
+    where a model has answers with several. A prompt that only one of them has seen comes with None.
+    UserError if there is no such model, or if it is not clear which answers are meant.
     """
-    sides = [_group(store, name, how) for name in (chosen, rejected)]
+    sides = [_group(store, name, settings_json) for name in (chosen, rejected)]
     if sides[0] == sides[1]:
         raise UserError(f"{chosen} and {rejected} are the same answers: there is no delta")
     # One index scan a side, merged by (prompt, sample): memory does not grow with their number.
@@ -53,7 +53,7 @@ Place = tuple[int, int]  # prompt, sample
 Found = tuple[str, Response]  # the prompt's name, the answer
 
 
-def _group(store: ResponseStore, name: str, how: str | None) -> Group:
+def _group(store: ResponseStore, name: str, settings_json: str | None) -> Group:
     """The one group of answers that is meant."""
     groups = store.named(name)
     identities = dict.fromkeys(group.identity for group in groups)
@@ -61,9 +61,9 @@ def _group(store: ResponseStore, name: str, how: str | None) -> Group:
         raise UserError(
             f"{store.path}: {name!r} names several models; give one of {', '.join(identities)}"
         )
-    meant = groups if how is None else _fitting(groups, json.loads(how))
+    meant = groups if settings_json is None else _fitting(groups, json.loads(settings_json))
     if len(meant) != 1:
-        shown = "\n".join(f"  {group.how}" for group in groups)
+        shown = "\n".join(f"  {group.settings_json}" for group in groups)
         raise UserError(
             f"{store.path}: {name} has answers with {len(meant)} settings that fit; name one with "
             f"--settings:\n{shown}"
@@ -76,10 +76,10 @@ def _fitting(groups: list[Group], wanted: dict[str, Any]) -> list[Group]:
 
     Two models of a pair may have been asked in different ways, so that no whole settings fit both.
     """
-    settings = [(group, json.loads(group.how)) for group in groups]
-    exact = [group for group, how in settings if how == wanted]
+    settings = [(group, json.loads(group.settings_json)) for group in groups]
+    exact = [group for group, values in settings if values == wanted]
     return exact or [
-        group for group, how in settings if all(how.get(k) == v for k, v in wanted.items())
+        group for group, values in settings if all(values.get(k) == v for k, v in wanted.items())
     ]
 
 

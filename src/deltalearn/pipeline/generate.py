@@ -56,7 +56,7 @@ class AnswerStage:
         return {
             "prompts": self.prompts_key,
             "model": self.respondent.identity,
-            "how": settings.how(),
+            "how": settings.key(),
             "samples": settings.samples,
         }
 
@@ -78,7 +78,7 @@ class AnswerStage:
 
         left = self.directory.manifest["answers"].get(self.name, {})
         with ResponseStore(self.directory.path / STORE, existing=True) as store:
-            mark = store.mark()
+            mark = store.version()
             if mark != left.get("mark"):  # or else nobody has stored or deleted anything
                 if fingerprint(store, self.requests) != left.get("fingerprint"):
                     return False
@@ -89,7 +89,7 @@ class AnswerStage:
 
     def _call(self, store: ResponseStore) -> None:
         respondent = self.respondent
-        store.name_model(respondent.identity, respondent.name, respondent.settings.how())
+        store.name_model(respondent.identity, respondent.name, respondent.settings.key())
 
     @property
     def content(self) -> str:
@@ -105,7 +105,7 @@ class AnswerStage:
         requests = self.requests
         with ResponseStore(self.directory.path / STORE) as store:
             self._call(store)
-            before = store.mark()
+            before = store.version()
             counts = generate(
                 store,
                 requests,
@@ -114,7 +114,7 @@ class AnswerStage:
                 prices=self.respondent.prices,
                 retry_errors=self.retry_errors,
             )
-            left, mark = self.directory.manifest["answers"], store.mark()
+            left, mark = self.directory.manifest["answers"], store.version()
             for other in left.values():
                 if other["mark"] == before:  # what came since is not another stage's
                     other["mark"] = mark

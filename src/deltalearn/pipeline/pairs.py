@@ -30,7 +30,7 @@ def write_pairs_of_store(
     rules: as in the section `pairs` of a recipe.
     """
     from deltalearn.pairs import PairCounts, build_pairs, write_pairs
-    from deltalearn.pairs.candidates import ladder_candidates
+    from deltalearn.pairs.candidates import candidates_of_models
     from deltalearn.responses.store import ResponseStore
 
     try:
@@ -42,7 +42,7 @@ def write_pairs_of_store(
         raise UserError(f"{out}: pairs are written to a .parquet file")
     counts = PairCounts()
     with ResponseStore(store, existing=True) as opened:
-        candidates = ladder_candidates(opened, chosen, rejected, settings)
+        candidates = candidates_of_models(opened, chosen, rejected, settings)
         write_pairs(out, build_pairs(candidates, counts, **spec.model_dump()), chosen, rejected)
     return f"{out}: {counts_line(counts.as_dict())}"
 

@@ -164,12 +164,12 @@ class Pipeline:
 
         def work() -> dict[str, Any]:
             from deltalearn.pairs import PairCounts, build_pairs, write_pairs
-            from deltalearn.pairs.candidates import pair_candidates
+            from deltalearn.pairs.candidates import candidates_of_requests
             from deltalearn.responses.store import ResponseStore
 
             sides = self._answers(chosen).requests, self._answers(rejected).requests
             with ResponseStore(self._path(STORE)) as store:
-                candidates = pair_candidates(store, *sides)
+                candidates = candidates_of_requests(store, *sides)
                 counts = PairCounts()
                 pairs = build_pairs(candidates, counts, **spec.model_dump())
                 write_pairs(self._path(output), pairs, chosen, rejected)

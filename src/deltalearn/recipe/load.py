@@ -48,6 +48,7 @@ ALIASES = {
     "chat_template_kwargs": "template",
     "n": "samples",
     "extra_body": "body",
+    "thoughts": "reasoning",  # our own, of old
 }
 
 

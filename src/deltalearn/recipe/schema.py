@@ -207,7 +207,7 @@ class PairsSpec(Spec):
     """Which pairs are dropped, and counted. Identical and empty answers never make a pair."""
 
     truncated: Literal["drop", "keep"] = "drop"  # answers cut at max_tokens
-    thoughts: Literal["keep", "strip"] = "keep"  # thinking traces before answers
+    reasoning: Literal["keep", "strip"] = "keep"  # thinking traces before answers
     max_length_difference: int | None = Field(default=None, ge=0)  # tokens, chosen minus rejected
 
 

@@ -42,7 +42,7 @@ def _export_rows(store: ResponseStore, wanted: list[Group]) -> Iterator[dict[str
     given = store.db.execute("SELECT model, settings, name FROM names ORDER BY id")
     labels = {(model, settings): name for model, settings, name in given}
     query = (
-        "SELECT r.model, r.settings, m.name, m.identity, p.messages, s.how, r.sample, "  # noqa: S608
+        "SELECT r.model, r.settings, m.name, m.identity, p.messages, s.json, r.sample, "  # noqa: S608
         f"r.prompt_id, r.engine, {RESPONSE} "
         "FROM responses r JOIN models m ON m.id = r.model JOIN prompts p ON p.id = r.prompt "
         "JOIN settings s ON s.id = r.settings "
@@ -51,13 +51,14 @@ def _export_rows(store: ResponseStore, wanted: list[Group]) -> Iterator[dict[str
     )
     groups = json.dumps([[group.model, group.settings] for group in wanted])
     cursor = store.db.cursor().execute(query, [groups])
-    for model, settings, name, identity, messages, how, sample, prompt_id, engine, *rest in cursor:
-        r = response_of(tuple(rest))
+    for model, settings, name, identity, messages, settings_json, sample, *rest in cursor:
+        prompt_id, engine, *columns = rest
+        r = response_of(tuple(columns))
         yield {
             "model": labels.get((model, settings), name),
             "messages": json.loads(messages),
             "response": r.text,
-            "thought": r.thought,
+            "reasoning": r.reasoning,
             "finish_reason": r.finish_reason,
             "error": r.error,
             "fault": r.fault,
@@ -71,7 +72,7 @@ def _export_rows(store: ResponseStore, wanted: list[Group]) -> Iterator[dict[str
             "tries": r.tries,
             "engine": engine,
             "identity": identity,
-            "how": how,
+            "settings": settings_json,
             "key": r.key,
         }
 
@@ -87,9 +88,9 @@ def _write_parquet(path: Path, found: Iterator[dict[str, Any]]) -> int:
         "completion_tokens": number, "token_ids": pa.list_(pa.int64()), "seconds": pa.float64(),
     }  # fmt: skip
     names = (
-        "model", "messages", "response", "thought", "finish_reason", "error", "fault", "prompt_id",
-        "sample", "prompt_tokens", "completion_tokens", "token_ids", "seconds", "seed", "tries",
-        "engine", "identity", "how", "key",
+        "model", "messages", "response", "reasoning", "finish_reason", "error", "fault",
+        "prompt_id", "sample", "prompt_tokens", "completion_tokens", "token_ids", "seconds",
+        "seed", "tries", "engine", "identity", "settings", "key",
     )  # fmt: skip
     schema = pa.schema([(name, kinds.get(name, text)) for name in names])
     count = 0

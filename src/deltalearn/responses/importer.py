@@ -13,7 +13,7 @@ from typing import Any
 from deltalearn.errors import UserError
 from deltalearn.formats.answers import Found, read_row
 from deltalearn.formats.rows import Row, rows
-from deltalearn.lm.reasoning import CLOSE, split_thought
+from deltalearn.lm.reasoning import CLOSE, split_reasoning
 from deltalearn.records import (
     Prompt,
     Request,
@@ -35,11 +35,14 @@ HINT = (
     "model, a column of answers of each"
 )
 EXPORTED = {  # what `export` writes of an answer, beside messages and token_ids
-    "key": str, "identity": str, "how": str, "model": str, "prompt_id": str, "sample": int,
-    "response": str, "thought": str | None, "finish_reason": str, "error": str | None,
+    "key": str, "identity": str, "settings": str, "model": str, "prompt_id": str, "sample": int,
+    "response": str, "reasoning": str | None, "finish_reason": str, "error": str | None,
     "fault": str | None, "prompt_tokens": int, "completion_tokens": int | None,
     "seconds": int | float | None, "seed": str | None, "tries": int | None, "engine": str | None,
 }  # fmt: skip
+
+
+FORMER_NAMES = {"how": "settings", "thought": "reasoning"}  # columns of earlier exports
 
 
 @dataclass(frozen=True)
@@ -100,8 +103,8 @@ def import_responses(
             result.skip(row, row.problem)
             continue
         try:
-            if _is_exported(row.value):
-                taken = [_as_exported(row.value)]
+            if exported := _exported(row.value):
+                taken = [_as_exported(exported)]
             else:
                 taken = _taken(row, columns, name, samples, result)
         except Unusable as problem:
@@ -135,8 +138,8 @@ def _refuse_idle(
     for row in _source_rows(source, split) if columns or name else ():
         if row.problem:
             continue
-        if _is_exported(row.value):
-            names.add(str(row.value.get("model")))
+        if exported := _exported(row.value):
+            names.add(str(exported.get("model")))
             continue
         if columns:
             return
@@ -203,20 +206,24 @@ def _name_new(store: ResponseStore, new: list[Answer]) -> None:
     """Call answers what their file does, unless somebody has called them something already."""
     names = dict(store.db.execute("SELECT identity, name FROM models"))
     query = (
-        "SELECT m.identity, s.how FROM names n JOIN models m ON m.id = n.model "
+        "SELECT m.identity, s.json FROM names n JOIN models m ON m.id = n.model "
         "JOIN settings s ON s.id = n.settings"
     )
     named = set(store.db.execute(query))
     told_apart = {identity for identity, _ in named}
-    for place, name in {(a.request.model, a.request.how): a.model for a in new}.items():
-        identity, how = place
+    for place, name in {(a.request.model, a.request.settings_json): a.model for a in new}.items():
+        identity, settings_json = place
         unnamed = names[identity] == identity or identity in told_apart
         if unnamed and place not in named:
-            store.name_model(identity, name, how)
+            store.name_model(identity, name, settings_json)
 
 
-def _is_exported(value: dict[str, Any]) -> bool:
-    return {"key", "identity", "how", "messages", "response"} <= value.keys()
+def _exported(value: dict[str, Any]) -> dict[str, Any] | None:
+    """The row under the column names of today if `export` wrote it, None otherwise."""
+    if {"key", "identity", "how"} <= value.keys():
+        value = {FORMER_NAMES.get(name, name): cell for name, cell in value.items()}
+    needed = {"key", "identity", "settings", "messages", "response"}
+    return value if needed <= value.keys() else None
 
 
 def _as_exported(value: dict[str, Any]) -> Answer:
@@ -226,13 +233,13 @@ def _as_exported(value: dict[str, Any]) -> Answer:
         if not isinstance(cell, kind) or (isinstance(cell, int) and not 0 <= cell < 2**63):
             raise Unusable(f"not as it was exported: {name} is {cell!r:.50}")
     messages = ends_with_user(conversation(value["messages"], "messages"))
-    how, sample, reason = value["how"], value["sample"], value["finish_reason"]
+    settings_json, sample, reason = value["settings"], value["sample"], value["finish_reason"]
     error = value.get("error")
     if reason not in ("stop", "length", "error") or (reason == "error") != (error is not None):
         raise Unusable(f"not as it was exported: {reason!r} with error {error!r:.50}")
     try:
-        seen = seen_messages(messages, json.loads(how).get("system"))
-        key = request_key(value["identity"], seen, how, sample)
+        seen = seen_messages(messages, json.loads(settings_json).get("system"))
+        key = request_key(value["identity"], seen, settings_json, sample)
         ids = tuple(array("I", value.get("token_ids") or ()))
         seed = None if value.get("seed") is None else int(value["seed"])
     except (ValueError, TypeError, AttributeError, OverflowError) as problem:
@@ -240,7 +247,7 @@ def _as_exported(value: dict[str, Any]) -> Answer:
     if key != value["key"]:
         raise Unusable("its key is not that of its model, messages and settings: altered")
     request = Request(
-        key, Prompt(value["prompt_id"], messages), sample, seen, value["identity"], how
+        key, Prompt(value["prompt_id"], messages), sample, seen, value["identity"], settings_json
     )
     tokens = value.get("completion_tokens")
     response = Response(
@@ -250,7 +257,7 @@ def _as_exported(value: dict[str, Any]) -> Answer:
         reason,
         value["prompt_tokens"],
         error,
-        value.get("thought") or "",
+        value.get("reasoning") or "",
         None if ids and tokens == len(ids) else tokens,
         value.get("seconds"),
         seed,
@@ -284,16 +291,16 @@ def _taken(
 
 def _answer(answer: Found, model: str, samples: Counter[tuple[str, str]]) -> Answer:
     identity = IMPORTED + model
-    how = canonical_json({"imported": True})
+    settings_json = canonical_json({"imported": True})
     sample = answer.sample
     if sample is None:
         place = identity, digest(list(answer.messages))
         sample = samples[place]
         samples[place] += 1
-    key = request_key(identity, answer.messages, how, sample)
+    key = request_key(identity, answer.messages, settings_json, sample)
     prompt = Prompt(answer.prompt_id or key[:16], answer.messages)
-    thought, text = split_thought(answer.text)
-    unfinished = thought and CLOSE not in thought  # cut inside its trace, whoever did not say so
+    reasoning, text = split_reasoning(answer.text)
+    unfinished = reasoning and CLOSE not in reasoning  # cut, though nobody said so
     reason = answer.finish_reason or ("length" if unfinished else "stop")
-    request = Request(key, prompt, sample, answer.messages, identity, how)
-    return Answer(request, Response(key, text, (), reason, 0, thought=thought), model)
+    request = Request(key, prompt, sample, answer.messages, identity, settings_json)
+    return Answer(request, Response(key, text, (), reason, 0, reasoning=reasoning), model)

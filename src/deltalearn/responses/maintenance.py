@@ -15,7 +15,7 @@ from deltalearn.records import Message, seen_messages
 from deltalearn.responses.requests import request_key
 from deltalearn.responses.store import (
     CONTENT,
-    NEW_MARK,
+    NEW_VERSION,
     SCHEMA_VERSION,
     ResponseStore,
     checksum,
@@ -29,16 +29,16 @@ AT_ONCE = 20_000  # rows of one transaction
 def overview(store: ResponseStore) -> list[dict[str, Any]]:
     """A row for every model and way of asking it, with its numbers of answers and tokens."""
     query = """
-        SELECT l.name, m.identity, s.how, count(*), count(DISTINCT r.prompt),
+        SELECT l.name, m.identity, s.json, count(*), count(DISTINCT r.prompt),
                sum(r.finish_reason = 'length'), sum(r.finish_reason = 'error'),
                sum(coalesce(r.completion_tokens, length(r.token_ids) / 4)), group_concat(DISTINCT
                r.engine)
         FROM labels l JOIN responses r ON r.model = l.model AND r.settings = l.settings
         JOIN models m ON m.id = l.model JOIN settings s ON s.id = l.settings
-        GROUP BY l.model, l.settings ORDER BY l.name, s.how
+        GROUP BY l.model, l.settings ORDER BY l.name, s.json
     """
     names = (
-        "model", "identity", "how", "responses", "prompts", "truncated", "errors", "tokens",
+        "model", "identity", "settings", "responses", "prompts", "truncated", "errors", "tokens",
         "engines",
     )  # fmt: skip
     return [dict(zip(names, row, strict=True)) for row in store.db.execute(query)]
@@ -98,7 +98,7 @@ def _check_rows(store: ResponseStore, found: Check) -> None:
 def _rows_with_content(store: ResponseStore) -> Iterator[tuple[Any, ...]]:
     return store.db.cursor().execute(
         f"""
-        SELECT r.key, m.identity, p.digest, p.messages, s.how, r.sample, r.checksum, {CONTENT}
+        SELECT r.key, m.identity, p.digest, p.messages, s.json, r.sample, r.checksum, {CONTENT}
         FROM responses r LEFT JOIN models m ON m.id = r.model
         LEFT JOIN prompts p ON p.id = r.prompt LEFT JOIN settings s ON s.id = r.settings
         ORDER BY r.id
@@ -107,14 +107,14 @@ def _rows_with_content(store: ResponseStore) -> Iterator[tuple[Any, ...]]:
 
 
 def _check_row(row: tuple[Any, ...], found: Check) -> None:
-    key, identity, prompt_digest, messages, how, sample, sum_, *content = row
-    if None in (identity, messages, how):
+    key, identity, prompt_digest, messages, settings_json, sample, sum_, *content = row
+    if None in (identity, messages, settings_json):
         found.note("orphan", f"{key}: its model, prompt or settings are gone")
         return
     if checksum(content) != sum_:
         found.note("answer", f"{key}: its answer was altered")
     try:
-        turns, system = json.loads(messages), json.loads(how).get("system")
+        turns, system = json.loads(messages), json.loads(settings_json).get("system")
     except (ValueError, AttributeError):
         found.note("torn", f"{key}: its prompt or settings are torn")
         return
@@ -122,7 +122,7 @@ def _check_row(row: tuple[Any, ...], found: Check) -> None:
         found.note("prompt", f"{key}: its prompt was altered")
         return  # its key cannot fit either
     seen = seen_messages([Message(**turn) for turn in turns], system)
-    if request_key(identity, seen, how, sample) != key:
+    if request_key(identity, seen, settings_json, sample) != key:
         found.note("key", f"{key}: the key is not that of its model, prompt and settings")
 
 
@@ -143,7 +143,7 @@ TAKE_NAMES = """
 INSERT OR IGNORE INTO main.names (name, model, settings)
 SELECT c.name, mine.id, ours.id FROM other.called c
 JOIN other.models m ON m.id = c.model JOIN main.models mine ON mine.identity = m.identity
-JOIN other.settings s ON s.id = c.settings JOIN main.settings ours ON ours.how = s.how
+JOIN other.settings s ON s.id = c.settings JOIN main.settings ours ON ours.json = s.json
 WHERE NOT EXISTS (SELECT 1 FROM main.responses r WHERE r.model = mine.id AND r.settings = ours.id)
 AND NOT EXISTS (SELECT 1 FROM main.names n WHERE n.model = mine.id AND n.settings = ours.id)
 ORDER BY c.id
@@ -168,7 +168,7 @@ def merge(store: ResponseStore, other: Path) -> Merged:
             for table, columns in (
                 ("models", "identity, name"),
                 ("prompts", "digest, messages"),
-                ("settings", "how"),
+                ("settings", "json"),
             ):
                 db.execute(
                     f"INSERT OR IGNORE INTO {table} ({columns}) SELECT {columns} FROM other.{table}"  # noqa: S608
@@ -203,8 +203,8 @@ def _merge_part(db: sqlite3.Connection, after: int, end: int, result: Merged) ->
         """
         SELECT coalesce(sum(same), 0), coalesce(sum(mended), 0),
                coalesce(sum(NOT same AND NOT mended), 0)
-        FROM (SELECT (theirs.thought, theirs.text, theirs.finish_reason)
-                     = (ours.thought, ours.text, ours.finish_reason) AS same,
+        FROM (SELECT (theirs.reasoning, theirs.text, theirs.finish_reason)
+                     = (ours.reasoning, ours.text, ours.finish_reason) AS same,
                      ours.finish_reason = 'error' AND theirs.finish_reason != 'error' AS mended
               FROM other.responses theirs JOIN main.responses ours ON ours.key = theirs.key
               WHERE theirs.id > ? AND theirs.id <= ?)
@@ -225,7 +225,7 @@ def _merge_part(db: sqlite3.Connection, after: int, end: int, result: Merged) ->
         SELECT r.key,
                (SELECT id FROM main.models WHERE identity = m.identity),
                (SELECT id FROM main.prompts WHERE digest = p.digest),
-               (SELECT id FROM main.settings WHERE how = s.how), {columns}
+               (SELECT id FROM main.settings WHERE json = s.json), {columns}
         FROM other.responses r JOIN other.models m ON m.id = r.model
         JOIN other.prompts p ON p.id = r.prompt JOIN other.settings s ON s.id = r.settings
         WHERE r.id > ? AND r.id <= ?
@@ -233,7 +233,7 @@ def _merge_part(db: sqlite3.Connection, after: int, end: int, result: Merged) ->
         part,
     ).rowcount
     if added:
-        db.execute(NEW_MARK)
+        db.execute(NEW_VERSION)
     result.added += added - mended
     result.mended += mended
     result.same += same
@@ -262,7 +262,7 @@ def forget_model(store: ResponseStore, name: str) -> int:
             deleted += store.db.execute(
                 "DELETE FROM responses WHERE model = ? AND settings = ?", group[:2]
             ).rowcount
-        store.db.execute(NEW_MARK)
+        store.db.execute(NEW_VERSION)
         store.db.execute("UPDATE models SET name = identity WHERE name = ?", [name])
         for statement in UNUSED:
             store.db.execute(statement)

@@ -14,7 +14,7 @@ from typing import Any
 from deltalearn.records import Message, Prompt, Request, Sampling, seen_messages
 from deltalearn.util.files import canonical_json, digest
 
-NOT_SAMPLING = ("system",)  # of `how`: what shows in the messages instead
+NOT_SAMPLING = ("system",)  # of the settings: shows in the messages instead
 
 
 @dataclass(frozen=True)
@@ -33,24 +33,25 @@ class Settings:
     template: Mapping[str, Any] = field(default_factory=dict)
     body: Mapping[str, Any] = field(default_factory=dict)
 
-    def how(self) -> str:
-        """What decides an answer beside model, prompt and sample, as canonical JSON."""
+    def key(self) -> str:
+        """Canonical JSON of all that decides an answer beside model, prompt and sample."""
         sampling = self.sampling
-        how: dict[str, Any] = {"max_tokens": sampling.max_tokens}
+        content: dict[str, Any] = {"max_tokens": sampling.max_tokens}
         if sampling.temperature > 0:
-            how |= {"temperature": sampling.temperature, "top_p": sampling.top_p, "seed": self.seed}
+            content |= {"temperature": sampling.temperature, "top_p": sampling.top_p}
+            content["seed"] = self.seed
         for name in ("system", "template", "body"):
             if value := getattr(self, name):
-                how[name] = value if isinstance(value, str) else dict(value)
-        return canonical_json(how)
+                content[name] = value if isinstance(value, str) else dict(value)
+        return canonical_json(content)
 
 
-def request_key(model: str, messages: Iterable[Message], how: str, sample: int) -> str:
+def request_key(model: str, messages: Iterable[Message], settings_json: str, sample: int) -> str:
     """Identity of a request; `messages` are all that the model sees.
 
     A greedy answer has no sample number: there is only one.
     """
-    settings = {k: v for k, v in json.loads(how).items() if k not in NOT_SAMPLING}
+    settings = {k: v for k, v in json.loads(settings_json).items() if k not in NOT_SAMPLING}
     if "temperature" in settings or "imported" in settings:
         settings["sample"] = sample
     return digest({"model": model, "messages": list(messages), "sampling": settings})
@@ -68,12 +69,12 @@ class RequestPlan:
     settings: Settings
 
     def __iter__(self) -> Iterator[Request]:
-        how, system = self.settings.how(), self.settings.system
+        settings_json, system = self.settings.key(), self.settings.system
         for prompt in self.prompts:
             messages = seen_messages(prompt.messages, system)
             for sample in range(self.settings.samples):
-                key = request_key(self.model, messages, how, sample)
-                yield Request(key, prompt, sample, messages, self.model, how)
+                key = request_key(self.model, messages, settings_json, sample)
+                yield Request(key, prompt, sample, messages, self.model, settings_json)
 
 
 SEED_DIGITS = 32  # hexadecimal digits of a request key that seed its sampling: 128 bits

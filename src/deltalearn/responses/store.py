@@ -20,7 +20,7 @@ from deltalearn.errors import UserError
 from deltalearn.records import Prompt, Request, Response
 from deltalearn.util.files import canonical_json, digest
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS models (
@@ -41,8 +41,8 @@ CREATE TABLE IF NOT EXISTS prompts (
     messages TEXT NOT NULL            -- JSON list of {role, content}
 );
 CREATE TABLE IF NOT EXISTS settings (
-    id  INTEGER PRIMARY KEY,
-    how TEXT NOT NULL UNIQUE          -- canonical JSON of what decides an answer
+    id   INTEGER PRIMARY KEY,
+    json TEXT NOT NULL UNIQUE         -- canonical: all that decides an answer, see Settings.key
 );
 CREATE TABLE IF NOT EXISTS responses (
     id                INTEGER PRIMARY KEY,
@@ -53,7 +53,7 @@ CREATE TABLE IF NOT EXISTS responses (
     sample            INTEGER NOT NULL,
     prompt_id         TEXT NOT NULL,  -- what the prompt set called it
     text              TEXT NOT NULL,
-    thought           TEXT NOT NULL,  -- a thinking trace before the text, with its marks
+    reasoning         TEXT NOT NULL,  -- a thinking trace before the text, with its marks
     token_ids         BLOB NOT NULL,  -- little-endian uint32; empty where the engine gives none
     finish_reason     TEXT NOT NULL,  -- stop | length | error
     prompt_tokens     INTEGER NOT NULL,
@@ -69,7 +69,7 @@ CREATE TABLE IF NOT EXISTS responses (
 );
 CREATE INDEX IF NOT EXISTS responses_by_model ON responses (model, settings, prompt, sample);
 CREATE TABLE IF NOT EXISTS state (
-    mark TEXT NOT NULL                -- drawn anew whenever answers come or go
+    version TEXT NOT NULL             -- drawn anew whenever answers come or go
 );
 INSERT INTO state SELECT hex(randomblob(16)) WHERE NOT EXISTS (SELECT * FROM state);
 CREATE VIEW IF NOT EXISTS called AS   -- every name of every group of answers that there is
@@ -79,19 +79,21 @@ LEFT JOIN names n ON n.model = g.model AND n.settings = g.settings;
 CREATE VIEW IF NOT EXISTS labels AS   -- of each group, the name that was given last
 SELECT model, settings, name, max(id) AS id FROM called GROUP BY model, settings;
 """
-NEW_MARK = "UPDATE state SET mark = hex(randomblob(16))"
+RENAMED_IN_5 = (("responses", "thought", "reasoning"), ("settings", "how", "json"),
+                ("state", "mark", "version"))  # fmt: skip
+NEW_VERSION = "UPDATE state SET version = hex(randomblob(16))"
 RESPONSE = (
-    "key, text, token_ids, finish_reason, prompt_tokens, error, thought, completion_tokens, "
+    "key, text, token_ids, finish_reason, prompt_tokens, error, reasoning, completion_tokens, "
     "seconds, seed, fault, tries"
 )
 CONTENT = (  # of an answer, beside its key and what that is made of
-    "prompt_id, text, thought, token_ids, finish_reason, prompt_tokens, completion_tokens, "
+    "prompt_id, text, reasoning, token_ids, finish_reason, prompt_tokens, completion_tokens, "
     "seconds, seed, engine, fault, error, tries, created"
 )
 INSERT = f"""
 INSERT INTO responses (key, model, settings, prompt, sample, {CONTENT}, checksum)
 VALUES (
-    ?, (SELECT id FROM models WHERE identity = ?), (SELECT id FROM settings WHERE how = ?),
+    ?, (SELECT id FROM models WHERE identity = ?), (SELECT id FROM settings WHERE json = ?),
     (SELECT id FROM prompts WHERE digest = ?), ?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?
 )
 """  # noqa: S608 (CONTENT is a constant)
@@ -103,7 +105,7 @@ class Group(NamedTuple):
     model: int
     settings: int
     identity: str
-    how: str
+    settings_json: str
 
 
 class ResponseStore:
@@ -134,7 +136,7 @@ class ResponseStore:
         if version == 0 and (tables or existing):  # 0: of anybody's database, and of an empty file
             remedy = "" if existing else "; move it away"
             raise UserError(f"{self.path}: not a response store{remedy}")
-        if version not in (0, SCHEMA_VERSION):
+        if version not in (0, 4, SCHEMA_VERSION):
             raise UserError(
                 f"{self.path}: made by another version of deltalearn (schema {version}, here "
                 f"{SCHEMA_VERSION}); use a new output directory"
@@ -146,6 +148,17 @@ class ResponseStore:
                 self.db.executescript(
                     f"BEGIN IMMEDIATE;{SCHEMA}PRAGMA user_version={SCHEMA_VERSION};COMMIT;"
                 )
+        elif version == 4:
+            self._rename_columns()
+
+    def _rename_columns(self) -> None:
+        """Bring a store of schema 4 to 5. No value changes, so keys and checksums stay valid."""
+        with self.db:
+            self.db.execute("BEGIN IMMEDIATE")
+            if self.db.execute("PRAGMA user_version").fetchone()[0] == 4:  # no other was faster
+                for table, old, new in RENAMED_IN_5:
+                    self.db.execute(f"ALTER TABLE {table} RENAME COLUMN {old} TO {new}")
+                self.db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
 
     def __enter__(self) -> ResponseStore:
         return self
@@ -163,10 +176,10 @@ class ResponseStore:
 
     # -- writing -----------------------------------------------------------------------------
 
-    def name_model(self, identity: str, name: str, how: str | None = None) -> None:
-        """Remember what a person calls the answers of a model to the settings `how` (JSON).
+    def name_model(self, identity: str, name: str, settings_json: str | None = None) -> None:
+        """Remember what a person calls the answers of a model to these settings (`Settings.key`).
 
-        Without `how`: all answers of the model that have no name of their own.
+        Without settings: all answers of the model that have no name of their own.
         """
         with self.db:
             self.db.execute(
@@ -174,12 +187,12 @@ class ResponseStore:
                 "ON CONFLICT (identity) DO UPDATE SET name = excluded.name",
                 [identity, name],
             )
-            if how is not None:
-                self.db.execute("INSERT OR IGNORE INTO settings (how) VALUES (?)", [how])
+            if settings_json is not None:
+                self.db.execute("INSERT OR IGNORE INTO settings (json) VALUES (?)", [settings_json])
                 self.db.execute(
                     "INSERT OR REPLACE INTO names (name, model, settings) VALUES (?, (SELECT id "
-                    "FROM models WHERE identity = ?), (SELECT id FROM settings WHERE how = ?))",
-                    [name, identity, how],
+                    "FROM models WHERE identity = ?), (SELECT id FROM settings WHERE json = ?))",
+                    [name, identity, settings_json],
                 )
 
     def add(self, answered: Sequence[tuple[Request, Response]], *, engine: str) -> None:
@@ -195,25 +208,25 @@ class ResponseStore:
                 raise ValueError(f"the response {r.key} answers another request, {request.key}")
             prompt = prompt_digest(request.prompt)
             models.add((request.model, request.model))
-            settings.add((request.how,))
+            settings.add((request.settings_json,))
             prompts[prompt] = request.prompt.messages
             seed = None if r.seed is None else str(r.seed)
             seconds = None if r.seconds is None else float(r.seconds)
             content = (
-                request.prompt.id, r.text, r.thought, _pack(r.token_ids), r.finish_reason,
+                request.prompt.id, r.text, r.reasoning, _pack(r.token_ids), r.finish_reason,
                 r.prompt_tokens, r.completion_tokens, seconds, seed, engine, r.fault, r.error,
                 r.tries, now,
             )  # fmt: skip
-            place = r.key, request.model, request.how, prompt, request.sample
+            place = r.key, request.model, request.settings_json, prompt, request.sample
             rows.append((*place, *content, checksum(content)))
         texts = [(key, canonical_json(list(messages))) for key, messages in prompts.items()]
         with self.db:
             many = self.db.executemany
             many("INSERT OR IGNORE INTO models (identity, name) VALUES (?, ?)", models)
-            many("INSERT OR IGNORE INTO settings (how) VALUES (?)", settings)
+            many("INSERT OR IGNORE INTO settings (json) VALUES (?)", settings)
             many("INSERT OR IGNORE INTO prompts (digest, messages) VALUES (?, ?)", texts)
             many(INSERT, rows)
-            self.db.execute(NEW_MARK)
+            self.db.execute(NEW_VERSION)
 
     def drop_errors(self, keys: Iterable[str]) -> int:
         """Forget the error rows among `keys`, so that they are asked again; return how many."""
@@ -224,7 +237,7 @@ class ResponseStore:
                 [json.dumps(list(keys))],
             )
             if cursor.rowcount:
-                self.db.execute(NEW_MARK)
+                self.db.execute(NEW_VERSION)
         return cursor.rowcount
 
     # -- reading -----------------------------------------------------------------------------
@@ -246,9 +259,9 @@ class ResponseStore:
         """Number of rows, errors included."""
         return self.db.execute("SELECT count(*) FROM responses").fetchone()[0]
 
-    def mark(self) -> str:
-        """Another text whenever answers have come or gone since it was read."""
-        return self.db.execute("SELECT mark FROM state").fetchone()[0]
+    def version(self) -> str:
+        """Random hexadecimal text, drawn anew whenever answers come or go."""
+        return self.db.execute("SELECT version FROM state").fetchone()[0]
 
     def named(self, name: str) -> list[Group]:
         """The answers that a name, or the identity of a model, stands for.
@@ -256,7 +269,7 @@ class ResponseStore:
         UserError if there are none, with the names that there are.
         """
         query = (
-            "SELECT DISTINCT c.model, c.settings, m.identity, s.how FROM called c "
+            "SELECT DISTINCT c.model, c.settings, m.identity, s.json FROM called c "
             "JOIN models m ON m.id = c.model JOIN settings s ON s.id = c.settings "
             "WHERE c.name = ?1 OR m.identity = ?1 ORDER BY c.model, c.settings"
         )
@@ -295,14 +308,13 @@ def checksum(content: Sequence[Any]) -> bytes:
 
 def response_of(row: tuple[Any, ...]) -> Response:
     """A Response of the columns RESPONSE."""
-    key, text, blob, finish_reason, prompt_tokens, error, thought, tokens, seconds, seed, *rest = (
-        row
-    )
+    key, text, blob, finish_reason, prompt_tokens, error, reasoning, tokens, *rest = row
+    seconds, seed, *others = rest
     ids = array("I")
     ids.frombytes(blob)
     seed = None if seed is None else int(seed)
-    told = finish_reason, prompt_tokens, error, thought, tokens, seconds, seed
-    return Response(key, text, tuple(ids), *told, *rest)
+    told = finish_reason, prompt_tokens, error, reasoning, tokens, seconds, seed
+    return Response(key, text, tuple(ids), *told, *others)
 
 
 def _pack(ids: Sequence[int]) -> bytes:

@@ -8,7 +8,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from deltalearn.lm.chat import Refusal, answer_texts, prompt_ids_or_refusals
-from deltalearn.lm.reasoning import opens_thought, split_thought
+from deltalearn.lm.reasoning import opens_reasoning, split_reasoning
 from deltalearn.records import Request, Response
 
 MARK_TOKENS = 8  # of a prompt's end, enough to see an open <think>
@@ -68,15 +68,15 @@ def answer_of(
         reason = f"the prompt has {len(prompt)} tokens, the model's context is {context}"
         return failed(key, len(prompt), "too_long", reason)
     (written,) = answer_texts(tokenizer, [ids])
-    opened = opens_thought(tokenizer.decode(prompt[-MARK_TOKENS:]))
-    thought, text = split_thought(written, opened)
+    opened = opens_reasoning(tokenizer.decode(prompt[-MARK_TOKENS:]))
+    reasoning, text = split_reasoning(written, opened)
     return Response(
         key,
         text,
         tuple(ids),
         "stop" if ended else "length",
         len(prompt),
-        thought=thought,
+        reasoning=reasoning,
         seconds=seconds,
         seed=seed,
     )

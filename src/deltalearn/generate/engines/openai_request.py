@@ -10,7 +10,7 @@ from typing import Any
 
 import aiohttp
 
-from deltalearn.lm.reasoning import join_thought, split_thought
+from deltalearn.lm.reasoning import join_reasoning, split_reasoning
 from deltalearn.openai_api.endpoint import Endpoint
 from deltalearn.openai_api.errors import SHOWN, hide
 from deltalearn.openai_api.pacing import Course, Health, Pace, backoff
@@ -187,17 +187,17 @@ class Asking:
         ids = answer.token_ids
         if ids and answer.finish_reason == "stop":
             ids = ids[:-1]  # the end of the turn
-        if answer.thought:
-            thought, text = join_thought(answer.thought, answer.text)
+        if answer.reasoning:
+            reasoning, text = join_reasoning(answer.reasoning, answer.text)
         else:
-            thought, text = split_thought(answer.text)
+            reasoning, text = split_reasoning(answer.text)
         return Response(
             request.key,
             text,
             ids,
             answer.finish_reason,
             answer.prompt_tokens or 0,
-            thought=thought,
+            reasoning=reasoning,
             completion_tokens=None if answer.token_ids else answer.completion_tokens,
             seconds=round(seconds, 4),
             seed=short_seed(request) if self._question.sampling.temperature else None,
