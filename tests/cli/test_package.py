@@ -38,10 +38,10 @@ def test_wheel_carries_everything(wheel):
     assert "deltalearn/lab/ladder/manifest.json" in names
     assert {f"deltalearn/recipes/{r.name}" for r in (ROOT / "recipes").glob("*.yaml")} <= names
     assert "deltalearn/tune/shapes/llama-3.1-8b.json" in names
-    suite = {path.name for path in (SOURCE / "evaluate" / "tulu3").glob("*.yaml")}
+    suite = {path.relative_to(SOURCE) for path in (SOURCE / "evaluate/tulu3").rglob("*.yaml")}
     assert len(suite) == 13
-    assert {f"deltalearn/evaluate/tulu3/{name}" for name in suite} <= names
-    for script in ("generate/engines/vllm_worker.py", "evaluate/graders/symbolic_worker.py"):
+    assert {f"deltalearn/{path}" for path in suite} <= names
+    for script in ("generate/engines/vllm_worker.py", "evaluate/tulu3/math/symbolic_worker.py"):
         assert f"deltalearn/{script}" in names
     for part in ("report", "theory"):
         assert {f"deltalearn/{part}/template.html.j2", f"deltalearn/{part}/style.css"} <= names

@@ -23,9 +23,9 @@ from helpers.data import DATA, drop_data
 
 pytest.importorskip("lm_eval")
 
-from deltalearn.evaluate.graders import gsm8k as gsm8k_grader
 from deltalearn.evaluate.harness.cache import FILE
 from deltalearn.evaluate.harness.results import mean_and_error
+from deltalearn.evaluate.tulu3.gsm8k import grader as gsm8k_grader
 from deltalearn.evaluate.tulu3.suite import ALL
 
 pytestmark = [pytest.mark.slow, pytest.mark.data]

@@ -143,9 +143,9 @@ class _Evaluation:
 
     def _allow_code(self) -> None:
         """Tell the tasks, which lm_eval calls, whether programs may run."""
-        from deltalearn.evaluate.tulu3 import scoring
+        from deltalearn.evaluate.tulu3 import humaneval
 
-        scoring.code_policy = scoring.CodePolicy(self.options.allow_code, self.options.unsafe)
+        humaneval.code_policy = humaneval.CodePolicy(self.options.allow_code, self.options.unsafe)
 
     # -- one benchmark -----------------------------------------------------------------------
 
@@ -209,7 +209,7 @@ class _Evaluation:
         started = time.monotonic()
         rows = run(tasks, model, Selection(options.split, options.limit))
         entry = {"judge": None, **summary(benchmark, rows), **settings}
-        notes = [*model.trouble.notes(), *_notes(benchmark)]
+        notes = [*model.trouble.notes(), *benchmark.notes()]
         if benchmark.kind == "judged":
             keep_answers(options.out, rows, options.name)
             if self.judge is not None:
@@ -271,7 +271,7 @@ class _Evaluation:
             "full_n": benchmark.full,
             "subset": number < benchmark.full,
             "docs": tasks.content(chosen),
-            "shots": config.num_fewshot or (6 if benchmark.name == "truthfulqa" else 0),
+            "shots": config.num_fewshot or benchmark.worked,
             "chat": benchmark.chat,
             "max_tokens": asked.get("max_gen_toks"),
             "stops": list(asked.get("until") or []),
@@ -349,16 +349,3 @@ def _identity(backend: BackendOptions) -> str:
     from deltalearn.lm.locate import locate
 
     return locate(backend.model).fingerprint
-
-
-def _notes(benchmark: Benchmark) -> list[str]:
-    if benchmark.name == "humanevalplus":
-        return ["the released test of HumanEval/32 passes no program: 163 of 164 is the most"]
-    if benchmark.name == "bbh":
-        return ["the published patterns cannot read 18 of 6,511 gold answers: 99.7 is the most"]
-    if benchmark.name == "ifeval":
-        from deltalearn.evaluate.graders.ifeval import tokenizer_note
-
-        note = tokenizer_note()
-        return [note] if note else []
-    return []

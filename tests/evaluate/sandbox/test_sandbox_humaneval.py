@@ -12,8 +12,8 @@ import textwrap
 import pytest
 from helpers.sandboxed import problems, sandbox
 
-from deltalearn.evaluate.graders.code import program
 from deltalearn.evaluate.sandbox import Outcome, Status
+from deltalearn.evaluate.tulu3.humaneval.grader import program
 
 FILES = {
     "humaneval": "humaneval/HumanEval.jsonl.gz",

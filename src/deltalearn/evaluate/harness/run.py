@@ -12,14 +12,14 @@ from typing import Any
 from deltalearn.errors import UserError
 from deltalearn.evaluate.tulu3 import INCLUDE_PATH
 from deltalearn.evaluate.tulu3.sources import NoData
-from deltalearn.evaluate.tulu3.suite import MMLU, Benchmark
+from deltalearn.evaluate.tulu3.suite import ALL, Benchmark
 from deltalearn.util.files import digest
 
 DEV_SHARE = 5  # one of so many items is for choosing
 SPLITS = ("test", "dev", "held-out")
 # Benchmarks of the same questions, under the same names, are split alike: a model that is chosen on
 # a question of one may not be reported on it in the other.
-FAMILIES = {"humanevalplus": "humaneval", **dict.fromkeys(MMLU, "mmlu")}
+FAMILIES = {b.name: b.questions for b in ALL if b.questions}
 
 
 @dataclass(frozen=True)
@@ -145,18 +145,13 @@ def _row(benchmark: Benchmark, sample: dict[str, Any]) -> dict[str, Any]:
 
 def _outcome(benchmark: Benchmark, sample: dict[str, Any]) -> dict[str, str]:
     """What the model gave, and what was found in it."""
-    from deltalearn.evaluate.tulu3.scoring import GRADERS
-
     results = sample["filtered_resps"]
     if benchmark.kind == "code":
         return {"output": json.dumps(results[0]), "extracted": str(sample["passed"])}
     if benchmark.kind == "judged":
         return {"output": results[0], "extracted": ""}
     output = results[0] if benchmark.kind == "text" else json.dumps([v for v, _ in results])
-    return {
-        "output": output,
-        "extracted": GRADERS[benchmark.name](sample["doc"], results).extracted,
-    }
+    return {"output": output, "extracted": benchmark.grade(sample["doc"], results).extracted}
 
 
 def _text(prompt: Any) -> str:

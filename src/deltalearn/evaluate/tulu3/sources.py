@@ -1,8 +1,8 @@
 """Rows of the benchmarks, from local files or from the hub.
 
-Local files lie in folders named as in `FOLDERS`, under the directory that `--data-dir`, lm_eval's
-metadata `data_dir`, or the environment variable DELTALEARN_DATA_DIR names. With such a directory
-nothing is asked of the network.
+Local files lie where each benchmark's `LOCAL` says, under the directory that `--data-dir`,
+lm_eval's metadata `data_dir`, or the environment variable DELTALEARN_DATA_DIR names. With such a
+directory nothing is asked of the network.
 """
 
 from __future__ import annotations
@@ -19,20 +19,6 @@ from deltalearn.errors import UserError
 
 VARIABLE = "DELTALEARN_DATA_DIR"
 Row = dict[str, Any]
-
-FOLDERS = {  # of each benchmark, under the data directory
-    "mmlu": "mmlu/test/*_test.csv (with a header; dev/*_dev.csv beside it)",
-    "popqa": "popqa*/*.jsonl, and tulu3_fewshot/popqa_15shot.json",
-    "math": "math*/test.jsonl",
-    "gsm8k": "gsm8k/test.jsonl",
-    "alpaca_eval": "alpaca_eval/reference_*.json",
-    "ifeval": "ifeval/*.jsonl",
-    "bbh": "bbh/bbh/*.json",
-    "drop": "drop*/drop*.json (and drop*/*train*.json, for the three examples)",
-    "truthfulqa": "truthfulqa/mc_task.json",
-    "humaneval": "humaneval/HumanEval.jsonl*",
-    "humanevalplus": "humanevalplus/HumanEvalPlus-OriginFmt*.jsonl*",
-}
 
 
 class NoData(UserError):
@@ -61,12 +47,15 @@ def data_directory(given: str | Path | None) -> Path | None:
     return directory
 
 
-def files(directory: Path, benchmark: str, *patterns: str) -> list[Path]:
-    """The files of a benchmark by the first pattern that has any. NoData if none has."""
-    for pattern in patterns:
+def files(directory: Path, benchmark: str, local: str, *patterns: str) -> list[Path]:
+    """The files of a benchmark by the first pattern that has any, by default `local`.
+
+    NoData if none has; `local` says then where they are looked for.
+    """
+    for pattern in patterns or (local,):
         if found := sorted(directory.glob(pattern)):
             return found
-    raise NoData(f"{directory}: no data of {benchmark}; it is looked for in {FOLDERS[benchmark]}")
+    raise NoData(f"{directory}: no data of {benchmark}; it is looked for in {local}")
 
 
 def read(path: Path) -> list[Row]:

@@ -1,50 +1,34 @@
-"""What the benchmarks are: sizes, metrics, averages. How they are asked is in the YAML files."""
+"""The benchmarks of the suite, in the order of its tables, and their average."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from deltalearn.evaluate.tulu3 import (
+    alpaca_eval,
+    bbh,
+    drop,
+    gsm8k,
+    humaneval,
+    ifeval,
+    math,
+    mmlu,
+    popqa,
+    truthfulqa,
+)
+from deltalearn.evaluate.tulu3.benchmark import Benchmark
 
-Kind = Literal["choice", "text", "code", "judged"]
-Aggregation = Literal["mean", "macro", "micro"]
-
-
-@dataclass(frozen=True)
-class Benchmark:
-    """One column of the paper's table.
-
-    full: items of the published split. aggregation: macro, the mean of the strata's means; micro,
-    the mean over all items of all strata; mean, where there are no strata. chat: whether the chat
-    template is applied. kind: choice needs log-likelihoods, code the sandbox, judged a judge.
-    """
-
-    name: str
-    title: str
-    full: int
-    metric: str
-    aggregation: Aggregation
-    kind: Kind = "text"
-    chat: bool = True
-
-    @property
-    def task(self) -> str:
-        """Its name in lm_eval."""
-        return f"tulu3_{self.name}"
-
-
-ALL = (
-    Benchmark("mmlu_mc", "MMLU mc", 14042, "accuracy", "macro", "choice"),
-    Benchmark("mmlu_cot", "MMLU CoT", 14042, "exact match", "macro"),
-    Benchmark("popqa", "PopQA", 14267, "alias in output", "mean"),
-    Benchmark("math", "MATH", 5000, "flex exact match", "macro"),
-    Benchmark("gsm8k", "GSM8K", 1319, "exact match", "mean"),
-    Benchmark("alpaca_eval", "AlpacaEval 2", 805, "win rate", "mean", "judged"),
-    Benchmark("ifeval", "IFEval", 541, "prompt-level loose accuracy", "mean"),
-    Benchmark("bbh", "BBH", 6511, "exact match", "micro"),
-    Benchmark("drop", "DROP", 9536, "F1", "mean", chat=False),
-    Benchmark("truthfulqa", "TruthfulQA", 817, "MC2", "mean", "choice"),
-    Benchmark("humaneval", "HumanEval", 164, "pass@10", "mean", "code"),
-    Benchmark("humanevalplus", "HumanEval+", 164, "pass@10", "mean", "code"),
+ALL: tuple[Benchmark, ...] = (
+    mmlu.LIKELIHOOD,
+    mmlu.REASONING,
+    popqa.BENCHMARK,
+    math.BENCHMARK,
+    gsm8k.BENCHMARK,
+    alpaca_eval.BENCHMARK,
+    ifeval.BENCHMARK,
+    bbh.BENCHMARK,
+    drop.BENCHMARK,
+    truthfulqa.BENCHMARK,
+    humaneval.BENCHMARK,
+    humaneval.PLUS,
 )
 BY_NAME = {benchmark.name: benchmark for benchmark in ALL}
 MMLU = ("mmlu_cot", "mmlu_mc")  # one of them counts in the average: the first that was run

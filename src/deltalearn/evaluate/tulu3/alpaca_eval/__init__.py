@@ -1,0 +1,53 @@
+"""AlpacaEval 2: instructions, whose answers a judge compares with a reference's.
+
+`alpaca_eval_v2::tulu` of OLMES. Its grader is a judge, asked apart (`deltalearn.evaluate.alpaca`),
+so that lm_eval alone gives no score.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from deltalearn.evaluate.tulu3.benchmark import Benchmark, Results
+from deltalearn.evaluate.tulu3.items import dataset, item
+from deltalearn.evaluate.tulu3.sources import (
+    Row,
+    data_directory,
+    files,
+    hub_file,
+    numbered,
+    read,
+)
+
+if TYPE_CHECKING:
+    from datasets import DatasetDict
+
+LOCAL = "alpaca_eval/reference_*.json"
+
+
+def load(data_dir: str | None = None, **_: Any) -> DatasetDict:
+    """Instructions; gold: the reference's answer."""
+    directory = data_directory(data_dir)
+    if directory is None:
+        rows: Iterable[Row] = hub_file("tatsu-lab/alpaca_eval", "alpaca_eval_gpt4_baseline.json")
+    else:
+        rows = read(files(directory, "alpaca_eval", LOCAL)[0])
+    return dataset(
+        item(
+            id=name,
+            cluster=row["dataset"],
+            question=row["instruction"],
+            gold={"output": row["output"], "generator": row["generator"]},
+        )
+        for name, row in numbered(rows, "")
+    )
+
+
+def score(item: Row, results: Results) -> dict[str, float]:
+    """No score before a judge has read it; the length in characters."""
+    return {"score": math.nan, "characters": float(len(results[0]))}
+
+
+BENCHMARK = Benchmark("alpaca_eval", "AlpacaEval 2", 805, "win rate", "mean", "judged")

@@ -1,0 +1,117 @@
+"""MATH: some answer that the output gives is equivalent to the boxed one of the solution.
+
+Source: `minerva_math::tulu` of OLMES, metric exact_match_flex. Extraction and the string
+equivalence of Hendrycks et al. 2021 (arXiv 2103.03874) are lm_eval's; the normalisation is
+Minerva's original (minerva.py), and sympy runs in a process of its own (symbolic.py).
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Literal
+
+from deltalearn.errors import UserError
+from deltalearn.evaluate.tulu3.grade import Grade
+from deltalearn.evaluate.tulu3.math import minerva, symbolic
+
+Normalisation = Literal["minerva", "lm_eval"]
+NO_ANSWER = "[invalidanswer]"
+OUTPUT = 50_000  # characters, the last ones, that are read: far beyond the 1,024 tokens allowed
+
+
+def grade(
+    output: str, solution: str, *, flex: bool = True, normalisation: Normalisation = "minerva"
+) -> Grade:
+    """1 if an answer in `output` is equivalent to the boxed one of `solution`, else 0.
+
+    flex: all of `answers` count, or the whole output where there is none, by string or by sympy
+    (the published score). False: only Minerva's final sentence, by sympy (lm_eval's exact_match).
+    normalisation: "minerva" is the published one; "lm_eval" is lm_eval's, mended.
+    An answer of more than `symbolic.LENGTH` characters is wrong.
+    UserError if `solution` has no boxed answer, or if lm_eval or sympy is missing.
+    """
+    expected = gold(solution, normalisation=normalisation)
+    output = output[-OUTPUT:]
+    if flex:
+        found = answers(output, normalisation=normalisation)
+        candidates = found or [_normalise(output, normalisation)]
+    else:
+        found = candidates = _final_sentence(output, normalisation)
+    for answer in candidates:
+        if equivalent(answer, expected, strings=flex):
+            return Grade(1.0, answer)
+    return Grade(0.0, found[0] if found else "")
+
+
+def gold(solution: str, *, normalisation: Normalisation = "minerva") -> str:
+    """The last boxed answer of a reference solution, normalised. UserError if there is none."""
+    answer = _boxed(solution)
+    if not answer or not answer[0].strip():
+        raise UserError(f"MATH: no \\boxed{{...}} in the reference solution {solution[-80:]!r}")
+    return _normalise(answer[0], normalisation)
+
+
+def answers(output: str, *, normalisation: Normalisation = "minerva") -> list[str]:
+    """What stands in `output` as an answer, normalised.
+
+    That of Minerva's final sentence and the last boxed one; if there is neither, what is between
+    the last two dollar signs; none without those.
+    """
+    found = _final_sentence(output, normalisation)
+    found += [_normalise(answer, normalisation) for answer in _boxed(output)]
+    if not found and output.count("$") > 1:
+        found.append(_normalise(output.rsplit("$", 2)[1], normalisation))
+    return found
+
+
+def equivalent(a: str, b: str, *, strings: bool = True) -> bool:
+    """Whether two normalised answers are the same text, the same for sympy or, with `strings`,
+    the same by the string equivalence of Hendrycks et al.
+
+    UserError if lm_eval or sympy is missing.
+    """
+    if max(len(a), len(b)) > symbolic.LENGTH:
+        return False
+    if a == b or (strings and _lm_eval("hendrycks_math").is_equiv(a, b)):
+        return True
+    return symbolic.equal(a, b)
+
+
+def _final_sentence(output: str, normalisation: Normalisation) -> list[str]:
+    """The first answer in "Final Answer: The final answer is ... . I hope it is correct.", if it
+    is there."""
+    found = _lm_eval("minerva_math").get_unnormalized_answer(output)
+    return [] if found == NO_ANSWER else [_normalise(found, normalisation)]
+
+
+def _boxed(text: str) -> list[str]:
+    """What the last \\boxed holds; nothing if there is none, or it is not closed."""
+    lm_eval = _lm_eval("minerva_math")
+    try:
+        box = lm_eval.last_boxed_only_string(text)
+        return [] if box is None else [lm_eval.remove_boxed(box)]
+    except AssertionError:  # \fbox, or "\boxed" with something else than a brace after it
+        return []
+
+
+def _normalise(answer: str, normalisation: Normalisation) -> str:
+    if len(answer) > symbolic.LENGTH:  # equal to nothing; the patterns' time grows quadratically
+        return answer
+    if normalisation == "minerva":
+        return minerva.normalise(answer)
+    return _lm_eval("minerva_math").normalize_final_answer(answer)
+
+
+def _lm_eval(task: str) -> ModuleType:
+    """The functions of lm_eval's task; imported late, it takes a second."""
+    try:
+        if task == "hendrycks_math":
+            from lm_eval.tasks.hendrycks_math import utils
+        else:
+            from lm_eval.tasks.minerva_math import utils
+    except (ImportError, AssertionError) as error:  # AssertionError: another version of antlr4
+        raise UserError(
+            f"MATH is graded with lm_eval and sympy ({str(error).splitlines()[0]}); "
+            "pip install 'deltalearn[evaluate]'"
+        ) from error
+    return utils
