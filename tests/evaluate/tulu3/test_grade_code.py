@@ -21,9 +21,9 @@ from helpers.data import find
 from hypothesis import given
 from hypothesis import strategies as st
 
+from deltalearn.evaluate.tulu3 import humaneval
 from deltalearn.evaluate.tulu3.humaneval.grader import (
     PREFIX,
-    SECONDS,
     STOPS,
     cut_at_stops,
     pass_at_k,
@@ -54,7 +54,7 @@ def test_protocol_strings():
         "\n" + "`" * 3,
         "<|eot_id|>",
     }
-    assert SECONDS == {"humaneval": 3.0, "humanevalplus": 20.0}
+    assert (humaneval.SECONDS, humaneval.SECONDS_PLUS) == (3.0, 20.0)
 
 
 # -- where a completion ends: by hand ------------------------------------------------------------

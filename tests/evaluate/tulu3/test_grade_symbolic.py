@@ -221,12 +221,6 @@ def test_the_worker_reports_what_is_missing():
     assert done.stdout == '{"missing": "No module named \'sympy\'"}\n'
 
 
-def test_the_name_of_math_py_hides_no_module():
-    """The worker lies beside a math.py, which must not be what sympy imports as math."""
-    assert symbolic.WORKER.with_name("math.py").exists()
-    assert symbolic.equal(r"\sin(0)", "0")
-
-
 def test_too_long_is_unequal_without_being_asked(monkeypatch):
     monkeypatch.setattr(symbolic, "_running", lambda: pytest.fail("sympy was asked"))
     assert not symbolic.equal("1" * (symbolic.LENGTH + 1), "1")

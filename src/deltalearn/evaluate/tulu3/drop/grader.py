@@ -11,11 +11,9 @@ import string
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-from scipy.optimize import linear_sum_assignment
-
 from deltalearn.errors import UserError
 from deltalearn.evaluate.tulu3.grade import Grade
+from deltalearn.evaluate.tulu3.sources import NoData
 
 ARTICLE = re.compile(r"\b(a|an|the)\b")
 PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -45,7 +43,7 @@ def gold(question: Mapping[str, Any]) -> list[tuple[str, ...]]:
 
     Reads the original JSON (`validated_answers` is a list of answers) and its export on the
     Hugging Face hub (one answer whose fields are lists). An answer is its number, else its spans,
-    else its date as "day month year"; blank ones are left out. UserError if none is left.
+    else its date as "day month year"; blank ones are left out. NoData if none is left.
     """
     validated = question.get("validated_answers") or []
     if isinstance(validated, Mapping):
@@ -54,7 +52,7 @@ def gold(question: Mapping[str, Any]) -> list[tuple[str, ...]]:
     answers = [_spans(answer) for answer in (question.get("answer") or {}, *validated)]
     known = [spans for spans in dict.fromkeys(answers) if spans[0].strip()]
     if not known:
-        raise UserError(f"DROP: question {question.get('query_id')!r} has no reference answer")
+        raise NoData(f"DROP: question {question.get('query_id')!r} has no reference answer")
     return known
 
 
@@ -64,6 +62,9 @@ def f1(predicted: Sequence[str], expected: Sequence[str]) -> float:
     Spans are bags of words, aligned one to one so that the sum is largest; a span without partner
     on either side counts 0.
     """
+    import numpy as np  # here: to know what benchmarks there are takes no scipy
+    from scipy.optimize import linear_sum_assignment
+
     bags = [_bag(span) for span in predicted]
     table = np.array([[_bag_f1(bag, _bag(span)) for bag in bags] for span in expected])
     rows, columns = linear_sum_assignment(table, maximize=True)

@@ -13,11 +13,6 @@ PREFIX = "Here is the completed function:\n\n```python\n"
 
 STOPS = ("\nclass", "\nif", "\nprint", "\n#", "\n```", "<|eot_id|>")
 
-SECONDS = {
-    "humaneval": 3.0,
-    "humanevalplus": 20.0,
-}  # of a program; the sandbox counts processor time
-
 
 def cut_at_stops(completion: str, stops: tuple[str, ...] = STOPS) -> str:
     """`completion` up to the first of `stops`, which is left out; all of it if there is none.

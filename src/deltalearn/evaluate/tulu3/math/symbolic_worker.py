@@ -1,6 +1,6 @@
 """A process that compares LaTeX strings with sympy, one line of JSON in, one out.
 
-It runs as a script (with -P: this folder has a math.py) and imports nothing of deltalearn.
+It runs as a script (with -P: nothing of its folder is found) and imports nothing of deltalearn.
 Out, first: {"ready": true}, or {"missing": why}. Then for each line [a, b] in: true or false.
 A comparison that takes too long kills the process: SIGPROF is left at its default action, which
 ends even a computation inside C code, where no Python handler would ever run. Processor time

@@ -14,6 +14,7 @@ from typing import Any
 
 from deltalearn.errors import UserError
 from deltalearn.evaluate.tulu3.grade import Grade
+from deltalearn.evaluate.tulu3.sources import NoData
 
 
 def grade(output: str, aliases: Sequence[str], *, whole_words: bool = False) -> Grade:
@@ -38,7 +39,7 @@ def gold(row: Mapping[str, Any]) -> list[str]:
     """All accepted answers of a row of PopQA, the reference among them.
 
     Read from `possible_answers` (a JSON list in a string: the original data), or from
-    `golden_answers` (a list: FlashRAG's export). UserError if the row has neither.
+    `golden_answers` (a list: FlashRAG's export). NoData if the row has neither.
     """
     found = row.get("possible_answers", row.get("golden_answers"))
     try:
@@ -46,7 +47,7 @@ def gold(row: Mapping[str, Any]) -> list[str]:
     except json.JSONDecodeError:
         found = None
     if not isinstance(found, list) or not found or not all(isinstance(a, str) for a in found):
-        raise UserError(
+        raise NoData(
             f"PopQA: row {row.get('id')!r} has no list of strings in 'possible_answers' or "
             "'golden_answers'"
         )
