@@ -15,8 +15,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from deltalearn.evaluate.tulu3.humaneval.grader import pass_at_k
 
+from deltalearn.evaluate.tulu3.humaneval.grader import pass_at_k
 from deltalearn.stats import bootstrap, mcnemar, power, seeds
 from deltalearn.stats.joint import joint
 from deltalearn.stats.sampling import Sampling
