@@ -125,7 +125,7 @@ def test_dev_against_test(tmp_path):
 
 def test_two_ways_of_averaging(tmp_path):
     a, b = gsm8k(tmp_path / "a", ONES), gsm8k(tmp_path / "b", ZEROS, {"aggregation": "macro"})
-    with pytest.raises(UserError, match=r"GSM8K: averaged in two ways: mean in .*a, macro in .*b"):
+    with pytest.raises(UserError, match=r"GSM8K: averaged in two ways: micro in .*a, macro in .*b"):
         compared(a, b, allow_different_settings=True)
 
 

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from deltalearn.compare.command import Options, compare, run_compare
 from deltalearn.evaluate.alpaca.length import Judged, length_controlled
-from deltalearn.evaluate.harness.results import COLUMNS
+from deltalearn.evaluate.harness.results import COLUMNS, FORMAT
 from deltalearn.evaluate.tulu3.suite import ALL, BY_NAME
 from deltalearn.stats.sampling import Sampling
 from helpers.data import DATA
@@ -40,8 +40,11 @@ def entry(name, rows, **changed):
     value = {
         "score": float(Sampling(len(rows), strata=strata).mean(scores)),
         "stderr": 0.01,
+        "title": benchmark.title,
+        "kind": benchmark.kind,
         "metric": benchmark.metric,
-        "aggregation": benchmark.aggregation,
+        "aggregation": "macro" if benchmark.aggregation == "macro" else "micro",
+        "bounded": True,
         "n": len(rows),
         "full_n": len(rows),
         "subset": False,
@@ -64,7 +67,7 @@ def write(directory: Path, benchmarks, entries=None, **header) -> Path:
         pq.write_table(pa.Table.from_pylist(rows, COLUMNS), path)
         found[name] = entry(name, rows, **(entries or {}).get(name, {}))
     value = {
-        "format": 1,
+        "format": FORMAT,
         "suite": "tulu3",
         "model": {"name": directory.name, "path": "x", "identity": f"sha {directory}"},
         "backend": "vllm",

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from deltalearn.evaluate.reference.table import write_scores
+from deltalearn.evaluate.harness.results import summary, write_items, write_results
+from deltalearn.evaluate.reference.benchmark import QuestionBenchmark
 from deltalearn.pairs import write_pairs
 from deltalearn.records import Message, Pair, Response
 from deltalearn.util.files import write_json, write_jsonl
@@ -119,11 +120,19 @@ def _write_all_scores(run, effects, models, metrics, tasks, seeds) -> None:
     base = rng.uniform(0.3, 0.6, items)
 
     def write(place: str, values: np.ndarray) -> None:
+        empty = {"cluster": "", "prompt": "q", "output": "", "extracted": "", "gold": "a"}
         rows = [
-            {"id": str(i), "task": tasks[i % len(tasks)], **dict.fromkeys(metrics, float(v))}
+            {"id": str(i), "stratum": tasks[i % len(tasks)], "score": float(v), **empty}
             for i, v in enumerate(values)
         ]
-        write_scores(run / "scores" / place / "items.parquet", rows, metrics)
+        entries = {}
+        for metric in metrics:
+            benchmark = QuestionBenchmark("questions", metric)
+            write_items(run / "scores" / place, benchmark.name, rows)
+            entries[benchmark.name] = summary(benchmark, rows)
+        model = {"name": f"demo/{place}", "path": place, "identity": place}
+        results = {"model": model, "split": "test", "benchmarks": entries}
+        write_results(run / "scores" / place, results)
 
     write("models/student", base)
     for place, model in enumerate(models):

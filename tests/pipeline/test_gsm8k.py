@@ -14,6 +14,7 @@ import pytest
 import torch
 from helpers.data import DATA
 
+from deltalearn.evaluate.harness.results import read_items
 from deltalearn.lm.load import load_model, load_tokenizer, place
 from deltalearn.lm.locate import locate
 from deltalearn.pipeline.run import run_recipe
@@ -80,7 +81,7 @@ def test_scores_equal_a_slow_computation(run):
     path, models, _ = run
     files = locate(str(models["student"]))
     tokenizer, model = load_tokenizer(files), load_model(files, place("cpu", "float32")).double()
-    table = pq.read_table(path / "scores" / "models" / "student" / "items.parquet").to_pylist()
+    table = read_items(path / "scores" / "models" / "student", "questions.loglik")
     with (GSM8K / "test.jsonl").open(encoding="utf-8") as lines:
         problems = [json.loads(line) for line, _ in zip(lines, range(3), strict=False)]
     for row, problem in zip(table, problems, strict=False):
@@ -95,7 +96,7 @@ def test_scores_equal_a_slow_computation(run):
         with torch.no_grad():
             logprobs = model(torch.tensor([start + answer])).logits[0].log_softmax(-1)
         tokens = [logprobs[len(start) + i - 1, token].item() for i, token in enumerate(answer)]
-        assert row["loglik"] == pytest.approx(sum(tokens) / len(tokens), rel=1e-4)
+        assert row["score"] == pytest.approx(sum(tokens) / len(tokens), rel=1e-4)
 
 
 def test_summary_has_every_arm(run):

@@ -133,7 +133,7 @@ def test_ten_kills_change_nothing(tmp_path):
 
     pairs = "pairs/s_over_xs.parquet"
     assert pq.read_table(whole / pairs).equals(pq.read_table(killed / pairs))
-    for items in sorted(p.relative_to(whole) for p in whole.glob("scores/**/items.parquet")):
+    for items in sorted(p.relative_to(whole) for p in whole.glob("scores/**/*.parquet")):
         assert pq.read_table(whole / items).equals(pq.read_table(killed / items)), items
     one, other = (json.loads((p / "summary.json").read_text()) for p in (whole, killed))
     assert one == other

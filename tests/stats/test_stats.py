@@ -17,7 +17,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deltalearn.evaluate.reference.stats import Bootstrap, Draws
-from deltalearn.evaluate.reference.table import read_scores, write_scores
 
 # -- by hand -------------------------------------------------------------------------------------
 
@@ -229,33 +228,3 @@ def test_interval_covers_the_truth_about_95_times_in_100():
         interval = (draws["arm"] - draws["base"]).average()
         hits += interval.lo <= truth <= interval.hi
     assert 0.90 <= hits / repetitions <= 0.99
-
-
-# -- the table of scores -------------------------------------------------------------------------
-
-
-def test_scores_table_and_its_means(tmp_path):
-    rows = [
-        {"id": "1", "task": "a", "expected_accuracy": 1.0, "greedy_answer": "ü"},
-        {"id": "2", "task": "b", "expected_accuracy": 0.2, "greedy_answer": ""},
-        {"id": "3", "task": "a", "expected_accuracy": 0.0, "greedy_answer": "x"},
-    ]
-    path = tmp_path / "scores" / "items.parquet"
-    means = write_scores(path, rows, ["expected_accuracy"])
-    assert means == {
-        "expected_accuracy": pytest.approx(0.35),
-        "expected_accuracy_by_task": {"a": 0.5, "b": 0.2},
-    }
-    assert read_scores(path).to_pylist() == rows
-    assert [p.name for p in path.parent.iterdir()] == ["items.parquet"]
-
-
-def test_means_of_the_table_agree_with_the_point_of_the_bootstrap(tmp_path):
-    scores = np.random.default_rng(9).random(len(TASKS))
-    rows = [
-        {"id": str(i), "task": t, "loglik": s}
-        for i, (t, s) in enumerate(zip(TASKS, scores, strict=True))
-    ]
-    means = write_scores(tmp_path / "items.parquet", rows, ["loglik"])
-    draws = Bootstrap(TASKS, draws=100)({"m": scores[None]})["m"]
-    assert draws.average().mean == pytest.approx(means["loglik"])

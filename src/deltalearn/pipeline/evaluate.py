@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -18,19 +17,22 @@ from deltalearn.evaluate.harness.loading import check, group_size, loaded, needs
 from deltalearn.evaluate.harness.results import (
     FORMAT,
     average,
+    items_file,
     read_results,
     summary,
     write_items,
+    write_results,
 )
 from deltalearn.evaluate.harness.run import SPLITS, Selection, Tasks, load_tasks, run
 from deltalearn.evaluate.harness.served import Unreachable
 from deltalearn.evaluate.tulu3.sources import NoData, data_directory
 from deltalearn.evaluate.tulu3.suite import ALL, BY_NAME, Benchmark
 from deltalearn.pipeline.judge import JudgeOptions, judge_key, judged, keep_answers
-from deltalearn.util.files import digest, replacing
+from deltalearn.util.files import digest
 
 Say = Callable[[str], None]
 DEFAULT = tuple(b.name for b in ALL)
+OWN = ("full_n", "subset", "aggregation")  # of an entry, which the judge's summary has its own of
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,12 @@ class _Evaluation:
         fresh = {**header, "versions": versions, "benchmarks": {}, "not_run": {}, "average": None}
         if not self.file.is_file():
             return fresh
-        found = read_results(self.options.out)
+        try:
+            found = read_results(self.options.out)
+        except UserError:
+            if self.options.update:
+                return fresh
+            raise
         changed = [name for name in header if found.get(name) != header[name]]
         if not changed:
             return found
@@ -189,7 +196,10 @@ class _Evaluation:
         What a judge has read stands when no judge is named now.
         """
         known = self.results["benchmarks"].get(benchmark.name, {})
-        if known.get("key") != digest(settings) or not self._items(benchmark).is_file():
+        if (
+            known.get("key") != digest(settings)
+            or not items_file(self.options.out, benchmark.name).is_file()
+        ):
             return False
         if benchmark.kind == "judged" and self.judge is None and known.get("score") is not None:
             return True
@@ -197,9 +207,6 @@ class _Evaluation:
             return False
         asked = benchmark.kind == "judged" and self.judge is not None
         return not asked or known.get("judge_key") == self.judge
-
-    def _items(self, benchmark: Benchmark) -> Path:
-        return self.options.out / "items" / f"{benchmark.name}.parquet"
 
     def _ask(
         self, benchmark: Benchmark, tasks: Tasks, settings: dict[str, Any], model: Any
@@ -221,9 +228,9 @@ class _Evaluation:
                     notes.append(f"not judged: {error}")
                 else:
                     notes += verdicts.pop("notes")
-                    entry |= {k: v for k, v in verdicts.items() if k not in ("full_n", "subset")}
+                    entry |= {k: v for k, v in verdicts.items() if k not in OWN}
                     entry["judge_key"] = self.judge
-        write_items(self._items(benchmark), rows)
+        write_items(options.out, benchmark.name, rows)
         seconds = round(time.monotonic() - started, 1)
         entry |= {"seconds": seconds, "notes": notes, "key": digest(settings)}
         entry["unanswered"] = model.trouble.unanswered
@@ -315,9 +322,7 @@ class _Evaluation:
         results = self.results
         results["average"] = average(results["benchmarks"])
         results["test_models"] = self.ledger.test_models(self.options.benchmarks)
-        self.options.out.mkdir(parents=True, exist_ok=True)
-        with replacing(self.file) as temporary:
-            temporary.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+        write_results(self.options.out, results)
 
     def _enter(self, benchmark: Benchmark, settings: dict[str, Any]) -> None:
         """Note in the ledger who is about to see which items."""

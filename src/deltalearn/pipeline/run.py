@@ -19,7 +19,7 @@ from deltalearn.pipeline.generator import Respondent
 from deltalearn.pipeline.prompts import read_and_keep_prompts
 from deltalearn.recipe.load import LoadedRecipe
 from deltalearn.recipe.schema import STUDENT, TuneSpec
-from deltalearn.util.files import digest, write_json
+from deltalearn.util.files import digest
 
 STAGES = ("prompts", "generate", "pairs", "tune", "evaluate", "report")
 Say = Callable[[str], None]
@@ -253,13 +253,17 @@ class Pipeline:
 
     def evaluate(self) -> None:
         """Scores of the student, of every weak model that is here and of every tuned student."""
+        run = self.recipe.name
         for name, files in self.models.items():
-            self._evaluate(f"models/{name}", files.fingerprint, files.directory)
+            model = {"name": f"{run}/{name}", "path": self.recipe.model(name).path}
+            self._evaluate(f"models/{name}", files.fingerprint, files.directory, model)
         for arm in self.recipe.tuned_arms:
             for seed in self.recipe.seeds:
                 name = f"{arm}/seed-{seed}"
                 final = self._path("arms", name, "final")
-                self._evaluate(f"arms/{name}", self.keys[f"tune/{name}"], final)
+                model = {"name": f"{run}/{arm} seed {seed}", "path": str(final)}
+                model |= {"run": run, "arm": arm, "seed": seed}
+                self._evaluate(f"arms/{name}", self.keys[f"tune/{name}"], final, model)
 
     @cached_property
     def _items(self):
@@ -278,16 +282,18 @@ class Pipeline:
     def _items_digest(self) -> Any:
         return source_digest(self.recipe.evaluate.source)
 
-    def _evaluate(self, name: str, model_key: str, directory: Path) -> None:
+    def _evaluate(self, name: str, model_key: str, directory: Path, model: dict[str, Any]) -> None:
         spec = self.recipe.evaluate
-        output = f"scores/{name}/items.parquet"
+        output = f"scores/{name}"
 
         def work() -> dict[str, Any]:
+            from deltalearn.evaluate.harness.results import summary, write_items, write_results
+            from deltalearn.evaluate.reference.benchmark import QuestionBenchmark, item_rows
             from deltalearn.evaluate.reference.score import score_model
-            from deltalearn.evaluate.reference.table import write_scores
 
+            files = locate(str(directory.resolve()))
             rows = score_model(
-                locate(str(directory.resolve())),
+                files,
                 self._items,
                 spec.metrics,
                 max_tokens=spec.max_tokens,
@@ -295,17 +301,24 @@ class Pipeline:
                 placement=self.placement,
                 title=name,
             )
-            means = write_scores(self._path(output), rows, spec.metrics)
-            write_json(self._path("scores", name, "results.json"), means)
-            return {metric: means[metric] for metric in spec.metrics}
+            entries = {}
+            for metric in spec.metrics:
+                benchmark = QuestionBenchmark("questions", metric)
+                kept = item_rows(self._items, rows, metric)
+                write_items(self._path(output), benchmark.name, kept)
+                entries[benchmark.name] = summary(benchmark, kept)
+            header = {"model": {**model, "identity": files.fingerprint}, "split": "test"}
+            write_results(self._path(output), {**header, "benchmarks": entries})
+            return {m: entries[f"questions.{m}"]["score"] for m in spec.metrics}
 
         inputs = {
             "model": model_key,
             "items": self._items_digest,
             "spec": spec.model_dump(exclude={"bootstrap", "token_budget"}),
             "dtype": self.recipe.dtype,
+            "format": 2,
         }
-        self._stage(f"evaluate/{name}", inputs, [output], work)
+        self._stage(f"evaluate/{name}", inputs, [f"{output}/results.json"], work)
 
     def report(self) -> None:
         """summary.json and report.html."""

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 
 from deltalearn.errors import UserError
+from deltalearn.evaluate.harness.results import read_items
 from deltalearn.evaluate.reference.stats import Bootstrap, Draws
-from deltalearn.evaluate.reference.table import read_scores
 from deltalearn.util.files import digest
 
 STUDENT = "student"
+QUESTIONS = "questions"  # how the recipe's own are called
 
 
 def load_manifest(run: Path) -> dict[str, Any]:
@@ -103,13 +104,13 @@ def _load_scores(run: Path, recipe: dict[str, Any], metrics: list[str]) -> dict[
             sources[f"arms/{arm}"] = [f"arms/{arm}/seed-{seed}" for seed in recipe["seeds"]]
     loaded: dict[str, Any] = {}
     for name, places in sources.items():
-        paths = [run / "scores" / place / "items.parquet" for place in places]
-        if absent := [path for path in paths if not path.is_file()]:
+        directories = [run / "scores" / place for place in places]
+        if absent := [path for path in directories if not (path / "results.json").is_file()]:
             raise UserError(f"{absent[0]}: not there yet; run the recipe's evaluate stage first")
-        tables = [read_scores(path) for path in paths]
-        loaded[name] = {
-            "task": tables[0]["task"].to_pylist(),
-            **{m: np.stack([table[m].to_numpy() for table in tables]) for m in metrics},
+        tables = {m: [read_items(d, f"{QUESTIONS}.{m}") for d in directories] for m in metrics}
+        loaded[name] = {"task": [row["stratum"] for row in tables[metrics[0]][0]]}
+        loaded[name] |= {
+            m: np.array([[row["score"] for row in rows] for rows in tables[m]]) for m in metrics
         }
     return loaded
 

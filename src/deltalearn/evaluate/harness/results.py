@@ -1,4 +1,8 @@
-"""The result directory: results.json, and a Parquet file of items for each benchmark."""
+"""The result directory: results.json, and a Parquet file of items for each benchmark.
+
+Its format is in docs/evaluation.md. `deltalearn evaluate` and the scores of a run are such
+directories, and `compare` and `report` read nothing else.
+"""
 
 from __future__ import annotations
 
@@ -6,18 +10,18 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from deltalearn.errors import UserError
-from deltalearn.evaluate.tulu3.suite import Benchmark, averaged
+from deltalearn.evaluate.tulu3.suite import averaged
 from deltalearn.stats.difference import score
-from deltalearn.util.files import replacing
+from deltalearn.util.files import replacing, write_json
 
-FORMAT = 1
+FORMAT = 2
 COLUMNS = pa.schema(
     [(name, pa.string()) for name in ("id", "stratum", "cluster")]
     + [("score", pa.float64())]
@@ -26,16 +30,45 @@ COLUMNS = pa.schema(
 Row = dict[str, Any]
 
 
-def write_items(path: Path, rows: Sequence[Row]) -> None:
+class Measured(Protocol):
+    """What results say of a benchmark: one of the suite, or of a set of questions.
+
+    aggregation: "macro", the mean of the strata's means; anything else, the mean over all items.
+    A benchmark whose scores are not in [0, 1] has an attribute `bounded` that is False.
+    """
+
+    name: str
+    title: str
+    kind: str
+    metric: str
+    aggregation: str
+
+
+def items_file(directory: Path, benchmark: str) -> Path:
+    """Where the items of a benchmark lie in a result directory."""
+    return directory / "items" / f"{benchmark}.parquet"
+
+
+def write_items(directory: Path, benchmark: str, rows: Sequence[Row]) -> None:
     """A benchmark's items; the file appears whole."""
+    path = items_file(directory, benchmark)
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
         pq.write_table(pa.Table.from_pylist(list(rows), COLUMNS), temporary, compression="zstd")
 
 
-def read_items(path: Path) -> list[Row]:
-    """Rows of `write_items`."""
-    return pq.read_table(path).to_pylist()
+def read_items(directory: Path, benchmark: str) -> list[Row]:
+    """Rows of `write_items`. UserError if they cannot be read."""
+    path = items_file(directory, benchmark)
+    try:
+        return pq.read_table(path).to_pylist()
+    except (OSError, pa.ArrowInvalid) as error:
+        raise UserError(f"{path}: cannot be read ({error}); evaluate {benchmark} again") from error
+
+
+def write_results(directory: Path, results: dict[str, Any]) -> None:
+    """results.json, with the number of its format."""
+    write_json(directory / "results.json", {"format": FORMAT, **results})
 
 
 def read_results(directory: Path) -> dict[str, Any]:
@@ -48,17 +81,28 @@ def read_results(directory: Path) -> dict[str, Any]:
             f"{directory}: no results here ({error}); `deltalearn evaluate` writes them"
         ) from error
     if not isinstance(found, dict) or found.get("format") != FORMAT:
-        raise UserError(f"{file}: made by another version of deltalearn")
+        raise UserError(
+            f"{file}: made by another version of deltalearn; evaluate again with --update (the "
+            "answers in answers.sqlite are not asked again)"
+        )
     return found
 
 
-def summary(benchmark: Benchmark, rows: Sequence[Row]) -> dict[str, Any]:
+def summary(benchmark: Measured, rows: Sequence[Row]) -> dict[str, Any]:
     """score, stderr, n and what the score is; both None while AlpacaEval is not judged."""
     scores = np.array([row["score"] for row in rows], dtype=np.float64)
-    entry = {"metric": benchmark.metric, "aggregation": benchmark.aggregation, "n": len(rows)}
+    macro = benchmark.aggregation == "macro"
+    entry = {
+        "title": benchmark.title,
+        "kind": benchmark.kind,
+        "metric": benchmark.metric,
+        "aggregation": "macro" if macro else "micro",
+        "bounded": getattr(benchmark, "bounded", True),
+        "n": len(rows),
+    }
     if np.isnan(scores).any():
         return {"score": None, "stderr": None, **entry}
-    groups = [row["stratum"] if benchmark.aggregation == "macro" else "" for row in rows]
+    groups = [row["stratum"] if macro else "" for row in rows]
     clusters = [row["cluster"] for row in rows]
     mean, error = mean_and_error(scores, groups, clusters if any(clusters) else None)
     return {"score": mean, "stderr": error, **entry}

@@ -29,7 +29,7 @@ def score_model(
     placement: Placement,
     title: str,
 ) -> list[dict[str, Any]]:
-    """One row per item with the requested metrics, in the order of `items`.
+    """One row per item with its prompt as text and the requested metrics, in order of `items`.
 
     expected_accuracy: probability of exactly the reference answer and the end of the turn, in
     [0, 1], no sampling noise. loglik: its mean log-likelihood per token (nats, end of turn
@@ -56,7 +56,11 @@ def score_loaded(
     """Like `score_model`, of a model in memory and in evaluation mode; `name` is for errors."""
     names = [f"evaluation item {item.id!r}" for item in items]
     prompts = prompt_ids(tokenizer, [item.messages for item in items], names)
-    scored: list[dict[str, Any]] = [{"id": item.id, "task": item.task} for item in items]
+    texts = tokenizer.batch_decode([list(prompt) for prompt in prompts])
+    scored: list[dict[str, Any]] = [
+        {"id": item.id, "task": item.task, "prompt": text}
+        for item, text in zip(items, texts, strict=True)
+    ]
     passes = ("greedy_accuracy" in metrics) + (metrics != ("greedy_accuracy",))
     with progress(f"evaluate {title}", total=len(items) * passes, unit="items") as bar:
         if {"expected_accuracy", "loglik"} & set(metrics):
