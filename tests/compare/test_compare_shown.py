@@ -107,7 +107,7 @@ def test_how_everything_was_measured_is_printed(suites, capsys):
     text = run(capsys, suites["better"], suites["base"])
     assert "MATH: flex exact match, macro of 6, 8 shots, 512 tokens, stops \\n\\n" in text
     assert "BBH: exact match, micro, 8 shots" in text
-    assert "DROP: F1, mean, in 40 clusters, 8 shots" in text
+    assert "DROP: F1, micro, in 40 clusters, 8 shots" in text
 
 
 def test_few_clusters_are_pointed_out(suites, capsys):

@@ -354,7 +354,7 @@ def test_greedy_accuracy_needs_the_text_and_the_end(score):
 def test_only_the_metrics_asked_for_are_measured(score, metrics, keys):
     full = score()
     for row, whole in zip(score(metrics=metrics), full, strict=True):
-        assert set(row) == {"id", "task", *keys}
+        assert set(row) == {"id", "task", "prompt", *keys}
         assert all(row[key] == whole[key] for key in keys)
 
 
