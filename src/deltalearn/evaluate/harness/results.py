@@ -83,7 +83,7 @@ def read_results(directory: Path) -> dict[str, Any]:
     if not isinstance(found, dict) or found.get("format") != FORMAT:
         raise UserError(
             f"{file}: made by another version of deltalearn; evaluate again with --update (the "
-            "answers in answers.sqlite are not asked again)"
+            "answers in model_outputs.sqlite are not asked again)"
         )
     return found
 
