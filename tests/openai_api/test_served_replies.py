@@ -14,7 +14,7 @@ import pytest
 from helpers.fault_server import FAULTS, answer_to
 
 from deltalearn.openai_api.errors import hide, retry_after
-from deltalearn.openai_api.pacing import Course, Health, Pace, backoff
+from deltalearn.openai_api.pacing import Cancellation, CircuitBreaker, RateLimiter, backoff
 from deltalearn.openai_api.replies import Fault, read_reply
 
 # -- what a reply means --------------------------------------------------------------------------
@@ -29,7 +29,7 @@ def body(value) -> bytes:
     [("stop", "stop"), ("eos_token", "stop"), ("length", "length"), ("max_tokens", "length")],
 )
 def test_finish_reasons_of_many_servers(reason, kept):
-    answer = read_reply(200, {}, body(answer_to("q", finish_reason=reason)))
+    answer, _ = read_reply(200, {}, body(answer_to("q", finish_reason=reason)))
     assert (answer.text, answer.finish_reason) == ("answer to q", kept)
     assert (answer.prompt_tokens, answer.completion_tokens) == (7, 5)
 
@@ -84,7 +84,8 @@ def test_a_filtered_answer_is_an_error_of_its_own():
 
 def test_a_refusal_of_the_model_is_an_answer():
     refusal = {"content": None, "refusal": "I will not"}
-    assert read_reply(200, {}, body(answer_to("q", message=refusal))).text == "I will not"
+    answer, _ = read_reply(200, {}, body(answer_to("q", message=refusal)))
+    assert answer.text == "I will not"
 
 
 @pytest.mark.parametrize(
@@ -130,7 +131,7 @@ def test_a_redirect_to_nowhere_is_the_end_as_well(location):
 def test_halves_of_characters_are_replaced(written, kept):
     """JSON can write them, and no database takes them."""
     message = {"content": written, "reasoning_content": written}
-    answer = read_reply(200, {}, body(answer_to("q", message=message)))
+    answer, _ = read_reply(200, {}, body(answer_to("q", message=message)))
     assert (answer.text, answer.reasoning) == (kept, kept)
     with pytest.raises(Fault) as caught:
         read_reply(400, {}, body({"error": {"message": written}}))
@@ -140,7 +141,7 @@ def test_halves_of_characters_are_replaced(written, kept):
 @pytest.mark.parametrize("number", [2**64, -1, 1.5, "7", None])
 def test_numbers_that_are_none_are_unknown(number):
     reply = answer_to("q") | {"usage": {"prompt_tokens": number, "completion_tokens": 5}}
-    answer = read_reply(200, {}, body(reply))
+    answer, _ = read_reply(200, {}, body(reply))
     assert (answer.prompt_tokens, answer.completion_tokens) == (None, 5)
 
 
@@ -154,7 +155,7 @@ def test_token_ids_that_are_none_make_a_malformed_reply(ids):
 def test_reasoning_without_an_answer_is_an_empty_answer():
     """To ask again would bring the same."""
     message = {"content": None, "reasoning_content": "hm"}
-    answer = read_reply(200, {}, body(answer_to("q", message=message)))
+    answer, _ = read_reply(200, {}, body(answer_to("q", message=message)))
     assert (answer.text, answer.reasoning, answer.finish_reason) == ("", "hm", "stop")
 
 
@@ -171,7 +172,7 @@ def test_backoff_doubles_with_jitter_up_to_a_minute():
 def test_health_is_down_only_after_failures_without_an_answer_for_long(monkeypatch):
     now = [0.0]
     monkeypatch.setattr("deltalearn.openai_api.pacing.time.monotonic", lambda: now[0])
-    health = Health(patience=60)
+    health = CircuitBreaker(patience=60)
     now[0] = 100
     assert not health.down, "silence alone is no failure: nothing may have been asked"
     for _ in range(20):
@@ -184,31 +185,31 @@ def test_health_is_down_only_after_failures_without_an_answer_for_long(monkeypat
 def test_pace_gives_places_one_after_the_other(monkeypatch):
     now = [100.0]
     monkeypatch.setattr("deltalearn.openai_api.pacing.time.monotonic", lambda: now[0])
-    pace = Pace(60)
+    pace = RateLimiter(60)
     assert [pace.take(1), pace.take(3), pace.take(1)] == pytest.approx([0, 1, 4])
     pace.give_back(2)
     now[0] = 101
     assert pace.take(1) == pytest.approx(2)  # at 105, less the 2 given back, less the second gone
-    assert [Pace(None).take(10**9) for _ in range(3)] == [0, 0, 0]
+    assert [RateLimiter(None).take(10**9) for _ in range(3)] == [0, 0, 0]
 
 
 def test_a_pause_ends_with_the_run():
     """Ctrl-C, and a failure that somebody else met, end a wait of an hour."""
 
-    async def waited(course: Course, end) -> list[bool]:
+    async def waited(course: Cancellation, end) -> list[bool]:
         pauses = [asyncio.create_task(course.pause(3600)) for _ in range(3)]
         await asyncio.sleep(0.01)
         end()
         return await asyncio.gather(*pauses)
 
     asked: list[bool] = []
-    stopped = Course(lambda: bool(asked))
+    stopped = Cancellation(lambda: bool(asked))
     assert asyncio.run(waited(stopped, lambda: asked.append(True))) == [False] * 3
-    failing = Course(lambda: False)
+    failing = Cancellation(lambda: False)
     assert asyncio.run(waited(failing, lambda: failing.fail("no"))) == [False] * 3
     failing.fail("yes")
     assert failing.failure == "no" and failing.over
-    assert asyncio.run(Course(lambda: False).pause(0.01))
+    assert asyncio.run(Cancellation(lambda: False).pause(0.01))
 
 
 # -- secrets in replies --------------------------------------------------------------------------

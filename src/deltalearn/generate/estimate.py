@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from deltalearn.generate.engines.openai_request import CHARACTERS
 from deltalearn.generate.stage import WINDOW, survey
+from deltalearn.openai_api.pacing import CHARACTERS
 from deltalearn.records import Request
 from deltalearn.responses.store import ResponseStore
 

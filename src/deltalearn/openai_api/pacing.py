@@ -10,10 +10,11 @@ from collections.abc import Callable
 
 LEAST_FAILURES = 10  # in a row before a server can be called down
 LONGEST_WAIT = 60.0  # seconds between two tries, unless the server asks for more
+CHARACTERS = 4  # of a token, to estimate a prompt's tokens before the server has counted them
 LOOK = 0.25  # seconds; whoever waits looks so often whether the run goes on
 
 
-class Course:
+class Cancellation:
     """Whether a run goes on: until it fails, or somebody stops it."""
 
     def __init__(self, stop: Callable[[], bool]) -> None:
@@ -40,7 +41,7 @@ class Course:
         return not self.over
 
 
-class Pace:
+class RateLimiter:
     """Lets through `rate` units a minute, evenly; None: as they come."""
 
     def __init__(self, rate: float | None) -> None:
@@ -61,7 +62,7 @@ class Pace:
         self._free -= units * self._seconds
 
 
-class Health:
+class CircuitBreaker:
     """Whether the server answers, and until when it wants to be left alone."""
 
     def __init__(self, patience: float) -> None:

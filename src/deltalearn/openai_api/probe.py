@@ -10,7 +10,7 @@ from typing import Any
 import aiohttp
 
 from deltalearn.openai_api.endpoint import Endpoint
-from deltalearn.openai_api.replies import ABSENT
+from deltalearn.openai_api.replies import UNREACHABLE
 
 PROBE = aiohttp.ClientTimeout(total=10.0)
 UNREADABLE = (aiohttp.ClientError, OSError, TimeoutError, ValueError, TypeError, AttributeError)
@@ -18,7 +18,7 @@ NAMES = 8  # of a server's models that are shown
 
 
 @dataclass(frozen=True)
-class Server:
+class ServerInfo:
     """names: of its models, none where it does not say. vllm: its version, if it is one."""
 
     names: tuple[str, ...] = ()
@@ -38,7 +38,7 @@ class Server:
         return ", ".join(self.names[:NAMES]) + (", ..." if len(self.names) > NAMES else "")
 
 
-async def look(session: aiohttp.ClientSession, endpoint: Endpoint) -> Server:
+async def look(session: aiohttp.ClientSession, endpoint: Endpoint) -> ServerInfo:
     """Ask a server what it is; whatever it does not say stays unknown."""
     with contextlib.suppress(*UNREADABLE):
         value = await _get(session, f"{endpoint.base}/models")
@@ -49,8 +49,8 @@ async def look(session: aiohttp.ClientSession, endpoint: Endpoint) -> Server:
             vllm = "?"
             with contextlib.suppress(*UNREADABLE):
                 vllm = str((await _get(session, f"{_root(endpoint)}/version"))["version"])[:40]
-        return Server(names, vllm)
-    return Server()
+        return ServerInfo(names, vllm)
+    return ServerInfo()
 
 
 async def is_there(session: aiohttp.ClientSession, endpoint: Endpoint) -> bool:
@@ -58,7 +58,7 @@ async def is_there(session: aiohttp.ClientSession, endpoint: Endpoint) -> bool:
     with contextlib.suppress(*UNREADABLE):
         url = f"{endpoint.base}/models"
         async with session.get(url, timeout=PROBE, allow_redirects=False) as reply:
-            return reply.status not in ABSENT
+            return reply.status not in UNREACHABLE
     return False
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from deltalearn.openai_api.errors import NEVER, RETRIED, SHOWN, retry_after, server_message, whole
@@ -14,7 +14,8 @@ MOST = 2**32  # no token id, and no number of tokens, is larger
 
 STOP_REASONS = {"stop", "eos", "eos_token", "stop_sequence", "end_turn"}
 LENGTH_REASONS = {"length", "max_tokens"}
-ABSENT = {502, 503, 504, 521, 522, 523}  # what gateways say of a server that is not there
+UNREACHABLE = {502, 503, 504, 521, 522, 523}  # what gateways say of a server that is not there
+UNREAD = (ValueError, LookupError, TypeError, AttributeError, AssertionError)
 OUT_OF_QUOTA = {"insufficient_quota", "billing_hard_limit_reached"}
 
 
@@ -34,31 +35,60 @@ class Answer:
 class Fault(Exception):
     """A try that brought no answer.
 
-    kind: refused, rate_limit, server, timeout, connection, malformed, filtered or fatal. retry:
-    whether another try may help. wait: seconds that the server asks for, if it says so. absent:
-    whether it looks as if there were no server at all.
+    Attributes:
+        kind: refused (this request), filtered, malformed (no completion), rate_limit, server,
+            timeout, connection, fatal (every request would meet it) or stopped (the run has ended).
+        reason: What the server said, or did not.
+        retry: Whether another try may help.
+        wait: Seconds that the server asks for, if it says so.
+        unreachable: Whether it looks as if there were no server at all.
+        tries: How often the request was asked in all.
     """
 
     kind: str
     reason: str
     retry: bool = False
     wait: float | None = None
-    absent: bool = False
+    unreachable: bool = False
+    tries: int = 1
 
 
-def read_reply(status: int, headers: Mapping[str, str], body: bytes) -> Answer:
-    """The answer in a reply; raises Fault if there is none."""
+T = TypeVar("T")
+
+
+def chat_answer(value: Any) -> Answer:
+    """The answer in a chat completion."""
+    return _answer(value["choices"][0], value.get("usage") or {})
+
+
+def read_reply(
+    status: int,
+    headers: Mapping[str, str],
+    body: bytes,
+    read: Callable[[Any], T] = chat_answer,
+) -> tuple[T, int]:
+    """Read a reply.
+
+    Args:
+        status: Of HTTP.
+        headers: Of the reply.
+        body: As the server sent it, without what must stay hidden.
+        read: Takes what is wanted out of the JSON; any error of it means that it is not there.
+
+    Returns:
+        What `read` found, and the tokens that the server counted for it (0: it did not say).
+
+    Raises:
+        Fault: There is none.
+    """
     if status != 200:
         raise _fault_of(status, headers, body)
     try:
         value = json.loads(body)
-        choice = value["choices"][0]
-        return _answer(choice, value.get("usage") or {})
-    except Fault:
-        raise
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
-        shown = body[:SHOWN].decode(errors="replace")
-        reason = f"not a chat completion ({type(error).__name__}: {error}): {shown}"
+        return read(value), _tokens(value)
+    except UNREAD as error:
+        shown = whole(body[:SHOWN].decode(errors="replace"))
+        reason = f"HTTP 200, but no completion ({type(error).__name__}: {error}): {shown}"
         raise Fault("malformed", reason, retry=True) from None
 
 
@@ -92,6 +122,11 @@ def _answer(choice: dict[str, Any], usage: dict[str, Any]) -> Answer:
     )
 
 
+def _tokens(value: dict[str, Any]) -> int:
+    usage = value.get("usage") or {}
+    return sum(_count(usage.get(f"{part}_tokens")) or 0 for part in ("prompt", "completion"))
+
+
 def _count(value: Any) -> int | None:
     return value if isinstance(value, int) and 0 <= value < MOST else None
 
@@ -108,7 +143,7 @@ def _fault_of(status: int, headers: Mapping[str, str], body: bytes) -> Fault:
     if status in RETRIED or status >= 500:
         kind = "rate_limit" if status == 429 else "server"
         wait = retry_after(headers)
-        return Fault(kind, shown, retry=True, wait=wait, absent=status in ABSENT)
+        return Fault(kind, shown, retry=True, wait=wait, unreachable=status in UNREACHABLE)
     return Fault("refused", shown)
 
 

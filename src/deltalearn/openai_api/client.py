@@ -1,0 +1,239 @@
+"""One request at a server: paced, tried again by one policy, ended as a reply or a typed fault."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import aiohttp
+
+from deltalearn.errors import UserError
+from deltalearn.openai_api.endpoint import Endpoint
+from deltalearn.openai_api.errors import SHOWN, hide
+from deltalearn.openai_api.pacing import (
+    CHARACTERS,
+    Cancellation,
+    CircuitBreaker,
+    RateLimiter,
+    backoff,
+)
+from deltalearn.openai_api.probe import ServerInfo, is_there, look, room
+from deltalearn.openai_api.replies import Fault, chat_answer, read_reply
+
+LIMITED_TRIES = 100  # rate limits that one request bears
+LONGEST_QUIET = 900.0  # seconds; a server that wants more ends the run
+TOLD = 10.0  # seconds; a person is told of longer waits
+SHORTEST_SECRET = 6  # characters; "EMPTY" and the like are no keys, and words of answers
+
+T = TypeVar("T")
+Body = Mapping[str, Any]
+
+
+class ServerUnavailable(UserError):
+    """The server answers nobody: it refuses every request, or is not there."""
+
+
+@dataclass(frozen=True)
+class Reply(Generic[T]):
+    """What came back: the value that was read, after how many tries and seconds."""
+
+    value: T
+    tries: int
+    seconds: float
+
+
+class Client(Generic[T]):
+    """A session with one server, for any number of tasks of one event loop.
+
+    All requests share the pace, the quiet that the server asks for, and the judgement whether it is
+    down; whatever every request would meet ends them all.
+
+    Args:
+        endpoint: The server and its model.
+        stop: Once it is true nothing more is asked, and every wait ends.
+        path: Behind the endpoint's URL.
+        read: Takes what is wanted out of a reply's JSON (see `read_reply`).
+        headers: In place of the endpoint's key; what they hold is hidden like a key.
+        verify: Whether a server's certificate must be valid.
+        fit: Whether a request that vLLM refuses for its length is asked with fewer tokens.
+        say: Is told of a long wait and of a model that the server does not list.
+
+    Raises:
+        UserError: The key is not in the environment.
+    """
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        *,
+        stop: Callable[[], bool] = lambda: False,
+        path: str = "chat/completions",
+        read: Callable[[Any], T] = chat_answer,
+        headers: Mapping[str, str] | None = None,
+        verify: bool = True,
+        fit: bool = False,
+        say: Callable[[str], None] = print,
+    ) -> None:
+        self.endpoint = endpoint
+        self.cancellation = Cancellation(stop)
+        self.server = ServerInfo()
+        self._url = f"{endpoint.base}/{path}"
+        self._read = read
+        self._verify = verify
+        self._fit = fit
+        self._say = say
+        key = endpoint.key()
+        auth = headers or ({"Authorization": f"Bearer {key}"} if key else {})
+        self._headers = {"Content-Type": "application/json", **auth}
+        held = {str(value).removeprefix("Bearer ").strip() for value in auth.values()}
+        self._secrets = [secret for secret in held if len(secret) >= SHORTEST_SECRET]
+        self._requests = RateLimiter(endpoint.rpm)
+        self._tokens = RateLimiter(endpoint.tpm)
+        self._breaker = CircuitBreaker(endpoint.patience)
+
+    async def open(self) -> None:
+        """Open the session."""
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, ssl=self._verify),
+            timeout=aiohttp.ClientTimeout(total=self.endpoint.timeout),
+            headers=self._headers,
+        )
+
+    async def close(self) -> None:
+        """Close the session, if it was opened."""
+        if hasattr(self, "_session"):
+            await self._session.close()
+
+    async def look(self) -> None:
+        """Ask the server what it is (`server`), and say so if it does not list the model."""
+        self.server = await look(self._session, self.endpoint)
+        if not self.server.lists(self.endpoint.model):
+            # Some take names that they do not list; the others say 404 to the first request.
+            lists = f"{self.endpoint.shown} lists no model {self.endpoint.model!r}"
+            self._say(self.hidden(f"warning: {lists}; it has {self.server.shown}"))
+
+    async def ask(self, body: Body) -> Reply[T]:
+        """Ask one request until it is answered.
+
+        It has used up its tries only if the server was there when the last of them began: the
+        requests that are in flight when a server goes down are not to blame for it.
+
+        Args:
+            body: The JSON to send, whole.
+
+        Raises:
+            Fault: There is no answer. Of kind "stopped": the run has ended, ask another day.
+        """
+        began = time.monotonic()
+        tries = limited = 0
+        there = False
+        while await self._may_ask():
+            asked = time.monotonic()
+            try:
+                value = await self._try(body)
+            except Fault as fault:
+                limited += fault.kind == "rate_limit"
+                tries += fault.kind != "rate_limit"
+                if self._ends_run(fault):
+                    break
+                if fault.kind == "refused" and (shorter := await self._fitted(body)):
+                    body = shorter
+                    continue
+                worn = tries >= self.endpoint.tries or limited >= LIMITED_TRIES
+                if not fault.retry or (worn and (there or not fault.unreachable)):
+                    fault.tries = tries + limited
+                    raise
+                wait = fault.wait or backoff(tries, self.endpoint.wait)
+                if fault.kind != "rate_limit" and not await self.cancellation.pause(wait):
+                    break
+                there = not fault.unreachable
+                if fault.unreachable and tries >= self.endpoint.tries - 1:
+                    there = self._breaker.good_since(asked) or await self._is_there()
+            else:
+                self._breaker.good()
+                return Reply(value, tries + limited + 1, time.monotonic() - began)
+        raise Fault("stopped", "the run ended before it was answered")
+
+    def raise_failure(self) -> None:
+        """Raise ServerUnavailable if the run ended before its time."""
+        if failure := self.cancellation.failure:
+            text = f"{self.endpoint.shown} ({self.endpoint.model}): {failure}"
+            if not self.server.lists(self.endpoint.model):
+                text += f" (it has {self.server.shown})"
+            raise ServerUnavailable(self.hidden(text))
+
+    def hidden(self, text: str) -> str:
+        """`text` without the key."""
+        return self._hide(text.encode(errors="replace")).decode()
+
+    def _hide(self, said: bytes) -> bytes:
+        for secret in self._secrets:
+            said = hide(said, secret)
+        return said
+
+    async def _may_ask(self) -> bool:
+        """Wait as long as the server wants quiet; whether the run goes on."""
+        while (left := self._breaker.quiet_left()) > 0:
+            if not await self.cancellation.pause(left):
+                return False
+        return not self.cancellation.over
+
+    async def _try(self, body: Body) -> T:
+        data = json.dumps(body).encode()
+        expected = len(data) / CHARACTERS + body.get(self.endpoint.length_field, 0)
+        for pace, units in ((self._requests, 1), (self._tokens, expected)):
+            if (wait := pace.take(units)) and not await self.cancellation.pause(wait):
+                raise Fault("stopped", "the run ended before it was asked")
+        try:
+            async with self._session.post(self._url, data=data, allow_redirects=False) as reply:
+                content = await reply.read()
+                status, headers = reply.status, reply.headers
+        except TimeoutError:
+            reason = f"no answer within {self.endpoint.timeout:g} s"
+            raise Fault("timeout", reason, retry=True) from None
+        except (aiohttp.ClientError, OSError) as error:
+            reason = self.hidden(f"connection lost ({type(error).__name__}: {error})")
+            raise Fault("connection", reason[: 2 * SHOWN], retry=True, unreachable=True) from None
+        value, used = read_reply(status, headers, self._hide(content), self._read)
+        if used:
+            self._tokens.give_back(expected - used)
+        return value
+
+    async def _fitted(self, body: Body) -> Body | None:
+        """The request within vLLM's context, if that is why it was refused."""
+        if not self._fit or not self.server.vllm:
+            return None
+        field = self.endpoint.length_field
+        left = await room(self._session, self.endpoint, body)
+        return {**body, field: left} if left is not None and 0 < left < body[field] else None
+
+    async def _is_there(self) -> bool:
+        return await is_there(self._session, self.endpoint)
+
+    def _ends_run(self, fault: Fault) -> bool:
+        """Take note of a fault for all requests; whether the run ends."""
+        if fault.kind == "fatal":
+            self.cancellation.fail(fault.reason)
+        elif fault.kind == "rate_limit":
+            self._be_quiet(fault)
+        elif fault.kind in ("server", "timeout", "connection"):
+            self._breaker.bad()
+            if self._breaker.down:
+                self.cancellation.fail(
+                    f"the server has not answered for {self.endpoint.patience:g} s, at last: "
+                    f"{fault.reason}. Start it, or mend the URL"
+                )
+        elif fault.kind != "stopped":
+            self._breaker.good()
+        return fault.kind == "stopped" or self.cancellation.failure is not None
+
+    def _be_quiet(self, fault: Fault) -> None:
+        wait = self.endpoint.wait if fault.wait is None else fault.wait
+        if wait > LONGEST_QUIET:
+            self.cancellation.fail(f"{fault.reason}: the server asks to wait {wait:,.0f} s")
+        elif wait >= TOLD and self._breaker.quiet_left() <= 0:
+            self._say(f"{self.endpoint.shown} wants to be left alone for {wait:,.0f} s")
+        self._breaker.quiet(wait)

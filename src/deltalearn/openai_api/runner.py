@@ -1,0 +1,150 @@
+"""Many requests at a server, from code that is not asynchronous: replies as they come."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
+from operator import itemgetter
+from typing import Any, Generic, TypeVar
+
+from deltalearn.openai_api.client import Body, Client, Reply
+from deltalearn.openai_api.replies import Fault
+
+GROUP = 1000  # replies at which those gathered are handed over earlier
+GRACE = 5.0  # seconds for what is in flight when a run fails
+
+Item = TypeVar("Item")
+T = TypeVar("T")
+Outcome = Reply[T] | Fault
+
+
+def ask_all(
+    client: Client[T], bodies: Iterable[Body], keep: Callable[[int, Outcome[T]], None]
+) -> None:
+    """Ask all of `bodies`, as many at a time as the endpoint's concurrency.
+
+    Args:
+        client: Not opened; it is closed when this returns.
+        bodies: What to send, read as places become free.
+        keep: Is called with the place of a body and its reply or fault as soon as it is there, so
+            that what was paid for can be stored before anything else happens. Requests that a stop
+            kept from being answered are left out.
+
+    Raises:
+        ServerUnavailable: The server refuses everybody or is down; what came is handed over first.
+    """
+    asked = ask_each(client, enumerate(bodies), itemgetter(1))
+    with closing(asked):
+        for group in asked:
+            for (at, _), outcome in group:
+                keep(at, outcome)
+
+
+def ask_each(
+    client: Client[T],
+    items: Iterable[Item],
+    body: Callable[[Item], Body],
+    *,
+    gather: float = 0.0,
+    look: bool = False,
+) -> Iterator[list[tuple[Item, Outcome[T]]]]:
+    """Yield items with their replies or faults, one event loop in the calling thread.
+
+    Args:
+        client: As in `ask_all`.
+        items: Read as places become free.
+        body: Makes what is sent of an item.
+        gather: Seconds over which replies are gathered for one commit; what a kill may cost.
+        look: Whether the server is asked what it is before it is asked anything else.
+
+    Raises:
+        ServerUnavailable: As in `ask_all`.
+    """
+    loop = asyncio.new_event_loop()
+    run = RequestRunner(client, iter(items), body, gather)
+    try:
+        loop.run_until_complete(run.start(look))
+        while group := loop.run_until_complete(run.gathered()):
+            yield group
+        run.raise_failure()
+    finally:
+        loop.run_until_complete(run.close())
+        loop.close()
+
+
+class RequestRunner(Generic[Item, T]):
+    """One iteration over the requests: a session, its workers, and what they have done."""
+
+    def __init__(
+        self,
+        client: Client[T],
+        items: Iterator[Item],
+        body: Callable[[Item], Body],
+        gather: float,
+    ) -> None:
+        self._client = client
+        self._items = items
+        self._body = body
+        self._gather = gather
+        self._done: list[tuple[Item, Outcome[T]]] = []
+        self._news = asyncio.Event()
+        self._workers: list[asyncio.Task[Any]] = []
+
+    async def start(self, look: bool) -> None:
+        """Open the session and set the workers going."""
+        await self._client.open()
+        if look:
+            await self._client.look()
+        for _ in range(self._client.endpoint.concurrency):
+            self._workers.append(asyncio.create_task(self._work()))
+
+    async def gathered(self) -> list[tuple[Item, Outcome[T]]]:
+        """The next outcomes; none when there will be no more."""
+        while not self._done and not all(w.done() for w in self._workers):
+            self._news.clear()
+            await self._news.wait()
+        waiting = [w for w in self._workers if not w.done()]
+        if waiting and self._client.cancellation.failure:
+            _, late = await asyncio.wait(waiting, timeout=GRACE)
+            for worker in late:
+                worker.cancel()
+        elif waiting and self._gather and len(self._done) < GROUP:
+            await asyncio.wait(waiting, timeout=self._gather)
+        group, self._done = self._done, []
+        return group
+
+    def raise_failure(self) -> None:
+        """Raise what ended a worker, or ServerUnavailable if the run ended before its time."""
+        for worker in self._workers:
+            if not worker.cancelled() and (error := worker.exception()):
+                raise error
+        self._client.raise_failure()
+
+    async def close(self) -> None:
+        """End workers and connections."""
+        for worker in self._workers:
+            worker.cancel()
+        await asyncio.gather(*self._workers, return_exceptions=True)
+        await self._client.close()
+
+    async def _work(self) -> None:
+        try:
+            while not self._client.cancellation.over:
+                item = next(self._items, END)
+                if item is END:
+                    break
+                outcome: Outcome[T]
+                try:
+                    outcome = await self._client.ask(self._body(item))
+                except Fault as fault:
+                    if fault.kind == "stopped":
+                        break
+                    outcome = fault
+                self._done.append((item, outcome))
+                self._news.set()
+        finally:
+            self._news.set()
+
+
+END: Any = object()
