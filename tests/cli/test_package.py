@@ -37,7 +37,7 @@ def test_wheel_carries_everything(wheel):
     assert "deltalearn/lab/ladder/prompts.jsonl" in names
     assert "deltalearn/lab/ladder/manifest.json" in names
     assert {f"deltalearn/recipes/{r.name}" for r in (ROOT / "recipes").glob("*.yaml")} <= names
-    assert "deltalearn/tune/shapes/llama-3.1-8b.json" in names
+    assert "deltalearn/tune/model_configs/llama-3.1-8b.json" in names
     suite = {path.relative_to(SOURCE) for path in (SOURCE / "evaluate/tulu3").rglob("*.yaml")}
     assert len(suite) == 13
     assert {f"deltalearn/{path}" for path in suite} <= names

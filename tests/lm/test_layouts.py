@@ -34,7 +34,7 @@ from deltalearn.lm import head
 from deltalearn.lm.layout import Tree, first_fit, lay_out, longest, tree_batches, tree_cost
 from deltalearn.lm.scoring import (
     PADDED,
-    Rows,
+    RowLayout,
     answer_logprobs,
     attach,
     choose_rows,
@@ -191,7 +191,7 @@ def test_flex_sees_the_same_tokens(models):
     choose_rows(model, TREES, "shared", "sdpa")
     with torch.no_grad():
         for kind in ("shared", "packed"):
-            rows = Rows(kind, "flex", "")
+            rows = RowLayout(kind, "flex", "")
             ours = answer_logprobs(model, make_layout(TREES, rows, "cpu"), rows)
             torch.testing.assert_close(ours, slow(model, TREES), rtol=1e-6, atol=1e-6)
 
@@ -206,7 +206,7 @@ def test_flex_is_refused_where_it_has_no_gradients(models, device_type):
 LOW = [("weights", torch.bfloat16), ("autocast", torch.float32)]
 
 
-def choose_in(way: str, model) -> Rows:
+def choose_in(way: str, model) -> RowLayout:
     with torch.autocast("cpu", torch.bfloat16, enabled=way == "autocast"):
         return choose_rows(model, TREES)
 
@@ -340,7 +340,7 @@ def test_the_head_sees_answer_positions_only(models):
     model.lm_head = torch.nn.Linear(32, VOCABULARY, dtype=torch.float64)  # a bias: the plain path
     seen = []
     model.lm_head.register_forward_hook(lambda m, args, out: seen.append(len(args[0])))
-    rows = Rows("shared", "sdpa", "")
+    rows = RowLayout("shared", "sdpa", "")
     choose_rows(model, TREES, "shared", "sdpa")
     seen.clear()
     answer_logprobs(model, make_layout(TREES, rows, "cpu"), rows)
@@ -425,7 +425,7 @@ def test_generation_is_untouched(models):
     with torch.no_grad():
         for parameter in twin.parameters():
             parameter.zero_()
-    rows = Rows("shared", "sdpa", "")
+    rows = RowLayout("shared", "sdpa", "")
     sums = answer_logprobs(twin, make_layout(TREES, rows, "cpu"), rows)
     assert sums[0].item() == pytest.approx(-9 * np.log(VOCABULARY)), "a copy has its own weights"
     assert type(model).__name__ == "LlamaForCausalLM"

@@ -426,7 +426,7 @@ class TestModes:
         recipe = yaml.safe_load((tmp_path / "out" / "recipe.yaml").read_text())
         recipe["expect"] = {
             "pairs": 80,
-            "shape": "llama-3.2-3b",
+            "architecture": "llama-3.2-3b",
             "prompt_tokens": 9,
             "chosen_tokens": 9,
             "rejected_tokens": 9,
@@ -436,7 +436,7 @@ class TestModes:
         here = tune("--recipe", tmp_path / "mine.yaml", "--dry-run")
         assert "ASSUMED" not in here.out and "3 steps of 2 pairs" in here.out
         gone = tune("--recipe", tmp_path / "mine.yaml", "--model", "no/such", "--dry-run")
-        assert "no/such: not on this disk; ASSUMED: the shape of llama-3.2-3b" in gone.out
+        assert "no/such: not on this disk; ASSUMED: the architecture of llama-3.2-3b" in gone.out
         assert "its pairs are here, but not the tokenizer; ASSUMED: 80 usable" in gone.out
         assert "40 steps of 2 pairs" in gone.out
 

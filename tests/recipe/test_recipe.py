@@ -296,6 +296,7 @@ SAMPLED = "generate.temperature=0.7"
         (["tune.shard=true", "tune.optimizer=adafactor"], "shard cannot split the moments of ada"),
         (["tune.shard=true", "tune.lora={bits: 4}"], "shard cannot split the quantised weights"),
         (["tune.scheduler=constant", "tune.min_lr_ratio=0.2"], "min_lr_ratio has no effect on a"),
+        (["pairs.thoughts=strip"], "pairs.thoughts: unknown key; did you mean 'reasoning'?"),
         (["tune.micro_batch_size=3"], "tune.micro_batch_size: unknown key; did you mean 'token_bu"),
         (
             ["evaluate.source=q.jsonl", "tune.dev.source=q.jsonl"],

@@ -54,7 +54,7 @@ def two(tmp_path) -> tuple[Path, Path]:
 
 @pytest.mark.parametrize("at_once", [1, 4, 20_000])
 def test_a_merge_by_hand_whatever_it_takes_at_once(two, monkeypatch, at_once):
-    monkeypatch.setattr(upkeep, "AT_ONCE", at_once)
+    monkeypatch.setattr(upkeep, "ROWS_PER_TRANSACTION", at_once)
     ours, theirs = two
     before = texts(theirs)
     # There are both: the same, both failed | mended | other text, cut here, failed there, thinks.
@@ -107,7 +107,7 @@ def test_of_two_names_for_a_model_ours_stays_and_new_models_bring_theirs(two):
 
 def test_a_merge_that_broke_off_is_finished_by_the_next(two, monkeypatch):
     ours, theirs = two
-    monkeypatch.setattr(upkeep, "AT_ONCE", 2)
+    monkeypatch.setattr(upkeep, "ROWS_PER_TRANSACTION", 2)
     whole, parts = upkeep._merge_part, []
 
     def dies(*arguments):

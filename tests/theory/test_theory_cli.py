@@ -19,7 +19,7 @@ import pytest
 
 from deltalearn.theory.figures import PANELS
 from deltalearn.theory.geometry import Geometry
-from deltalearn.theory.scene import Scene
+from deltalearn.theory.setting import Setting
 
 SMALL = ("--trials", "3", "--steps", "5", "--batch", "50", "--dimension", "20")
 FIGURES = {
@@ -238,9 +238,9 @@ def test_the_page_says_what_the_table_says(html):
     ],
 )
 def test_strange_settings_have_figures_too(geometry):
-    scene = Scene(geometry, dimension=4, trials=1, seed=0)
+    setting = Setting(geometry, dimension=4, trials=1, seed=0)
     for build in PANELS:
-        drawn = build(scene).inline()
+        drawn = build(setting).inline()
         assert "NaN" not in drawn and drawn.startswith("<svg")
 
 
@@ -249,9 +249,9 @@ def test_another_process_draws_the_same_bytes(written, tmp_path):
     code = (
         "import sys; from pathlib import Path; from deltalearn.theory import figures;"
         "from deltalearn.theory.geometry import Geometry;"
-        "scene = figures.Scene(Geometry(0.8, 0.6, 0.4), dimension=20, trials=3, seed=0);"
+        "setting = figures.Setting(Geometry(0.8, 0.6, 0.4), dimension=20, trials=3, seed=0);"
         "builds = {f.__name__: f for f in figures.PANELS};"
-        "[builds[name.replace('-', '_')](scene).save(Path(sys.argv[1])) for name in sys.argv[2:]]"
+        "[builds[name.replace('-', '_')](setting).save(Path(sys.argv[1])) for name in sys.argv[2:]]"
     )
     command = [sys.executable, "-c", code, str(tmp_path), *names]
     subprocess.run(command, check=True, env={**os.environ, "PYTHONHASHSEED": "12345"}, timeout=120)

@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, Qwen2Con
 from deltalearn.lm.layout import Tree
 from deltalearn.lm.scoring import choose_rows, layout_logprobs, make_layout
 from deltalearn.recipe.schema import LoraSpec, TuneSpec
-from deltalearn.tune.dryrun import known_shape
+from deltalearn.tune.estimate import known_config
 from deltalearn.tune.memory import (
     GIB,
     GPU_CONTEXT,
@@ -85,7 +85,7 @@ class TestCounts:
     )
     def test_shapes_have_the_published_number_of_parameters(self, name, parameters):
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(known_shape(name))
+            model = AutoModelForCausalLM.from_config(known_config(name))
         assert sum(p.numel() for p in model.parameters()) == parameters
 
     @pytest.mark.parametrize("optimizer", ["adamw", "adafactor"])
@@ -177,7 +177,7 @@ class TestActivations:
         size = measure_model(config, "bfloat16", shard=True)
         found = estimate_memory(size, TuneSpec(shard=True), "bfloat16", tokens=tokens, gpus=2)
         assert found.parts["activations"] == pytest.approx(kept, rel=0.05)
-        assert size.residual == 2
+        assert size.residual_bytes == 2
 
     def test_gradient_checkpointing_keeps_inputs_and_one_layer(self, config):
         """Within 20 %: of so few layers the head's part is large."""
@@ -199,7 +199,7 @@ class TestActivations:
 
     def test_logits_are_bounded_however_long_the_forward(self):
         """PEERS section 4, number 1: never the (tokens x vocabulary) matrix."""
-        size = replace(measured("llama", "bfloat16", None), hidden=4096, head=4096 * 128256)
+        size = replace(measured("llama", "bfloat16", None), hidden=4096, head_params=4096 * 128256)
         long = estimate_memory(size, TuneSpec(), "bfloat16", tokens=65536).parts["logits"]
         assert long - 2 * 4 * 65536 * 4096 < 2 * GIB < 2 * 65536 * 128256
 

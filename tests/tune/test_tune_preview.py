@@ -8,7 +8,7 @@ import pytest
 
 from deltalearn.formats.preferences import PairRow
 from deltalearn.tune.dataset import Examples
-from deltalearn.tune.preview import SHOWN, WIDTH, preview, visible
+from deltalearn.tune.preview import SHOWN_TOKENS, WIDTH, preview, visible
 from deltalearn.tune.tokenize import prepare_examples
 
 
@@ -71,8 +71,8 @@ def test_it_is_a_page_however_long_the_pairs(tiny_tokenizer):
     for (_, shown), ids in zip(
         blocks(text), (pair.prompt, pair.chosen, pair.rejected), strict=False
     ):
-        assert shown == [*ids[: SHOWN // 2].tolist(), *ids[-SHOWN // 2 :].tolist()]
-        assert f"... {len(ids) - SHOWN:,} more ..." in text
+        assert shown == [*ids[: SHOWN_TOKENS // 2].tolist(), *ids[-SHOWN_TOKENS // 2 :].tolist()]
+        assert f"... {len(ids) - SHOWN_TOKENS:,} more ..." in text
 
 
 def test_an_open_end_is_shown_if_there_is_one(tiny_tokenizer):

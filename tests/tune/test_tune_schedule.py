@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deltalearn.recipe import TuneSpec
-from deltalearn.tune.schedule import SHAPES, batch_at, learning_rate, total_steps
+from deltalearn.tune.schedule import SCHEDULES, batch_at, learning_rate, total_steps
 
 PAPER = [  # PAPER.md 2.1, batches of 32: pairs, steps, warm-up steps
     (150_000, 4687, 141),
@@ -70,7 +70,7 @@ class TestOrder:
 
 
 class TestRate:
-    @pytest.mark.parametrize("scheduler", SHAPES)
+    @pytest.mark.parametrize("scheduler", SCHEDULES)
     @pytest.mark.parametrize(("pairs", "total", "warmup"), PAPER)
     def test_warmup_of_the_paper(self, pairs, total, warmup, scheduler):
         """ceil(.03 x steps) steps rise evenly; the last of them is at the peak, and the next."""
@@ -86,7 +86,7 @@ class TestRate:
         cosine .2 + 1.8 x (1 + cos(45 deg)) / 2 = 1.736396, linear .2 + 1.8 x .75 = 1.55; halfway,
         at step 6, both are at .2 + .9.
         """
-        rates = {s: [learning_rate(i, 10, 2.0, 0.2, 0.1, s) for i in range(11)] for s in SHAPES}
+        rates = {s: [learning_rate(i, 10, 2.0, 0.2, 0.1, s) for i in range(11)] for s in SCHEDULES}
         assert [r[:3] for r in rates.values()] == [pytest.approx([1.0, 2.0, 2.0])] * 3
         assert rates["cosine"][4] == pytest.approx(1.736396)
         assert rates["linear"][4] == pytest.approx(1.55)
@@ -99,7 +99,7 @@ class TestRate:
 
     @given(
         total=st.integers(1, 300), warmup=st.floats(0, 1), floor=st.floats(0, 1),
-        scheduler=st.sampled_from(sorted(SHAPES)),
+        scheduler=st.sampled_from(sorted(SCHEDULES)),
     )  # fmt: skip
     def test_never_zero_nor_above_the_peak(self, total, warmup, floor, scheduler):
         """Each step has an effect; unless all is warm-up, the step after the last is the floor."""
@@ -150,6 +150,6 @@ class TestRate:
 
 
 def test_recipes_may_name_every_scheduler_and_no_other():
-    assert set(get_args(TuneSpec.model_fields["scheduler"].annotation)) == set(SHAPES)
+    assert set(get_args(TuneSpec.model_fields["scheduler"].annotation)) == set(SCHEDULES)
     with pytest.raises(KeyError, match="cosin"):
         learning_rate(5, 10, 1.0, 0.0, 0.1, "cosin")

@@ -16,7 +16,7 @@ from accelerate import Accelerator
 
 from deltalearn.lm.load import load_model, place
 from deltalearn.lm.locate import locate
-from deltalearn.lm.scoring import PADDED, Rows, choose_rows
+from deltalearn.lm.scoring import PADDED, RowLayout, choose_rows
 from deltalearn.recipe import TuneSpec
 from deltalearn.tune.dataset import Examples
 from deltalearn.tune.loop import Run
@@ -65,7 +65,9 @@ def slow_loss(model, spec: TuneSpec) -> torch.Tensor:
     return nll / tokens if spec.method == "sft" else sum(losses) / len(losses)
 
 
-def one_step(student, spec: TuneSpec, rows: Rows | None = None, triples=TRIPLES, ranks: int = 1):
+def one_step(
+    student, spec: TuneSpec, rows: RowLayout | None = None, triples=TRIPLES, ranks: int = 1
+):
     """(record, gradients) of one step in float64; with `ranks`, their micro-batches one by one."""
     model = load_model(student, CPU).double().train()
     data = examples(triples)

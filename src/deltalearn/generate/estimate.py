@@ -15,7 +15,7 @@ from deltalearn.responses.store import ResponseStore
 SAMPLE = 500  # requests whose prompt tokens are counted
 
 
-def outlook(
+def estimate_generation(
     respondent: Any, requests: Iterable[Request], store: Path, *, retry_errors: bool = False
 ) -> list[str]:
     """Lines about one model: `respondent` is a generating.Respondent, `store` need not be there.

@@ -1,7 +1,7 @@
 """Attention over shared and packed rows: one seam, three back-ends with the same result.
 
-Models of transformers look their attention up by name; under the name `SEAM` they get
-`seam_attention`, which reads the layout that is passed to the model's forward. Without a layout
+Models of transformers look their attention up by name; under the name `ATTENTION` they get
+`layout_attention`, which reads the layout that is passed to the model's forward. Without a layout
 it is transformers' own SDPA attention, so that generation and padded rows work as ever.
 
 - segments: each tree by itself, no mask and no wasted score. On a CPU an answer's attention to
@@ -23,7 +23,7 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from deltalearn.lm.layout import BLOCK, Layout, Segment
 
-SEAM = "deltalearn"
+ATTENTION = "deltalearn"
 BACKENDS = ("segments", "sdpa", "flex")
 
 
@@ -67,7 +67,7 @@ def _block_mask(document: Tensor, branch: Tensor) -> Any:
     return create_block_mask(visible, rows, None, width, width, document.device, BLOCK)
 
 
-def seam_attention(
+def layout_attention(
     module: torch.nn.Module,
     query: Tensor,
     key: Tensor,
@@ -105,8 +105,8 @@ def seam_attention(
     return output.transpose(1, 2), None
 
 
-AttentionInterface.register(SEAM, seam_attention)
-AttentionMaskInterface.register(SEAM, sdpa_mask)
+AttentionInterface.register(ATTENTION, layout_attention)
+AttentionMaskInterface.register(ATTENTION, sdpa_mask)
 
 
 def _repeat(grouped: Tensor, query: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from deltalearn.errors import UserError
-from deltalearn.lm.attention import SEAM, row_mask
+from deltalearn.lm.attention import ATTENTION, row_mask
 from deltalearn.lm.head import Buffers, logit_adjustment, token_logprobs
 from deltalearn.lm.layout import BLOCK, Ids, Layout, Tree, lay_out, longest, tree_batches, tree_cost
 from deltalearn.lm.logprobs import gather_logprobs, head_only_at
@@ -29,7 +29,7 @@ PROBE_COARSE = 5e-2
 
 
 @dataclass(frozen=True)
-class Rows:
+class RowLayout:
     """How rows are laid out and attended to, and why; `attention` is None for padded rows."""
 
     layout: str
@@ -41,7 +41,7 @@ class Rows:
         return f"{how} ({self.reason})"
 
 
-PADDED = Rows("padded", None, "any causal model")
+PADDED = RowLayout("padded", None, "any causal model")
 
 
 def attach(model: PreTrainedModel) -> None:
@@ -91,17 +91,17 @@ def _whole_logprobs(model: PreTrainedModel, layout: Layout) -> Tensor:
     return gather_logprobs(logits, layout.targets)
 
 
-def layout_logprobs(model: nn.Module, layout: Layout, rows: Rows) -> Tensor:
+def layout_logprobs(model: nn.Module, layout: Layout, rows: RowLayout) -> Tensor:
     """Log-probability of every answer token of `layout`, (N,); `model` may be wrapped."""
     return model(input_ids=layout.input_ids, layout=layout, attention=rows.attention)
 
 
-def answer_logprobs(model: nn.Module, layout: Layout, rows: Rows) -> Tensor:
+def answer_logprobs(model: nn.Module, layout: Layout, rows: RowLayout) -> Tensor:
     """Sum of log-probabilities over each answer of `layout`, (A,), differentiable."""
     return layout.sum_by_answer(layout_logprobs(model, layout, rows))
 
 
-def make_layout(trees: Sequence[Tree], rows: Rows, device: torch.device | str) -> Layout:
+def make_layout(trees: Sequence[Tree], rows: RowLayout, device: torch.device | str) -> Layout:
     """Lay out `trees` as `rows` says, on `device`."""
     width = max(BLOCK, *map(longest, trees)) if rows.attention == "sdpa" else None
     return lay_out(trees, rows.layout, width=width).to(device)
@@ -113,7 +113,7 @@ def choose_rows(
     layout: str = "auto",
     attention: str = "auto",
     device_type: str | None = None,
-) -> Rows:
+) -> RowLayout:
     """Decide how `model` computes `trees` (a sample of them will do), and prove it on the model.
 
     "auto" takes shared rows where the model can, else padded ones. Whatever is chosen, except
@@ -133,13 +133,13 @@ def choose_rows(
     if layout == "padded" or (layout == "auto" and obstacle):
         if attention != "auto":
             raise UserError(f"attention {attention!r} has no effect on padded rows: {obstacle}")
-        return Rows("padded", None, obstacle or "asked for")
+        return RowLayout("padded", None, obstacle or "asked for")
     if obstacle:
         raise UserError(f"layout {layout!r} cannot be used: {obstacle}; use padded or auto")
     before = model.config._attn_implementation
-    model.set_attn_implementation(SEAM)
+    model.set_attn_implementation(ATTENTION)
     device_type = device_type or model.device.type
-    rows = Rows(kind, *_attention(device_type, trees, kind, attention))
+    rows = RowLayout(kind, *_attention(device_type, trees, kind, attention))
     tried = rows if model.device.type == device_type else replace(rows, attention="sdpa")
     difference, tolerance = _probe(model, tried)
     if difference <= tolerance:
@@ -149,7 +149,7 @@ def choose_rows(
     model._disproved[kind] = found
     if layout != "auto":
         raise UserError(f"layout {layout!r} cannot be used: {found}; use padded or auto")
-    return Rows("padded", None, found)
+    return RowLayout("padded", None, found)
 
 
 def find_obstacle(model: PreTrainedModel, trees: Sequence[Tree]) -> str:
@@ -208,7 +208,7 @@ def _precision(model: PreTrainedModel) -> Iterator[list[torch.dtype]]:
 
 
 @torch.no_grad()
-def _probe(model: PreTrainedModel, rows: Rows) -> tuple[float, float]:
+def _probe(model: PreTrainedModel, rows: RowLayout) -> tuple[float, float]:
     """(largest difference to the model's own logits, what rounding may make of it).
 
     Both are relative to the largest log-probability.
@@ -237,7 +237,7 @@ def _probe(model: PreTrainedModel, rows: Rows) -> tuple[float, float]:
 
 @torch.no_grad()
 def score_batch(
-    model: nn.Module, trees: Sequence[Tree], rows: Rows, device: torch.device | str
+    model: nn.Module, trees: Sequence[Tree], rows: RowLayout, device: torch.device | str
 ) -> list[list[float]]:
     """Summed log-probability of each answer of each tree, by one forward."""
     sums = iter(answer_logprobs(model, make_layout(trees, rows, device), rows).tolist())

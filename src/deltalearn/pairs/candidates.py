@@ -11,7 +11,7 @@ from deltalearn.errors import UserError
 from deltalearn.records import Message, Prompt, Request, Response
 from deltalearn.responses.store import RESPONSE, Group, ResponseStore, response_of
 
-AT_ONCE = 4096  # prompts looked up together
+PROMPTS_PER_LOOKUP = 4096  # prompts looked up together
 
 Candidate = tuple[Prompt, int, Response | None, Response | None]
 
@@ -21,7 +21,7 @@ def candidates_of_requests(
 ) -> Iterator[Candidate]:
     """Both models' answers, request by request; None where the store has none."""
     both = zip(chosen, rejected, strict=True)
-    while part := list(itertools.islice(both, AT_ONCE)):
+    while part := list(itertools.islice(both, PROMPTS_PER_LOOKUP)):
         found = store.get(request.key for pair in part for request in pair)
         for c, r in part:
             yield c.prompt, c.sample, found.get(c.key), found.get(r.key)

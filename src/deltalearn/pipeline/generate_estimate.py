@@ -48,7 +48,7 @@ def _nowhere() -> Placement:
 def _dry_run(
     prompts: PromptsSpec, asked: Iterable[Respondent], out: Path, retry_errors: bool
 ) -> str:
-    from deltalearn.generate.estimate import outlook
+    from deltalearn.generate.estimate import estimate_generation
     from deltalearn.prompts.read import read_prompts
 
     found = read_prompts(**prompts.model_dump())
@@ -57,5 +57,5 @@ def _dry_run(
     store = out / STORE
     for respondent in asked:
         requests = respondent.requests(found.prompts, len(found.prompts))
-        lines += outlook(respondent, requests, store, retry_errors=retry_errors)
+        lines += estimate_generation(respondent, requests, store, retry_errors=retry_errors)
     return "\n".join(lines)

@@ -72,7 +72,7 @@ def report_dry_run(loaded: LoadedTune, tflops: float | None = None) -> str:
     nothing to expect); otherwise they are assumed, and the report says so. tflops: useful
     TFLOP/s that a GPU is expected to reach, for hours.
     """
-    from deltalearn.tune.dryrun import dry_run, format_dry_run, known_shape
+    from deltalearn.tune.estimate import dry_run, format_dry_run, known_config
     from deltalearn.tune.fit import check_fit, find_obstacle
     from deltalearn.tune.memory import measure_model
     from deltalearn.tune.train import split_held_out
@@ -87,8 +87,8 @@ def report_dry_run(loaded: LoadedTune, tflops: float | None = None) -> str:
         if recipe.expect is None:
             raise
         files = None
-        config = known_shape(recipe.expect.shape)
-        about_model = f"not on this disk; ASSUMED: the shape of {recipe.expect.shape}"
+        config = known_config(recipe.expect.architecture)
+        about_model = f"not on this disk; ASSUMED: the architecture of {recipe.expect.architecture}"
     lengths, examples, about_pairs = _lengths(recipe, files)
     method, held_out = recipe.tune.method, recipe.tune.eval_pairs or 0
     warning = check_fit(config, lengths, method, -1 if examples is None else examples.largest_id)
@@ -112,7 +112,7 @@ def _lengths(
     recipe: TuneRecipe, files: ModelFiles | None
 ) -> tuple[PairLengths, Examples | None, str]:
     """Lengths of all usable pairs, the pairs if they are here, and how lengths were come by."""
-    from deltalearn.tune.dryrun import draw_lengths
+    from deltalearn.tune.estimate import draw_lengths
     from deltalearn.tune.fit import PairLengths
 
     expect, settings = recipe.expect, recipe.tune

@@ -49,6 +49,7 @@ ALIASES = {
     "n": "samples",
     "extra_body": "body",
     "thoughts": "reasoning",  # our own, of old
+    "shape": "architecture",
 }
 
 

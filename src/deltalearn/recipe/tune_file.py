@@ -41,7 +41,7 @@ class ExpectSpec(Spec):
     """
 
     pairs: int = Field(ge=1)  # usable ones
-    shape: str = Field(min_length=1)  # a model whose config ships with the package
+    architecture: str = Field(min_length=1)  # a model whose config ships with the package
     prompt_tokens: int = Field(ge=1)
     chosen_tokens: int = Field(ge=1)
     rejected_tokens: int = Field(ge=1)

@@ -12,7 +12,7 @@ from deltalearn.errors import UserError
 from deltalearn.responses.store import RESPONSE, Group, ResponseStore, response_of
 from deltalearn.util.files import replacing
 
-AT_ONCE = 2000  # rows written together
+ROWS_PER_GROUP = 2000  # rows written together
 SUFFIXES = (".jsonl", ".parquet")
 
 
@@ -97,7 +97,7 @@ def _write_parquet(path: Path, found: Iterator[dict[str, Any]]) -> int:
     with replacing(path) as temporary, pq.ParquetWriter(
         temporary, schema, compression="zstd"
     ) as writer:  # fmt: skip
-        while group := list(itertools.islice(found, AT_ONCE)):
+        while group := list(itertools.islice(found, ROWS_PER_GROUP)):
             writer.write_table(pa.Table.from_pylist(group, schema=schema))
             count += len(group)
     return count

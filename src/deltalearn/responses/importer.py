@@ -27,7 +27,7 @@ from deltalearn.responses.requests import request_key
 from deltalearn.responses.store import ResponseStore
 from deltalearn.util.files import canonical_json, digest
 
-AT_ONCE = 2000  # rows stored together
+ROWS_PER_TRANSACTION = 2000  # rows stored together
 IMPORTED = "imported:"  # before the name of a model that is known by its answers alone
 HINT = (
     "known are an answer a row (prompt, response, model), pairs (prompt, chosen, rejected), "
@@ -113,7 +113,7 @@ def import_responses(
         for answer in taken:
             result.there += answer.request.key in pending
             pending.setdefault(answer.request.key, answer)
-        if len(pending) >= AT_ONCE:
+        if len(pending) >= ROWS_PER_TRANSACTION:
             _flush(store, pending, result, engine)
     _flush(store, pending, result, engine)
     if not result.added + result.there:

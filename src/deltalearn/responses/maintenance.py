@@ -23,7 +23,7 @@ from deltalearn.responses.store import (
 )
 from deltalearn.util.files import digest
 
-AT_ONCE = 20_000  # rows of one transaction
+ROWS_PER_TRANSACTION = 20_000  # rows of one transaction
 
 
 def overview(store: ResponseStore) -> list[dict[str, Any]]:
@@ -180,7 +180,7 @@ def merge(store: ResponseStore, other: Path) -> Merged:
                 end = db.execute(
                     "SELECT max(id) FROM (SELECT id FROM other.responses WHERE id > ? ORDER BY id "
                     "LIMIT ?)",
-                    [last, AT_ONCE],
+                    [last, ROWS_PER_TRANSACTION],
                 ).fetchone()[0]
                 if end is None:
                     break

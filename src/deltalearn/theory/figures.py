@@ -1,4 +1,4 @@
-"""The figures: each function computes one panel from a scene, theory first, then simulation.
+"""The figures: each function computes one panel from a setting, theory first, then simulation.
 
 All are about a setting's cosines; simulations use its number of trials and its seed, so that the
 same options give the same figures. Which panels, and in which order: `PANELS` at the end.
@@ -12,11 +12,11 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from deltalearn.theory import closed_form as cf
-from deltalearn.theory.canvas import MUTED, Panel, colour, curve, legend, level, mark, points
 from deltalearn.theory.geometry import Geometry
 from deltalearn.theory.imitation import race_correlated, race_independent, shared_errors
+from deltalearn.theory.panels import MUTED, Panel, colour, curve, legend, level, mark, points
 from deltalearn.theory.phases import phase_dimension, phase_quality
-from deltalearn.theory.scene import LEAST_RANDOM, QUIET, Scene, line, shown, widest, with_gap
+from deltalearn.theory.setting import LEAST_RANDOM, QUIET, Setting, line, shown, widest, with_gap
 from deltalearn.theory.simulate import Result, simulate
 
 MARKED_PAIRS = 150_000  # of the original headline run
@@ -26,7 +26,7 @@ MANY = 8  # times the trials, where directions are drawn anew in each
 # -- The line that preference training walks ---------------------------------------------------
 
 
-def _noisy_mean(scene: Scene, geometry: Geometry, d: int, s: np.ndarray, n: np.ndarray):
+def _noisy_mean(setting: Setting, geometry: Geometry, d: int, s: np.ndarray, n: np.ndarray):
     """Mean cosine over random errors in d dimensions after s on n pairs (arrays alike)."""
 
     def at(distance: float, pairs: float) -> float:
@@ -42,32 +42,32 @@ def _noisy_mean(scene: Scene, geometry: Geometry, d: int, s: np.ndarray, n: np.n
     return np.array([at(a, b) for a, b in zip(s, n, strict=True)])
 
 
-def _walks(scene: Scene, cases: list[tuple[str, Geometry, int]], batch: int) -> list[tuple]:
+def _walks(setting: Setting, cases: list[tuple[str, Geometry, int]], batch: int) -> list[tuple]:
     """For each (label, geometry, dimension): label, theory (s, cosine), simulation (s, result)."""
-    steps, reach = 40, scene.reach
+    steps, reach = 40, setting.reach
     rate = 2 * reach / (steps * cf.SIGN_GAIN)
     walks = []
     for i, (label, geometry, d) in enumerate(cases):
-        plan = scene.plan(
+        plan = setting.plan(
             many=MANY, dimension=d, steps=steps, batch=batch, rate=rate, random_errors=True,
             records=shown(8, steps, i / 4),
         )  # fmt: skip
         result = simulate(geometry, plan)
         times = np.linspace(0, steps, 61)[1:]
         s = cf.travelled(rate, times)
-        theory = _noisy_mean(scene, geometry, d, s, times * batch)
+        theory = _noisy_mean(setting, geometry, d, s, times * batch)
         s, theory = np.append(0, s), np.append(geometry.student, theory)
         walks.append((label, (s, theory), (cf.travelled(rate, result.steps), result)))
     return walks
 
 
-def _walk_panel(scene: Scene, walks: list[tuple], **texts: str) -> Panel:
+def _walk_panel(setting: Setting, walks: list[tuple], **texts: str) -> Panel:
     def draw(axes: Axes) -> None:
         for i, (label, theory, (s, result)) in enumerate(walks):
             curve(axes, *theory, i, label)
             points(axes, s, result.cosine.mean, result.cosine.error, i)
-        level(axes, scene.geometry.student, "start a_0")
-        axes.set_xlim(0, scene.reach * 1.02)
+        level(axes, setting.geometry.student, "start a_0")
+        axes.set_xlim(0, setting.reach * 1.02)
         axes.set_xlabel("distance along the contrast, s")
         axes.set_ylabel("student's cosine to the truth")
         legend(axes, 1, 3)
@@ -75,15 +75,15 @@ def _walk_panel(scene: Scene, walks: list[tuple], **texts: str) -> Panel:
     return Panel(draw=draw, legend_rows=1, **texts)
 
 
-def line_gaps(scene: Scene) -> Panel:
+def line_gaps(setting: Setting) -> Panel:
     """Cosine over s for half, one and two times the gap."""
-    gap, limit = scene.geometry.gap or 0.1, widest(scene.geometry)
+    gap, limit = setting.geometry.gap or 0.1, widest(setting.geometry)
     gaps = [g for g in (gap / 2, gap, 2 * gap) if abs(g) <= limit + 1e-9]
-    d = max(LEAST_RANDOM, min(scene.dimension, 100))
-    cases = [(f"D = {g:.3g}", with_gap(scene.geometry, g), d) for g in gaps]
+    d = max(LEAST_RANDOM, min(setting.dimension, 100))
+    cases = [(f"D = {g:.3g}", with_gap(setting.geometry, g), d) for g in gaps]
     return _walk_panel(
-        scene,
-        _walks(scene, cases, 200),
+        setting,
+        _walks(setting, cases, 200),
         name="line-gaps",
         title="A wider gap between the teachers lifts the student higher and for longer",
         description=f"Student's cosine over distance s for gaps {', '.join(c[0] for c in cases)} "
@@ -92,13 +92,13 @@ def line_gaps(scene: Scene) -> Panel:
     )
 
 
-def line_dimensions(scene: Scene) -> Panel:
+def line_dimensions(setting: Setting) -> Panel:
     """Cosine over s for three dimensions and the same number of pairs."""
-    sizes = sorted({max(LEAST_RANDOM, round(scene.dimension / part)) for part in (10, 3, 1)})
-    cases = [(f"d = {d:,}", scene.geometry, d) for d in sizes]
+    sizes = sorted({max(LEAST_RANDOM, round(setting.dimension / part)) for part in (10, 3, 1)})
+    cases = [(f"d = {d:,}", setting.geometry, d) for d in sizes]
     return _walk_panel(
-        scene,
-        _walks(scene, cases, 50),
+        setting,
+        _walks(setting, cases, 50),
         name="line-dimensions",
         title="With the same pairs, more dimensions bring more noise, and less gain",
         description=f"Student's cosine over distance s in {', '.join(c[0] for c in cases)} "
@@ -110,16 +110,16 @@ def line_dimensions(scene: Scene) -> Panel:
 # -- DPO: the same line, slower ----------------------------------------------------------------
 
 
-def early_stopping(scene: Scene) -> Panel:
+def early_stopping(setting: Setting) -> Panel:
     """Preference and DPO over steps, from the same first step, past peak and break-even."""
-    g, steps = scene.geometry, 60
-    rate = 2 * scene.reach / (steps * cf.SIGN_GAIN)
+    g, steps = setting.geometry, 60
+    rate = 2 * setting.reach / (steps * cf.SIGN_GAIN)
     runs: list[tuple[str, np.ndarray, Result]] = []
     for label, beta in (("preference", None), ("DPO, β = 5", 5.0), ("DPO, β = 50", 50.0)):
         # DPO starts with beta / 2 times the speed of the linear loss: divide that out.
         own = rate if beta is None else 2 * rate / beta
         loss = {"loss": "preference"} if beta is None else {"loss": "dpo", "beta": beta}
-        plan = scene.plan(steps=steps, rate=own, records=shown(8, steps), **QUIET, **loss)
+        plan = setting.plan(steps=steps, rate=own, records=shown(8, steps), **QUIET, **loss)
         times = np.arange(steps + 1)
         s = cf.travelled(own, times) if beta is None else cf.dpo_path(g.angle, beta, own, steps)
         runs.append((label, cf.cosine(*line(g), s, g.norm), simulate(g, plan)))
@@ -129,7 +129,7 @@ def early_stopping(scene: Scene) -> Panel:
             curve(axes, np.arange(steps + 1), theory, i, label)
             points(axes, result.steps, result.cosine.mean, result.cosine.error, i)
         level(axes, g.student, "start a_0")
-        _mark_peak(axes, scene, cf.travelled(rate, 1))
+        _mark_peak(axes, setting, cf.travelled(rate, 1))
         axes.set_xlabel("training step t")
         axes.set_ylabel("student's cosine to the truth")
         legend(axes, 1, 3)
@@ -144,9 +144,9 @@ def early_stopping(scene: Scene) -> Panel:
     )
 
 
-def _mark_peak(axes: Axes, scene: Scene, each: float) -> None:
+def _mark_peak(axes: Axes, setting: Setting, each: float) -> None:
     """Name peak and break-even of the line that moves by `each` a step."""
-    theory = scene.theory
+    theory = setting.theory
     if 0 < theory.best_step < math.inf:
         at = (theory.best_step / each, theory.best_cosine)
         mark(axes, *at, "peak s*", (6, 8))
@@ -158,9 +158,9 @@ def _mark_peak(axes: Axes, scene: Scene, each: float) -> None:
 # -- How many pairs ----------------------------------------------------------------------------
 
 
-def sample_size(scene: Scene) -> Panel:
+def sample_size(setting: Setting) -> Panel:
     """Best cosine over the number of pairs, for several dimensions."""
-    g, pairs = scene.geometry, np.geomspace(100, 1e7, 200)
+    g, pairs = setting.geometry, np.geomspace(100, 1e7, 200)
     sizes = (30, 300, 3_000, 30_000)
 
     def best(d: float, n: np.ndarray) -> np.ndarray:
@@ -170,7 +170,7 @@ def sample_size(scene: Scene) -> Panel:
         return cf.noisy_contrast_squared(g.contrast_squared, g.angle, d, n)
 
     counts = {30: (100, 300, 1_000, 3_000), 300: (300, 1_000, 3_000)}
-    measured = {d: [_full_batch(scene, d, n, noise(d, n)) for n in counts[d]] for d in counts}
+    measured = {d: [_full_batch(setting, d, n, noise(d, n)) for n in counts[d]] for d in counts}
 
     def draw(axes: Axes) -> None:
         for i, d in enumerate(sizes):
@@ -207,12 +207,12 @@ def _marked_pairs(axes: Axes) -> None:
     axes.annotate("150,000 pairs", (MARKED_PAIRS, 0), xycoords=axes.get_xaxis_transform(), **place)
 
 
-def _full_batch(scene: Scene, d: int, n: int, noisy: float) -> Result:
+def _full_batch(setting: Setting, d: int, n: int, noisy: float) -> Result:
     """One step on n pairs, as long as is best for so many."""
-    g = scene.geometry
+    g = setting.geometry
     best = float(cf.best_step(g.student, g.gap, g.pull, noisy, g.norm))
     best = min(best, 4 * g.norm) or g.norm * 1e-6
-    plan = scene.plan(many=MANY // 2, dimension=d, steps=1, batch=n, rate=2 * best / cf.SIGN_GAIN)
+    plan = setting.plan(many=MANY // 2, dimension=d, steps=1, batch=n, rate=2 * best / cf.SIGN_GAIN)
     return simulate(g, plan)
 
 
@@ -226,14 +226,14 @@ OTHER_INPUTS = (
 )
 
 
-def other_inputs(scene: Scene) -> Panel:
+def other_inputs(setting: Setting) -> Panel:
     """Cosine along the path for other inputs, against the theory, which is for normal ones."""
-    g, steps = scene.geometry, 40
-    rate = 2 * scene.reach / (steps * cf.SIGN_GAIN)
+    g, steps = setting.geometry, 40
+    rate = 2 * setting.reach / (steps * cf.SIGN_GAIN)
     size = {"dimension": max(QUIET["dimension"], 8), "batch": QUIET["batch"]}
     runs = []
     for label, inputs in OTHER_INPUTS:
-        plan = scene.plan(
+        plan = setting.plan(
             steps=steps, rate=rate, many=MANY // 2, records=shown(8, steps), **size, **inputs
         )
         runs.append((label, simulate(g, plan)))

@@ -8,10 +8,10 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from deltalearn.theory import closed_form as cf
-from deltalearn.theory.canvas import MUTED, Panel, curve, legend, level, points
 from deltalearn.theory.geometry import Geometry
-from deltalearn.theory.numbers import sft_peak
-from deltalearn.theory.scene import QUIET, Scene, line
+from deltalearn.theory.panels import MUTED, Panel, curve, legend, level, points
+from deltalearn.theory.predictions import sft_peak
+from deltalearn.theory.setting import QUIET, Setting, line
 from deltalearn.theory.simulate import Result, simulate
 
 SFT = "SFT on the chosen labels"
@@ -24,17 +24,17 @@ def _common(geometry: Geometry, c: float) -> Geometry:
     return replace(geometry, errors=((1.0, c, c), (c, 1.0, c), (c, c, 1.0)))
 
 
-def shared_errors(scene: Scene) -> Panel:
+def shared_errors(setting: Setting) -> Panel:
     """Best gain of preference and SFT as one error is common to student and teachers."""
     fine, coarse = np.linspace(0, 0.95, 96), (0.0, 0.3, 0.6, 0.9)
     sparse = fine[::5]  # imitation has no closed form: each value takes a whole trajectory
-    preference = [float(cf.best_cosine(*line(_common(scene.geometry, c)))) for c in fine]
-    imitation = [sft_peak(_common(scene.geometry, float(c)))[1] for c in sparse]
+    preference = [float(cf.best_cosine(*line(_common(setting.geometry, c)))) for c in fine]
+    imitation = [sft_peak(_common(setting.geometry, float(c)))[1] for c in sparse]
     curves = [
-        ("preference", np.array(preference), [_at_peak(scene, c, "preference") for c in coarse]),
-        (SFT, np.interp(fine, sparse, imitation), [_at_peak(scene, c, "sft") for c in coarse]),
+        ("preference", np.array(preference), [_at_peak(setting, c, "preference") for c in coarse]),
+        (SFT, np.interp(fine, sparse, imitation), [_at_peak(setting, c, "sft") for c in coarse]),
     ]
-    start = scene.geometry.student
+    start = setting.geometry.student
 
     def draw(axes: Axes) -> None:
         for i, (label, theory, measured) in enumerate(curves):
@@ -57,9 +57,9 @@ def shared_errors(scene: Scene) -> Panel:
     )
 
 
-def _at_peak(scene: Scene, c: float, loss: str) -> Result:
+def _at_peak(setting: Setting, c: float, loss: str) -> Result:
     """A simulation stopped where theory has the peak (no training where it has none)."""
-    geometry, steps = _common(scene.geometry, c), 40
+    geometry, steps = _common(setting.geometry, c), 40
     if loss == "sft":
         rate = sft_peak(geometry)[0] / steps
     else:
@@ -67,11 +67,11 @@ def _at_peak(scene: Scene, c: float, loss: str) -> Result:
         best = min(best, 4 * geometry.norm)
         rate = 2 * best / (steps * cf.SIGN_GAIN)
     records = None if rate > 0 else (0,)
-    plan = scene.plan(steps=steps, rate=rate or 1.0, loss=loss, records=records, **QUIET)
+    plan = setting.plan(steps=steps, rate=rate or 1.0, loss=loss, records=records, **QUIET)
     return simulate(geometry, plan)
 
 
-def _race(scene: Scene, geometry: Geometry, name: str, title: str, which: str) -> Panel:
+def _race(setting: Setting, geometry: Geometry, name: str, title: str, which: str) -> Panel:
     """Preference and SFT over learning rate x steps, on a log axis."""
     rate, long = SFT_RATE * geometry.norm, 800
     time = np.geomspace(0.01 * geometry.norm, rate * long, 300)
@@ -83,7 +83,7 @@ def _race(scene: Scene, geometry: Geometry, name: str, title: str, which: str) -
     results = []
     for loss in ("preference", "sft"):
         records = (1, 3, 10, 25, 75, SFT_STEPS)
-        plan = scene.plan(steps=SFT_STEPS, rate=rate, loss=loss, records=records, **QUIET)
+        plan = setting.plan(steps=SFT_STEPS, rate=rate, loss=loss, records=records, **QUIET)
         results.append(simulate(geometry, plan))
 
     def draw(axes: Axes) -> None:
@@ -123,16 +123,16 @@ def _who_gains(geometry: Geometry) -> str:
     return f"stopped early, both gain, {more} more"
 
 
-def race_independent(scene: Scene) -> Panel:
+def race_independent(setting: Setting) -> Panel:
     """With orthogonal errors."""
-    geometry = _common(scene.geometry, 0)
+    geometry = _common(setting.geometry, 0)
     title = f"Independent errors: {_who_gains(geometry)}"
-    return _race(scene, geometry, "race-independent", title, "independent errors")
+    return _race(setting, geometry, "race-independent", title, "independent errors")
 
 
-def race_correlated(scene: Scene) -> Panel:
+def race_correlated(setting: Setting) -> Panel:
     """With errors that the student shares."""
     c = RACE_CORRELATION
-    geometry = _common(scene.geometry, c)
+    geometry = _common(setting.geometry, c)
     title = f"Shared errors: {_who_gains(geometry)}"
-    return _race(scene, geometry, "race-correlated", title, f"errors correlated by {c}")
+    return _race(setting, geometry, "race-correlated", title, f"errors correlated by {c}")

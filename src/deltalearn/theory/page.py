@@ -11,11 +11,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from deltalearn import __version__
-from deltalearn.theory.canvas import SUBSCRIPT, Panel
 from deltalearn.theory.geometry import Geometry
 from deltalearn.theory.imitation import RACE_CORRELATION
-from deltalearn.theory.numbers import Measured, Theory
-from deltalearn.theory.scene import LEAST_RANDOM
+from deltalearn.theory.panels import SUBSCRIPT, Panel
+from deltalearn.theory.predictions import Measured, Theory
+from deltalearn.theory.setting import LEAST_RANDOM
 
 
 def render_page(

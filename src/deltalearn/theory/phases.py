@@ -7,9 +7,9 @@ from matplotlib.axes import Axes
 from scipy.special import ndtri
 
 from deltalearn.theory import closed_form as cf
-from deltalearn.theory.canvas import INK, MUTED, Panel, band_scale, bands, edge, legend, mark
 from deltalearn.theory.geometry import INDEPENDENT
-from deltalearn.theory.scene import LEAST_RANDOM, Scene
+from deltalearn.theory.panels import INK, MUTED, Panel, band_scale, bands, edge, legend, mark
+from deltalearn.theory.setting import LEAST_RANDOM, Setting
 
 LEVELS = (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
 CONFIDENCE = 0.95
@@ -28,9 +28,9 @@ def safe_gain(a_0, a_c, a_r, d) -> np.ndarray:
     return cf.best_cosine(a_0, D, pull, 2 - 2 * a_c * a_r) - a_0
 
 
-def phase_dimension(scene: Scene) -> Panel:
+def phase_dimension(setting: Setting) -> Panel:
     """Gain over (gap, dimension), with the threshold dimension as its boundary."""
-    g = scene.geometry
+    g = setting.geometry
     middle = (g.chosen + g.rejected) / 2
     widest = min(0.6, 2 * (1 - abs(middle)))
     gap = np.linspace(widest / 200, widest, GRID_POINTS)
@@ -47,8 +47,8 @@ def phase_dimension(scene: Scene) -> Panel:
         axes.plot(
             *exact, "o", color=INK, markersize=5, zorder=4, label="the same, exact quadrature"
         )
-        if gap[0] <= g.gap <= gap[-1] and size[0] <= scene.dimension <= size[-1]:
-            mark(axes, g.gap, scene.dimension, "this setting", (10, -3))
+        if gap[0] <= g.gap <= gap[-1] and size[0] <= setting.dimension <= size[-1]:
+            mark(axes, g.gap, setting.dimension, "this setting", (10, -3))
         axes.set_ylim(size[0], size[-1])
         axes.set_xlim(0, gap[-1])
         axes.text(0.03, 0.05, "no gain to rely on", transform=axes.transAxes, color=MUTED)
@@ -95,14 +95,14 @@ def _exact_boundary(a_0: float, middle: float, widest: float) -> tuple[list[floa
     return gaps, sizes
 
 
-def phase_quality(scene: Scene) -> Panel:
+def phase_quality(setting: Setting) -> Panel:
     """Gain over (student, chosen teacher) at the setting's gap, with the boundary D = a_0 k."""
-    g = scene.geometry
+    g = setting.geometry
     gap = g.gap if 0 < g.gap < 1 else 0.2
     student = np.linspace(0.02, 0.995, GRID_POINTS)
     chosen = np.linspace(gap - 0.3, 0.995, GRID_POINTS)
     a_0, a_c = np.meshgrid(student, chosen)
-    pull = _pull(scene, a_0, a_c, a_c - gap)
+    pull = _pull(setting, a_0, a_c, a_c - gap)
     s_c, s_r = np.sqrt(1 - a_c**2), np.sqrt(1 - (a_c - gap) ** 2)
     contrast = 2 - 2 * (a_c * (a_c - gap) + s_c * s_r * g.errors[1][2])
     gain = cf.best_cosine(a_0, gap, pull, contrast) - a_0
@@ -136,11 +136,11 @@ def phase_quality(scene: Scene) -> Panel:
     )
 
 
-def _pull(scene: Scene, a_0: np.ndarray, a_c: np.ndarray, a_r: np.ndarray) -> np.ndarray:
+def _pull(setting: Setting, a_0: np.ndarray, a_c: np.ndarray, a_r: np.ndarray) -> np.ndarray:
     """k of the given error correlations; if none are given, its 95th percentile when random."""
-    g, D = scene.geometry, a_c - a_r
+    g, D = setting.geometry, a_c - a_r
     if g.errors == INDEPENDENT:
-        d = max(LEAST_RANDOM, scene.dimension)
+        d = max(LEAST_RANDOM, setting.dimension)
         return a_0 * D + ndtri(CONFIDENCE) * cf.pull_deviation(a_0, a_c, a_r, d)
     s_0, s_c, s_r = (np.sqrt(1 - a**2) for a in (a_0, a_c, a_r))
     return a_0 * D + s_0 * (s_c * g.errors[0][1] - s_r * g.errors[0][2])

@@ -13,7 +13,7 @@ from rich.table import Table
 from deltalearn.errors import UserError
 from deltalearn.theory.closed_form import accuracy
 from deltalearn.theory.geometry import Geometry
-from deltalearn.theory.numbers import Measured, Theory, default_rate
+from deltalearn.theory.predictions import Measured, Theory, default_rate
 from deltalearn.theory.simulate import INPUTS, LOSSES, Plan
 from deltalearn.util.files import write_text
 from deltalearn.util.terminal import console
@@ -253,17 +253,17 @@ def print_table(geometry: Geometry, theory: Theory, measured: Measured) -> None:
 
 def write_files(geometry: Geometry, theory: Theory, measured: Measured, out: Path) -> list[Path]:
     """Figures as SVG and PNG under `out`/figures, and the page; the page's path comes first."""
-    from deltalearn.theory.figures import PANELS, Scene
+    from deltalearn.theory.figures import PANELS, Setting
     from deltalearn.theory.page import render_page
     from deltalearn.util.progress import progress
 
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out}: there is a file of this name; give a directory")
-    scene = Scene(geometry, measured.plan.dimension, measured.plan.trials, measured.plan.seed)
+    setting = Setting(geometry, measured.plan.dimension, measured.plan.trials, measured.plan.seed)
     drawn, written = [], []
     with progress("figures", total=len(PANELS), unit="figures") as bar:
         for build in PANELS:
-            panel = build(scene)
+            panel = build(setting)
             written += panel.save(out / "figures")
             drawn.append(panel)
             bar.advance(1)

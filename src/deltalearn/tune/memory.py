@@ -34,28 +34,35 @@ EIGHT_BIT_LEAST = 4096  # tensors with fewer numbers keep float32 moments there
 
 @dataclass(frozen=True)
 class ModelSize:
-    """A model counted on shapes. Numbers of parameters, but for the last.
+    """Sizes of a model, counted on shapes without storage.
 
-    total: distinct parameters, adapters included (a tied weight counts once). trainable: shape of
-    each trained tensor. matrices: weights of linear maps inside the layers (of experts all).
-    active: the same, of experts only those that one token passes. head: of the output matrix.
-    block: the largest layer. outside: embeddings, head and what else is in no layer. layers,
-    hidden: of the residual stream, residual: bytes of one of its numbers. attention: query heads x
-    their width. saved: bytes a token that autograd keeps of the layers, None if the architecture
-    cannot be run on shapes.
+    Attributes:
+        total: Distinct parameters, adapters included; a tied weight counts once.
+        trainable: Shape of each trained tensor.
+        matrices: Parameters of linear maps inside the layers, all experts included.
+        active: The same, but of experts only those that one token passes.
+        head_params: Parameters of the output matrix.
+        largest_layer: Parameters of the largest layer.
+        non_layer_params: Parameters outside layers: embeddings, head, final norm.
+        layers: Number of layers.
+        hidden: Width of the residual stream.
+        residual_bytes: Bytes of one number of the residual stream.
+        attention_width: Query heads times the width of a head.
+        saved: Bytes a token that autograd keeps of the layers; None if the architecture cannot be
+            run on shapes.
     """
 
     total: int
     trainable: tuple[tuple[int, ...], ...]
     matrices: int
     active: int
-    head: int
-    block: int
-    outside: int
+    head_params: int
+    largest_layer: int
+    non_layer_params: int
     layers: int
     hidden: int
-    residual: int
-    attention: int
+    residual_bytes: int
+    attention_width: int
     saved: int | None
 
     @property
@@ -87,13 +94,13 @@ def measure_model(
     an 8B model.
     """
     compute = getattr(torch, dtype)
-    held = torch.float32 if lora is None and not shard else compute
+    weight_dtype = torch.float32 if lora is None and not shard else compute
     with FakeTensorMode():
-        model = AutoModelForCausalLM.from_config(config, dtype=held).train()
+        model = AutoModelForCausalLM.from_config(config, dtype=weight_dtype).train()
         layers = _layers(model)
         matrices = [p for layer in layers for p in layer.parameters() if p.ndim >= 2]
-        blocks = [sum(p.numel() for p in layer.parameters()) for layer in layers]
-        outside = sum(p.numel() for p in model.parameters()) - sum(blocks)
+        layer_sizes = [sum(p.numel() for p in layer.parameters()) for layer in layers]
+        non_layer_params = sum(p.numel() for p in model.parameters()) - sum(layer_sizes)
         head = model.get_output_embeddings().weight.numel()
         if lora is not None:
             _add_adapters(model, lora)
@@ -104,14 +111,14 @@ def measure_model(
             trainable=tuple(tuple(p.shape) for p in model.parameters() if p.requires_grad),
             matrices=sum(p.numel() for p in matrices),
             active=sum(round(p.numel() * _share_of_experts(p, text)) for p in matrices),
-            head=head,
-            block=max(blocks),
-            outside=outside,
+            head_params=head,
+            largest_layer=max(layer_sizes),
+            non_layer_params=non_layer_params,
             layers=len(layers),
             hidden=text.hidden_size,
-            residual=held.itemsize,
-            attention=heads * (getattr(text, "head_dim", None) or text.hidden_size // heads),
-            saved=_saved_per_token(model, compute if held != compute or lora else None),
+            residual_bytes=weight_dtype.itemsize,
+            attention_width=heads * (getattr(text, "head_dim", None) or text.hidden_size // heads),
+            saved=_saved_per_token(model, compute if weight_dtype != compute or lora else None),
         )
 
 
@@ -230,10 +237,10 @@ def estimate_memory(
     one_layer = saved // size.layers
     activations = saved * tokens
     if settings.gradient_checkpointing:  # a layer's input each, and one layer computed again
-        activations = tokens * (size.layers * size.hidden * size.residual + one_layer)
+        activations = tokens * (size.layers * size.hidden * size.residual_bytes + one_layer)
     copies = 0
     if parts_of > 1:  # this layer and the next, gathered, and what is outside of layers
-        copies = low * (2 * size.block + size.outside)
+        copies = low * (2 * size.largest_layer + size.non_layer_params)
     elif settings.lora is None and low < 4:  # autocast keeps low copies until the backward is over
         copies = low * size.matrices
     return MemoryEstimate(
@@ -278,7 +285,7 @@ def _moments(shapes: Sequence[tuple[int, ...]], optimizer: str) -> int:
 
 def _logits(size: ModelSize, tokens: int, low: int, device: str) -> int:
     """Of the chunked head: kept probabilities, a chunk in two precisions, the head's input."""
-    logits = tokens * (size.head // size.hidden)
+    logits = tokens * (size.head_params // size.hidden)
     chunk = CHUNK_BYTES if device == "cpu" else CHUNK_BYTES_GPU
     kept = min(low * logits, KEEP_BYTES)
     return kept + 2 * min(chunk, 4 * logits) + 2 * 4 * tokens * size.hidden
@@ -290,9 +297,9 @@ def _working(
     """What lives for a moment: gradients not yet added up, and what a GPU takes by itself."""
     working = one_layer + (0 if device == "cpu" else GPU_CONTEXT)
     if parts_of == 1:  # the head's low copy and its gradient
-        return working + size.head * (low + (4 if settings.lora is None else 0))
+        return working + size.head_params * (low + (4 if settings.lora is None else 0))
     if settings.lora is None:  # gradients of gathered weights, in both precisions to be split
-        working += (low + 4) * max(size.block, size.outside)
+        working += (low + 4) * max(size.largest_layer, size.non_layer_params)
     return working
 
 

@@ -12,7 +12,7 @@ from deltalearn.tune.dataset import Example, Examples
 from deltalearn.tune.tokenize import ExampleCounts
 
 WIDTH = 100
-SHOWN = 72  # tokens of a prompt or an answer; of a longer one its first and last are shown
+SHOWN_TOKENS = 72  # tokens of a prompt or an answer; of a longer one its first and last are shown
 
 
 def preview(
@@ -73,10 +73,15 @@ def _tokens(tokenizer: PreTrainedTokenizerBase, title: str, ids: np.ndarray) -> 
         return _wrap([f"{_show(tokenizer, token)}:{token}" for token in part.tolist()])
 
     lines = ["", f"-- {title}"]
-    if len(ids) <= SHOWN:
+    if len(ids) <= SHOWN_TOKENS:
         return lines + block(ids)
-    half = SHOWN // 2
-    return [*lines, *block(ids[:half]), f"  ... {len(ids) - SHOWN:,} more ...", *block(ids[-half:])]
+    half = SHOWN_TOKENS // 2
+    return [
+        *lines,
+        *block(ids[:half]),
+        f"  ... {len(ids) - SHOWN_TOKENS:,} more ...",
+        *block(ids[-half:]),
+    ]
 
 
 def _wrap(words: Sequence[str]) -> list[str]:

@@ -18,7 +18,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor, nn
 
 from deltalearn.lm.layout import Ids, Tree, tree_batches
-from deltalearn.lm.scoring import Rows, group_by_prompt, score_batch
+from deltalearn.lm.scoring import RowLayout, group_by_prompt, score_batch
 from deltalearn.util.kvstore import KeyValueStore
 from deltalearn.util.progress import progress
 
@@ -74,7 +74,7 @@ def reference_logprobs(
     answers: Sequence[tuple[Ids, Ids]],
     cache: ReferenceCache,
     scope: str,
-    rows: Rows,
+    rows: RowLayout,
     token_budget: int,
     accelerator: Accelerator,
     title: str = "reference",
@@ -104,7 +104,7 @@ def reference_logprobs(
 def _score_together(
     model: nn.Module,
     trees: Sequence[Tree],
-    rows: Rows,
+    rows: RowLayout,
     token_budget: int,
     accelerator: Accelerator,
     title: str,

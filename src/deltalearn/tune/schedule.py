@@ -32,7 +32,7 @@ def batch_at(step: int, pairs: int, batch_size: int, seed: int) -> list[int]:
 
 
 # What is left of the way from the peak to the floor, by the share of the decay that is behind.
-SHAPES: dict[str, Callable[[float], float]] = {
+SCHEDULES: dict[str, Callable[[float], float]] = {
     "cosine": lambda progress: 0.5 * (1 + math.cos(math.pi * progress)),
     "linear": lambda progress: 1 - progress,
     "constant": lambda progress: 1.0,
@@ -60,4 +60,4 @@ def learning_rate(
     if step < warmup:
         return peak * (step + 1) / warmup
     progress = (step - warmup) / max(1, total - warmup)
-    return peak * (min_ratio + (1 - min_ratio) * SHAPES[scheduler](progress))
+    return peak * (min_ratio + (1 - min_ratio) * SCHEDULES[scheduler](progress))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from deltalearn.lm.layout import Tree
-from deltalearn.lm.scoring import Rows, answer_logprobs, make_layout
+from deltalearn.lm.scoring import RowLayout, answer_logprobs, make_layout
 from deltalearn.tune.batching import Lengths
 from deltalearn.tune.dataset import Examples
 from deltalearn.tune.losses import bind_loss
@@ -44,7 +44,7 @@ class Objective:
     examples: Examples
     references: tuple[Tensor, Tensor] | None
     settings: Settings
-    rows: Rows
+    rows: RowLayout
     device: torch.device
 
     def batch(self, indices: Sequence[int]) -> Batch:

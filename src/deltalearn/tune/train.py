@@ -18,7 +18,7 @@ from deltalearn.errors import UserError
 from deltalearn.lm.layout import Tree
 from deltalearn.lm.load import Placement
 from deltalearn.lm.locate import ModelFiles
-from deltalearn.lm.scoring import Rows, choose_rows
+from deltalearn.lm.scoring import RowLayout, choose_rows
 from deltalearn.recipe.methods import FREE_TO_CHANGE, METHODS
 from deltalearn.tune.checkpoint import Checkpoints
 from deltalearn.tune.dataset import Examples
@@ -236,7 +236,7 @@ def _references(
     examples: Examples,
     cache: ReferenceCache,
     scope: str,
-    rows: Rows,
+    rows: RowLayout,
     settings: Settings,
     accelerator: Accelerator,
 ) -> tuple[Tensor, Tensor]:

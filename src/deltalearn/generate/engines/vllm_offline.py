@@ -32,7 +32,7 @@ from deltalearn.responses.requests import short_seed
 WORKER = Path(__file__).with_name("vllm_worker.py")
 SENT = 2048  # requests at the worker at most
 GROUP = 256  # answers stored at once at most
-TOLD = 12  # last lines of the worker's log in an error
+SHOWN_LOG_LINES = 12  # last lines of the worker's log in an error
 PATIENCE = 20  # seconds for a worker to end by itself
 
 
@@ -269,5 +269,5 @@ def _why_not(reason: str, python: str, log: Any) -> str:
 def _last(log: Any) -> str:
     """The end of the worker's log, on lines of its own."""
     log.seek(0)
-    lines = [line for line in log.read().splitlines() if line.strip()][-TOLD:]
+    lines = [line for line in log.read().splitlines() if line.strip()][-SHOWN_LOG_LINES:]
     return ". Its last words:\n" + "\n".join(f"  {line[:300]}" for line in lines) if lines else ""

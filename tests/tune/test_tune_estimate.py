@@ -19,13 +19,13 @@ from deltalearn.lm.scoring import choose_rows, layout_logprobs, make_layout
 from deltalearn.pipeline.tune_preview import report_dry_run
 from deltalearn.recipe.schema import LoraSpec, TuneSpec
 from deltalearn.recipe.tune_file import load_tune_recipe
-from deltalearn.tune.dryrun import (
+from deltalearn.tune.estimate import (
     GPUS,
     PairLengths,
     draw_lengths,
     dry_run,
     format_dry_run,
-    known_shape,
+    known_config,
     useful_flops,
 )
 from deltalearn.tune.memory import measure_model
@@ -89,7 +89,7 @@ class TestPlan:
     def test_tokens_of_each_layout(self, size):
         """4 pairs: shared 4 (P+C+R) = 800, packed 4 (2P+C+R) = 1,200, padded 8 (P+C) = 1,280."""
         plan = dry_run(equal_pairs(40), size, TuneSpec(batch_size=4, token_budget=10_000), 0)
-        found = {k: (p.tokens, p.padding, p.again) for k, p in plan.layouts.items()}
+        found = {k: (p.tokens, p.padding, p.repeated_prompt) for k, p in plan.layouts.items()}
         assert found["shared"] == (800, 0, 0)
         assert found["packed"] == pytest.approx((1200, 0, 1 / 3))
         assert found["padded"] == pytest.approx((1280, 80 / 1280, 400 / 1280))
@@ -142,9 +142,9 @@ class TestLengths:
         assert np.array_equal(one.chosen, same.chosen)
         assert not np.array_equal(one.chosen, other.chosen)
 
-    def test_unknown_shape_lists_the_known(self):
-        with pytest.raises(UserError, match=r"no shape 'x'; there are .*llama-3\.1-8b"):
-            known_shape("x")
+    def test_unknown_architecture_lists_the_known(self):
+        with pytest.raises(UserError, match=r"no config of 'x'; there are .*llama-3\.1-8b"):
+            known_config("x")
 
 
 class TestUsefulWork:
@@ -165,15 +165,17 @@ class TestUsefulWork:
         return totals[0], totals[1]
 
     def test_matrix_products_are_those_that_torch_counts(self, size):
-        bare = replace(size, attention=0)
+        bare = replace(size, attention_width=0)
         training, forward = useful_flops(equal_pairs(1), bare, TuneSpec())
         counted, with_backward = self.counted()
-        in_place = 2 * size.head * (C + R)  # the head's weight gradient, which torch leaves out
+        in_place = (
+            2 * size.head_params * (C + R)
+        )  # the head's weight gradient, which torch leaves out
         assert (forward[0], training[0]) == (counted, with_backward + in_place)
 
     def test_attention_to_what_is_visible(self, size):
         """4 x width x layers x (P^2 / 2 + C P + C^2 / 2 + R P + R^2 / 2), three times to train."""
-        bare = replace(size, active=0, head=0)
+        bare = replace(size, active=0, head_params=0)
         seen = 5000 + 6000 + 1800 + 4000 + 800
         training, forward = useful_flops(equal_pairs(1), bare, TuneSpec())
         assert forward[0] == 4 * 64 * 3 * seen

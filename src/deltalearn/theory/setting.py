@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, replace
 
 from deltalearn.theory.geometry import Geometry
-from deltalearn.theory.numbers import Theory, default_distance
+from deltalearn.theory.predictions import Theory, default_distance
 from deltalearn.theory.simulate import Plan
 
 LEAST_RANDOM = 6  # dimensions, below which random error directions are hardly random
@@ -14,7 +14,7 @@ QUIET = {"dimension": 20, "batch": 250}  # so many pairs a dimension that noise 
 
 
 @dataclass(frozen=True)
-class Scene:
+class Setting:
     """What the figures are about."""
 
     geometry: Geometry
@@ -36,7 +36,7 @@ class Scene:
         return 4 * default_distance(theory, self.geometry.norm)
 
     def plan(self, many: int = 1, **given) -> Plan:
-        """A plan with the scene's seed and `many` times its trials."""
+        """A plan with the setting's seed and `many` times its trials."""
         return Plan(trials=many * self.trials, seed=self.seed, **given)
 
 

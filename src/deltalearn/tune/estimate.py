@@ -19,7 +19,7 @@ from deltalearn.tune.memory import GIB, ModelSize, estimate_memory
 from deltalearn.tune.schedule import batch_at
 from deltalearn.tune.settings import Settings
 
-SHAPES = Path(__file__).with_name("shapes")
+MODEL_CONFIGS = Path(__file__).with_name("model_configs")
 GPUS = (1, 2, 4, 8)
 PLANNED_STEPS = 100  # evenly spaced over the run; the other steps are like them
 ALIKE = 0.7  # correlation of the log-lengths of two answers to one prompt: an assumption
@@ -29,13 +29,13 @@ ALIKE = 0.7  # correlation of the log-lengths of two answers to one prompt: an a
 class LayoutPlan:
     """A layout over the planned steps: means a step, and shares of the tokens computed.
 
-    padding: tokens of no text. again: prompt tokens that were there already. micro_batches: a
-    step's forwards on each of GPUS.
+    padding: tokens of no text. repeated_prompt: prompt tokens that stood there already.
+    micro_batches: a step's forwards on each of GPUS.
     """
 
     tokens: float
     padding: float
-    again: float
+    repeated_prompt: float
     micro_batches: tuple[float, ...]
 
 
@@ -56,16 +56,18 @@ class DryRun:
     reference_flops: float
 
 
-def shape_names() -> list[str]:
+def config_names() -> list[str]:
     """Models whose config is in the package."""
-    return sorted(path.stem for path in SHAPES.glob("*.json"))
+    return sorted(path.stem for path in MODEL_CONFIGS.glob("*.json"))
 
 
-def known_shape(name: str) -> PretrainedConfig:
+def known_config(name: str) -> PretrainedConfig:
     """The config of a known model: what decides sizes, and nothing else of it."""
-    path = SHAPES / f"{name}.json"
-    if name not in shape_names():
-        raise UserError(f"expect.shape: no shape {name!r}; there are {', '.join(shape_names())}")
+    path = MODEL_CONFIGS / f"{name}.json"
+    if name not in config_names():
+        raise UserError(
+            f"expect.architecture: no config of {name!r}; there are {', '.join(config_names())}"
+        )
     return AutoConfig.from_pretrained(path)
 
 
@@ -163,7 +165,7 @@ def _plan(batches: Sequence[Sequence[Lengths]], budget: int, kind: str) -> Layou
     return LayoutPlan(
         tokens=computed / len(batches),
         padding=1 - filled / computed,
-        again=(filled - distinct) / computed,
+        repeated_prompt=(filled - distinct) / computed,
         micro_batches=tuple(rounds / len(batches)),
     )
 
@@ -183,8 +185,8 @@ def useful_flops(
         answered = sum(answers).astype(np.float64)
         seen = prompts**2 / 2 + sum(a * prompts + a.astype(np.float64) ** 2 / 2 for a in answers)
         tokens = prompts + answered
-        matrices = 2.0 * size.active * tokens + 2.0 * size.head * answered
-        return tokens, matrices, 4.0 * size.attention * size.layers * seen
+        matrices = 2.0 * size.active * tokens + 2.0 * size.head_params * answered
+        return tokens, matrices, 4.0 * size.attention_width * size.layers * seen
 
     tokens, matrices, attention = forward(lengths.answers(settings.method))
     passes = 3 if settings.lora is None else 2
@@ -234,7 +236,8 @@ def _layout_lines(plan: DryRun) -> list[str]:
         rounds = "  ".join(f"{n:.1f}" for n in found.micro_batches)
         mark = "   <- this run" if kind == plan.layout else ""
         lines.append(
-            f"{kind:<9}{epoch:>16,.0f}{found.padding:>9.1%}{found.again:>14.1%}   {rounds}{mark}"
+            f"{kind:<9}{epoch:>16,.0f}{found.padding:>9.1%}{found.repeated_prompt:>14.1%}"
+            f"   {rounds}{mark}"
         )
     if plan.reason:
         lines.append(f"Padded rows: {plan.reason}")
