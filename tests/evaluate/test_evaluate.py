@@ -27,10 +27,10 @@ from deltalearn.lm.decode import Sampling, decode
 from deltalearn.lm.load import Placement
 from deltalearn.lm.locate import locate
 from deltalearn.lm.logprobs import (
-    answer_logprobs,
+    Sequences,
     collate,
     length_batches,
-    token_logprobs,
+    padded_logprobs,
 )
 from deltalearn.lm.scoring import score_answers
 
@@ -41,6 +41,12 @@ ROWS: list[Row] = [  # (prompt, answer), lengths mixed, one answer of a single t
     ([1, 2, 3], [4, 5, 6, 7, 8, 9, 10, 11]),
     ([50] * 12, [51, 50]),
 ]
+
+
+def answer_logprobs(model, batch: Sequences) -> torch.Tensor:
+    """Sums of `padded_logprobs` by row, (B,)."""
+    parts = padded_logprobs(model, batch).split(batch.lengths.tolist())
+    return torch.stack([part.sum() for part in parts])
 
 
 def slow_logprobs(model, row: Row) -> list[float]:
@@ -98,7 +104,7 @@ def model(request, loaded, tiny_model):
 
 def test_answer_logprobs_equal_the_slow_reference(model):
     with torch.no_grad():
-        tokens = token_logprobs(model, collate(ROWS))
+        tokens = padded_logprobs(model, collate(ROWS))
         sums = answer_logprobs(model, collate(ROWS))
     expected = [slow_logprobs(model, row) for row in ROWS]
     flat = [value for row in expected for value in row]
@@ -115,8 +121,8 @@ def test_softcapping_is_in_effect():
         loose = copy.deepcopy(model)
     loose.config.final_logit_softcapping = None
     with torch.no_grad():
-        tokens = token_logprobs(model, collate(ROWS))
-        uncapped = token_logprobs(loose, collate(ROWS))
+        tokens = padded_logprobs(model, collate(ROWS))
+        uncapped = padded_logprobs(loose, collate(ROWS))
     assert tokens.min() > -math.log(64) - 4
     assert uncapped.min() < -math.log(64) - 4
 

@@ -40,7 +40,7 @@ from deltalearn.lab.tasks import (
 from deltalearn.lab.tokenizer import build_tokenizer
 from deltalearn.lm.chat import answer_ids, answer_texts, prompt_ids
 from deltalearn.lm.locate import locate
-from deltalearn.lm.logprobs import collate, token_logprobs
+from deltalearn.lm.logprobs import collate, padded_logprobs
 from deltalearn.util.files import file_digest, read_jsonl
 
 # -- tasks ---------------------------------------------------------------------------------------
@@ -363,5 +363,5 @@ def test_pretraining_learns(tmp_path, loaded):
     model, tokenizer = loaded(tmp_path / "some")
     rows = next(_batches(replace(TINY, seed=99, batch_size=200), tokenizer))
     with torch.no_grad():
-        loss = -token_logprobs(model, collate(rows)).mean().item()
+        loss = -padded_logprobs(model, collate(rows)).mean().item()
     assert loss < math.log(len(tokenizer)) - 1

@@ -22,7 +22,7 @@ from deltalearn.errors import UserError
 from deltalearn.theory import closed_form as cf
 from deltalearn.theory import simulate as simulation
 from deltalearn.theory.geometry import Geometry
-from deltalearn.theory.simulate import Plan, draw_inputs, simulate
+from deltalearn.theory.simulate import Estimate, Plan, draw_inputs, simulate
 
 GOLDEN = Geometry(0.8, 0.6, 0.4)  # orthogonal errors
 
@@ -290,9 +290,9 @@ def test_swapping_the_teachers_mirrors_preference_training_only():
     swapped = Geometry(0.8, 0.4, 0.6)
     plan = Plan(dimension=12, trials=50, steps=1, rate=0.5)
     # Swapping also swaps where the two directions lie, so the mirror image is one of expectations.
-    forward, back = (simulate(g, plan).overlap.mean[-1] - 0.8 for g in (GOLDEN, swapped))
+    forward, back = (simulate(g, plan).overlaps.mean(0)[-1] - 0.8 for g in (GOLDEN, swapped))
     big = Plan(dimension=12, trials=4000, steps=1, rate=0.5)
-    moved = [simulate(g, big).overlap for g in (GOLDEN, swapped)]
+    moved = [Estimate.of(simulate(g, big).overlaps) for g in (GOLDEN, swapped)]
     error = np.hypot(moved[0].error[-1], moved[1].error[-1])
     assert moved[0].mean[-1] + moved[1].mean[-1] == pytest.approx(1.6, abs=4 * error)
     assert moved[0].mean[-1] - moved[1].mean[-1] > 4 * error

@@ -26,7 +26,7 @@ from transformers.utils import logging as transformers_logging
 from deltalearn.lab.tasks import TASKS, draw_question, draw_questions
 from deltalearn.lab.tokenizer import build_tokenizer
 from deltalearn.lm.chat import answer_ids, prompt_ids
-from deltalearn.lm.logprobs import collate, token_logprobs
+from deltalearn.lm.logprobs import collate, padded_logprobs
 from deltalearn.lm.scoring import score_answers
 from deltalearn.util.files import file_digest, write_json, write_jsonl
 
@@ -116,7 +116,7 @@ def pretrain(rung: Rung, out: Path) -> dict[str, Any]:
     for step in range(rung.steps):
         for group in optimizer.param_groups:
             group["lr"] = rung.lr * _schedule(step, rung.steps)
-        loss = -token_logprobs(model, collate(next(batches))).mean()
+        loss = -padded_logprobs(model, collate(next(batches))).mean()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()

@@ -20,6 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from deltalearn.lm.logprobs import length_batches
+
 Ids = Sequence[int] | np.ndarray
 
 LAYOUTS = ("shared", "packed", "padded")
@@ -130,26 +132,31 @@ def first_fit(sizes: Sequence[int], capacity: int) -> list[list[int]]:
 
 
 def tree_batches(trees: Sequence[Tree], kind: str, budget: int) -> list[list[int]]:
-    """Batches of tree indices that cost at most `budget` tokens; a larger tree is one by itself.
+    """Group trees of similar length so that a batch costs at most `budget` tokens.
 
-    Trees of like length come together, longest first: a run that does not fit into memory fails
-    at once, and padded rows waste little.
+    The longest come first, so that a run that does not fit into memory fails at once, and padded
+    rows waste little. A tree that alone costs more than the budget is a batch of its own.
+
+    Args:
+        trees: What is to be computed.
+        kind: Layout, one of LAYOUTS.
+        budget: Most tokens of a batch, padding included.
+
+    Returns:
+        Batches of indices into `trees`.
     """
+    if kind == "padded":
+        return length_batches([longest(t) for t in trees], budget, [len(t.answers) for t in trees])
     batches: list[list[int]] = []
-    cost = rows = 0
+    left = 0  # tokens that still fit into the batch in the making
     for i in sorted(range(len(trees)), key=lambda i: (-longest(trees[i]), i)):
-        tree = trees[i]
-        rows += len(tree.answers)
-        if kind == "padded":
-            cost = rows * longest(trees[batches[-1][0]]) if batches else budget + 1
-        else:
-            cost += tree_cost(len(tree.prompt), [len(a) for a in tree.answers], kind)
-        if batches and cost <= budget:
+        cost = tree_cost(len(trees[i].prompt), [len(a) for a in trees[i].answers], kind)
+        if batches and cost <= left:
             batches[-1].append(i)
+            left -= cost
         else:
             batches.append([i])
-            rows = len(tree.answers)
-            cost = tree_cost(len(tree.prompt), [len(a) for a in tree.answers], kind)
+            left = budget - cost
     return batches
 
 

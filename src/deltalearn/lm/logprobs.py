@@ -79,31 +79,45 @@ def gather_logprobs(logits: Tensor, targets: Tensor) -> Tensor:
     return logits.gather(-1, targets.unsqueeze(-1)).squeeze(-1) - logits.logsumexp(-1)
 
 
-def token_logprobs(model: PreTrainedModel, batch: Sequences) -> Tensor:
-    """Log-probability of every answer token, shape (N,), float32 or wider, differentiable."""
+def padded_logprobs(model: PreTrainedModel, batch: Sequences) -> Tensor:
+    """Log-probability of every answer token of padded rows, by the model's own forward.
+
+    Args:
+        model: Any causal language model.
+        batch: Rows as `collate` makes them, on the model's device.
+
+    Returns:
+        (N,), float32 or wider, differentiable, in the order of `batch.targets`.
+    """
     with head_only_at(model, batch.predicts):
         logits = model(input_ids=batch.input_ids, use_cache=False).logits[0]
     return gather_logprobs(logits, batch.targets)
 
 
-def answer_logprobs(model: PreTrainedModel, batch: Sequences) -> Tensor:
-    """Sum of the token log-probabilities of each row's answer, shape (B,), differentiable."""
-    tokens = token_logprobs(model, batch)
-    rows = torch.arange(len(batch.lengths), device=tokens.device)
-    rows = rows.repeat_interleave(batch.lengths)
-    return tokens.new_zeros(len(batch.lengths)).index_add(0, rows, tokens)
+def length_batches(
+    lengths: Sequence[int], token_budget: int, rows: Sequence[int] | None = None
+) -> list[list[int]]:
+    """Group indices of similar length so that a batch costs at most `token_budget`.
 
+    The longest come first, so that a run that does not fit into memory fails at once. An item that
+    alone costs more than the budget is a batch of its own.
 
-def length_batches(lengths: Sequence[int], token_budget: int) -> list[list[int]]:
-    """Group indices of similar length so that (rows x longest) stays within `token_budget`.
+    Args:
+        lengths: Tokens of each item's longest row.
+        token_budget: Most tokens of a batch: its rows times its longest row.
+        rows: Rows of each item; default one.
 
-    Longest first: a run that does not fit in memory fails at once. A single row longer than the
-    budget is a batch of its own.
+    Returns:
+        Batches of indices into `lengths`.
     """
     batches: list[list[int]] = []
+    filled = 0  # rows of the batch in the making
     for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        if batches and (len(batches[-1]) + 1) * lengths[batches[-1][0]] <= token_budget:
+        own = 1 if rows is None else rows[index]
+        if batches and (filled + own) * lengths[batches[-1][0]] <= token_budget:
             batches[-1].append(index)
+            filled += own
         else:
             batches.append([index])
+            filled = own
     return batches

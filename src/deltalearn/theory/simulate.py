@@ -109,14 +109,6 @@ class Result:
     def accuracy(self) -> Estimate:
         return Estimate.of(self.accuracies)
 
-    @property
-    def overlap(self) -> Estimate:
-        return Estimate.of(self.overlaps)
-
-    @property
-    def norm_squared(self) -> Estimate:
-        return Estimate.of(self.norms_squared)
-
 
 def simulate(geometry: Geometry, plan: Plan) -> Result:
     """Train `plan.trials` independent students and measure them.

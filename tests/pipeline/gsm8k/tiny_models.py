@@ -11,7 +11,7 @@ from tokenizers import ByteLevelBPETokenizer
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from deltalearn.lm.chat import answer_ids, prompt_ids
-from deltalearn.lm.logprobs import collate, token_logprobs
+from deltalearn.lm.logprobs import collate, padded_logprobs
 
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}"
@@ -74,7 +74,7 @@ def _train(name: str, tokenizer, rows: list, out: Path) -> Path:
     )
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
     for _ in range(steps):
-        loss = -token_logprobs(model, collate(rng.sample(rows, 8))).mean()
+        loss = -padded_logprobs(model, collate(rng.sample(rows, 8))).mean()
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
