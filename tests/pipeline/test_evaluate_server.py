@@ -9,6 +9,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from functools import partial
 
 import pytest
 from helpers.fault_server import FaultServer, Reply, answer_to, well
@@ -23,11 +24,13 @@ from deltalearn.evaluate.harness.backends import BackendOptions, load
 from deltalearn.evaluate.harness.cache import FILE
 from deltalearn.evaluate.harness.model import RememberingModel
 from deltalearn.evaluate.harness.served import Unreachable
+from deltalearn.openai_api.endpoint import Endpoint
 from deltalearn.pipeline.evaluate import Options, evaluate
 
 
 @pytest.fixture
-def suite(tmp_path) -> Suite:
+def suite(tmp_path, monkeypatch) -> Suite:
+    monkeypatch.setattr(served, "Endpoint", partial(Endpoint, wait=0.01, patience=0.5))
     return Suite(tmp_path)
 
 
@@ -228,7 +231,7 @@ def test_the_ledger_has_what_was_asked_when_a_later_benchmark_fails(suite):
 
 
 def test_a_model_that_was_never_asked_is_not_in_the_ledger(suite):
-    for url, message in ((None, "needs --url"), ("localhost:8000", "not an address")):
+    for url, message in ((None, "needs --url"), ("localhost:8000", "looks like http")):
         with pytest.raises(UserError, match=message):
             suite.run(None, backend=BackendOptions("openai", "m", url=url))
     with FaultServer(well) as server:

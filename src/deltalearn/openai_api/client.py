@@ -21,7 +21,7 @@ from deltalearn.openai_api.pacing import (
     backoff,
 )
 from deltalearn.openai_api.probe import ServerInfo, is_there, look, room
-from deltalearn.openai_api.replies import Fault, chat_answer, read_reply
+from deltalearn.openai_api.replies import Fault, Read, chat_answer, read_reply
 
 LIMITED_TRIES = 100  # rate limits that one request bears
 LONGEST_QUIET = 900.0  # seconds; a server that wants more ends the run
@@ -45,7 +45,7 @@ class Reply(Generic[T]):
     seconds: float
 
 
-class Client(Generic[T]):
+class Client:
     """A session with one server, for any number of tasks of one event loop.
 
     All requests share the pace, the quiet that the server asks for, and the judgement whether it is
@@ -55,7 +55,6 @@ class Client(Generic[T]):
         endpoint: The server and its model.
         stop: Once it is true nothing more is asked, and every wait ends.
         path: Behind the endpoint's URL.
-        read: Takes what is wanted out of a reply's JSON (see `read_reply`).
         headers: In place of the endpoint's key; what they hold is hidden like a key.
         verify: Whether a server's certificate must be valid.
         fit: Whether a request that vLLM refuses for its length is asked with fewer tokens.
@@ -71,7 +70,6 @@ class Client(Generic[T]):
         *,
         stop: Callable[[], bool] = lambda: False,
         path: str = "chat/completions",
-        read: Callable[[Any], T] = chat_answer,
         headers: Mapping[str, str] | None = None,
         verify: bool = True,
         fit: bool = False,
@@ -81,7 +79,6 @@ class Client(Generic[T]):
         self.cancellation = Cancellation(stop)
         self.server = ServerInfo()
         self._url = f"{endpoint.base}/{path}"
-        self._read = read
         self._verify = verify
         self._fit = fit
         self._say = say
@@ -115,7 +112,7 @@ class Client(Generic[T]):
             lists = f"{self.endpoint.shown} lists no model {self.endpoint.model!r}"
             self._say(self.hidden(f"warning: {lists}; it has {self.server.shown}"))
 
-    async def ask(self, body: Body) -> Reply[T]:
+    async def ask(self, body: Body, read: Read[T] = chat_answer) -> Reply[T]:
         """Ask one request until it is answered.
 
         It has used up its tries only if the server was there when the last of them began: the
@@ -123,6 +120,7 @@ class Client(Generic[T]):
 
         Args:
             body: The JSON to send, whole.
+            read: Takes what is wanted out of the reply's JSON (see `read_reply`).
 
         Raises:
             Fault: There is no answer. Of kind "stopped": the run has ended, ask another day.
@@ -133,7 +131,7 @@ class Client(Generic[T]):
         while await self._may_ask():
             asked = time.monotonic()
             try:
-                value = await self._try(body)
+                value = await self._try(body, read)
             except Fault as fault:
                 limited += fault.kind == "rate_limit"
                 tries += fault.kind != "rate_limit"
@@ -181,7 +179,7 @@ class Client(Generic[T]):
                 return False
         return not self.cancellation.over
 
-    async def _try(self, body: Body) -> T:
+    async def _try(self, body: Body, read: Read[T]) -> T:
         data = json.dumps(body).encode()
         expected = len(data) / CHARACTERS + body.get(self.endpoint.length_field, 0)
         for pace, units in ((self._requests, 1), (self._tokens, expected)):
@@ -197,7 +195,7 @@ class Client(Generic[T]):
         except (aiohttp.ClientError, OSError) as error:
             reason = self.hidden(f"connection lost ({type(error).__name__}: {error})")
             raise Fault("connection", reason[: 2 * SHOWN], retry=True, unreachable=True) from None
-        value, used = read_reply(status, headers, self._hide(content), self._read)
+        value, used = read_reply(status, headers, self._hide(content), read)
         if used:
             self._tokens.give_back(expected - used)
         return value

@@ -54,6 +54,7 @@ class Fault(Exception):
 
 
 T = TypeVar("T")
+Read = Callable[[Any], T]  # takes what is wanted out of a reply's JSON
 
 
 def chat_answer(value: Any) -> Answer:
@@ -65,7 +66,7 @@ def read_reply(
     status: int,
     headers: Mapping[str, str],
     body: bytes,
-    read: Callable[[Any], T] = chat_answer,
+    read: Read[T] = chat_answer,
 ) -> tuple[T, int]:
     """Read a reply.
 

@@ -9,32 +9,32 @@ from operator import itemgetter
 from typing import Any, Generic, TypeVar
 
 from deltalearn.openai_api.client import Body, Client, Reply
-from deltalearn.openai_api.replies import Fault
+from deltalearn.openai_api.replies import Fault, Read
 
 GROUP = 1000  # replies at which those gathered are handed over earlier
 GRACE = 5.0  # seconds for what is in flight when a run fails
 
 Item = TypeVar("Item")
 T = TypeVar("T")
+Call = tuple[Body, Read[T]]
 Outcome = Reply[T] | Fault
+Keep = Callable[[int, Outcome[T]], None]
 
 
-def ask_all(
-    client: Client[T], bodies: Iterable[Body], keep: Callable[[int, Outcome[T]], None]
-) -> None:
-    """Ask all of `bodies`, as many at a time as the endpoint's concurrency.
+def ask_all(client: Client, calls: Iterable[Call[T]], keep: Keep[T]) -> None:
+    """Ask all of `calls`, as many at a time as the endpoint's concurrency.
 
     Args:
         client: Not opened; it is closed when this returns.
-        bodies: What to send, read as places become free.
-        keep: Is called with the place of a body and its reply or fault as soon as it is there, so
-            that what was paid for can be stored before anything else happens. Requests that a stop
+        calls: What to send and how the reply is read, taken as places become free.
+        keep: Is called with the place of a call and its reply or fault as soon as it is there, so
+            that what was paid for can be stored before anything else happens. Calls that a stop
             kept from being answered are left out.
 
     Raises:
         ServerUnavailable: The server refuses everybody or is down; what came is handed over first.
     """
-    asked = ask_each(client, enumerate(bodies), itemgetter(1))
+    asked = ask_each(client, enumerate(calls), itemgetter(1))
     with closing(asked):
         for group in asked:
             for (at, _), outcome in group:
@@ -42,9 +42,9 @@ def ask_all(
 
 
 def ask_each(
-    client: Client[T],
+    client: Client,
     items: Iterable[Item],
-    body: Callable[[Item], Body],
+    call: Callable[[Item], Call[T]],
     *,
     gather: float = 0.0,
     look: bool = False,
@@ -54,7 +54,7 @@ def ask_each(
     Args:
         client: As in `ask_all`.
         items: Read as places become free.
-        body: Makes what is sent of an item.
+        call: Makes what is sent of an item, and says how the reply is read.
         gather: Seconds over which replies are gathered for one commit; what a kill may cost.
         look: Whether the server is asked what it is before it is asked anything else.
 
@@ -62,7 +62,7 @@ def ask_each(
         ServerUnavailable: As in `ask_all`.
     """
     loop = asyncio.new_event_loop()
-    run = RequestRunner(client, iter(items), body, gather)
+    run = RequestRunner(client, iter(items), call, gather)
     try:
         loop.run_until_complete(run.start(look))
         while group := loop.run_until_complete(run.gathered()):
@@ -78,14 +78,14 @@ class RequestRunner(Generic[Item, T]):
 
     def __init__(
         self,
-        client: Client[T],
+        client: Client,
         items: Iterator[Item],
-        body: Callable[[Item], Body],
+        call: Callable[[Item], Call[T]],
         gather: float,
     ) -> None:
         self._client = client
         self._items = items
-        self._body = body
+        self._call = call
         self._gather = gather
         self._done: list[tuple[Item, Outcome[T]]] = []
         self._news = asyncio.Event()
@@ -136,7 +136,7 @@ class RequestRunner(Generic[Item, T]):
                     break
                 outcome: Outcome[T]
                 try:
-                    outcome = await self._client.ask(self._body(item))
+                    outcome = await self._client.ask(*self._call(item))
                 except Fault as fault:
                     if fault.kind == "stopped":
                         break

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from deltalearn.errors import UserError
+from deltalearn.openai_api.endpoint import Endpoint
 
 Backend = Literal["hf", "vllm", "openai"]
 BACKENDS = get_args(Backend)
 CONCURRENCY = 16  # requests in flight at a server
-KEY_VARIABLE = "OPENAI_API_KEY"  # where lm_eval's client reads it
 
 
 @dataclass(frozen=True)
@@ -91,13 +90,11 @@ def _openai(options: BackendOptions) -> Any:
         raise UserError("the back-end openai needs --url, as in http://localhost:8000/v1")
     from lm_eval.models.openai_completions import LocalChatCompletion
 
-    if options.key_env:
-        key = os.environ.get(options.key_env, "").strip()
-        if not key:
-            raise UserError(f"the environment variable {options.key_env} is not set")
-        os.environ[KEY_VARIABLE] = key
-    base = options.url.rstrip("/")
-    values = {"model": options.model, "num_concurrent": options.concurrency, **options.arguments}
+    endpoint = Endpoint(options.url, options.model, options.key_env)
+    base, values = endpoint.base, {"model": options.model, "num_concurrent": options.concurrency}
+    if key := endpoint.key():  # else lm_eval sends what OPENAI_API_KEY holds
+        values["header"] = {"Authorization": f"Bearer {key}"}
+    values |= options.arguments
     if options.tokenizer is None:
         return LocalChatCompletion(base_url=f"{base}/chat/completions", **values)
     return _completions()(

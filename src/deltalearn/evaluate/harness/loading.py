@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 from deltalearn.errors import UserError
 from deltalearn.evaluate.harness.backends import BackendOptions, load
 from deltalearn.evaluate.harness.model import AT_ONCE
+from deltalearn.openai_api.endpoint import Endpoint
 
 # What torch, transformers, vLLM and lm_eval raise of an argument that they cannot use.
 WRONG = (
@@ -22,10 +22,7 @@ def check(options: BackendOptions) -> None:
         return
     if not options.url:
         raise UserError("the back-end openai needs --url, as in http://localhost:8000/v1")
-    if not options.url.startswith(("http://", "https://")):
-        raise UserError(f"--url {options.url}: not an address, as http://localhost:8000/v1 is one")
-    if options.key_env and not os.environ.get(options.key_env, "").strip():
-        raise UserError(f"the environment variable {options.key_env} is not set")
+    Endpoint(options.url, options.model, options.key_env).key()
 
 
 def loaded(options: BackendOptions) -> Any:

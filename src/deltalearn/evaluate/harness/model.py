@@ -10,7 +10,7 @@ from typing import Any
 from deltalearn.evaluate.harness.cache import Answers
 from deltalearn.evaluate.harness.served import Server
 from deltalearn.util.files import digest
-from deltalearn.util.progress import progress
+from deltalearn.util.progress import Bar, progress
 from deltalearn.util.signals import SafeStop
 
 AT_ONCE = 128  # requests of one call; one commit, but of servers, whose answers come singly
@@ -102,8 +102,10 @@ class RememberingModel:
             SafeStop() as stop,
             progress(title, total=len(keys), done=len(known), unit="requests") as bar,
         ):
-            for at in range(0, len(order), self.at_once):
-                group = order[at : at + self.at_once]
+            # A server's answers are kept one by one: nothing is gained by waiting for a group.
+            size = self.at_once if self.server is None else max(1, len(order))
+            for at in range(0, len(order), size):
+                group = order[at : at + size]
                 missing = [i for i in group if keys[i] not in known]
                 if not missing:
                     continue
@@ -113,10 +115,10 @@ class RememberingModel:
                 if self.server is None:
                     new = self._ask(kind, part)
                     self.answers.add(new)
+                    bar.advance(len(new), amount=len(new))
                 else:
-                    new = self._ask_server(self.server, kind, part, lambda: stop.asked)
+                    new = self._ask_server(self.server, kind, part, lambda: stop.asked, bar)
                 known |= new
-                bar.advance(len(new), amount=len(new))
                 if len(new) < len(missing):
                     stop.leave(f"{title}: stopped, {len(known):,} of {len(keys):,} requests done")
         return [known[key] for key in keys]
@@ -134,6 +136,7 @@ class RememberingModel:
         kind: str,
         part: dict[str, tuple[Any, tuple[Any, ...]]],
         stopped: Callable[[], bool],
+        bar: Bar,
     ) -> dict[str, Any]:
         """Values by key, each in the file as soon as it is here; fewer if `stopped`.
 
@@ -143,6 +146,7 @@ class RememberingModel:
         values: dict[str, Any] = {}
 
         def keep(at: int, value: Any) -> None:
+            bar.advance(1, amount=1)
             if value is None:
                 self.trouble.unanswered += 1
                 values[keys[at]] = ""

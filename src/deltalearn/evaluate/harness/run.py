@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from deltalearn.errors import UserError
+from deltalearn.evaluate.harness.lm_eval_private import without_bars
 from deltalearn.evaluate.tulu3 import INCLUDE_PATH
 from deltalearn.evaluate.tulu3.sources import NoData
 from deltalearn.evaluate.tulu3.suite import ALL, Benchmark
@@ -79,14 +80,9 @@ class Tasks:
 
 
 def quiet() -> None:
-    """Keep lm_eval's bars and remarks out of the way of ours.
-
-    By its modules: TQDM_DISABLE in the environment makes vLLM divide by a time of zero.
-    """
-    import lm_eval.api.task
-
+    """Keep lm_eval's bars and remarks out of the way of ours."""
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    lm_eval.api.task.tqdm = lambda iterable, **_: iterable
+    without_bars()
 
 
 def load_tasks(benchmark: Benchmark, data_dir: Path | None) -> Tasks:

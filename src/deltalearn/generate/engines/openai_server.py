@@ -15,7 +15,7 @@ from deltalearn.lm.reasoning import join_reasoning, split_reasoning
 from deltalearn.openai_api.client import Client, Reply
 from deltalearn.openai_api.endpoint import Endpoint
 from deltalearn.openai_api.errors import SHOWN
-from deltalearn.openai_api.replies import Answer, Fault
+from deltalearn.openai_api.replies import Answer, Fault, chat_answer
 from deltalearn.openai_api.runner import ask_each
 from deltalearn.records import Request, Response, Sampling
 from deltalearn.responses.requests import short_seed
@@ -106,7 +106,10 @@ class ServedEngine:
         asked = ask_each(
             client,
             (request for window in windows for request in window.wanted()),
-            lambda request: template.body(request, token_ids=bool(client.server.vllm)),
+            lambda request: (
+                template.body(request, token_ids=bool(client.server.vllm)),
+                chat_answer,
+            ),
             gather=GATHER,
             look=True,
         )
