@@ -45,6 +45,7 @@ test: $(VENV)/.installed-test $(VLLM)/.installed lint
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 clean:
 	rm -rf $(VENV) $(VLLM) build dist

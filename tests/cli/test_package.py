@@ -45,6 +45,7 @@ def test_wheel_carries_everything(wheel):
         assert f"deltalearn/{script}" in names
     for part in ("report", "theory"):
         assert {f"deltalearn/{part}/template.html.j2", f"deltalearn/{part}/style.css"} <= names
+    assert "deltalearn/py.typed" in names  # type checkers read our annotations
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert wheel.stat().st_size < 2_000_000
 

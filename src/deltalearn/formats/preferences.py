@@ -210,13 +210,10 @@ class _Columns:
         if isinstance(prompt, str):
             if not prompt.strip():
                 raise _Unfit("blank_prompt", "the prompt is empty")
-            plain = isinstance(chosen, str) and isinstance(rejected, str)
-            if plain and not self.chat:
+            if isinstance(chosen, str) and isinstance(rejected, str) and not self.chat:
                 return prompt, chosen, rejected
-            turns = _turns_around(prompt, chosen, rejected)
-        else:
-            turns = prompt
-        return tuple(turns), _answer_after(turns, chosen), _answer_after(turns, rejected)
+            prompt = _turns_around(prompt, chosen, rejected)
+        return tuple(prompt), _answer_after(prompt, chosen), _answer_after(prompt, rejected)
 
 
 def _text_or_turns(cell: Any, name: str) -> str | list[Message]:

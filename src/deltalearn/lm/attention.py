@@ -80,15 +80,15 @@ def layout_attention(
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Attention as transformers calls it: (B, H, T, D) in, (B, T, H, D) out; no dropout in rows."""
+    scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     if rows is None:
         if softcap is not None:
-            return _masked_softcap(query, key, value, attention_mask, scaling, softcap), None
+            return _masked_softcap(query, key, value, attention_mask, scale, softcap), None
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout, scaling, **kwargs
         )
-    scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     # Under autocast rotary embeddings leave queries and keys in float32.
     query, key = query.to(value.dtype), key.to(value.dtype)
     if rows.backend == "flex":
@@ -267,7 +267,8 @@ def _by_group(heads: Tensor, groups: int) -> Tensor:
 def _pick(k: Tensor, v: Tensor, row: slice, span: slice, q: Tensor) -> tuple[Tensor, Tensor]:
     """Keys and values of a span, seen by each query head of their group without a copy."""
     shape = (-1, -1, q.shape[2], -1, -1)
-    return tuple(t[row, ..., span, :].expand(shape).flatten(0, 1) for t in (k, v))
+    keys, values = (t[row, ..., span, :].expand(shape).flatten(0, 1) for t in (k, v))
+    return keys, values
 
 
 def _calls(segments: tuple[Segment, ...]):

@@ -38,11 +38,12 @@ def prompt_ids(
 
     UserError if the template refuses one, with its place in `names`.
     """
-    found = prompt_ids_or_refusals(tokenizer, conversations)
-    for i, ids in enumerate(found):
+    found = []
+    for i, ids in enumerate(prompt_ids_or_refusals(tokenizer, conversations)):
         if isinstance(ids, Refusal):
             name = names[i] if names else f"conversation {i}"
             raise UserError(f"{name}: {ids.reason} ({tokenizer.name_or_path})")
+        found.append(ids)
     return found
 
 

@@ -63,7 +63,8 @@ class Buffers:
     def give(self, use: str, buffer: Tensor) -> None:
         """Let a tensor of `take` be used again."""
         if buffer.device.type == "cpu":
-            self._free[use, buffer.dtype] = buffer._base
+            whole = buffer._base  # what `take` cut it from
+            self._free[use, buffer.dtype] = buffer if whole is None else whole
 
 
 def token_logprobs(
@@ -90,7 +91,7 @@ def _by_autograd(head: nn.Module, hidden: Tensor, targets: Tensor, adjust: Adjus
         logits = head(part)
         return gather_logprobs(logits if adjust is None else adjust(logits), wanted)
 
-    vocabulary = getattr(head, "out_features", None) or head.weight.shape[0]
+    vocabulary = getattr(head, "out_features", None) or head.get_parameter("weight").shape[0]
     if not torch.is_grad_enabled() or _fits(len(targets), vocabulary):
         run = chunk
     else:

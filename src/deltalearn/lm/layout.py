@@ -14,7 +14,8 @@ Costs in tokens for a pair (P, C, R): P + C + R, 2 P + C + R, and 2 max(P + C, P
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import torch
@@ -71,9 +72,9 @@ class Layout:
 
     def to(self, device: torch.device | str) -> Layout:
         """The same on another device."""
-        moved = {f.name: getattr(self, f.name) for f in fields(self)}
-        tensors = {k: v.to(device) for k, v in moved.items() if isinstance(v, Tensor)}
-        return replace(self, **tensors)
+        values = [getattr(self, field.name) for field in fields(self)]
+        moved: list[Any] = [v.to(device) if isinstance(v, Tensor) else v for v in values]
+        return Layout(*moved)
 
     def sum_by_answer(self, tokens: Tensor) -> Tensor:
         """Sums of per-token values (N,) over each answer, (A,)."""
@@ -167,7 +168,7 @@ def _fill(
     shape = (len(rows), width)
     ids, positions = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
     owner, branch = np.full(shape, -1, np.int64), np.zeros(shape, np.int64)
-    segments: list[Segment | None] = [None] * len(documents)
+    placed: dict[int, Segment] = {}
     for r, row in enumerate(rows):
         at = 0
         for i in row:
@@ -184,7 +185,8 @@ def _fill(
                 positions[r, at : at + len(answer)] = np.arange(size, size + len(answer))
                 branch[r, at : at + len(answer)] = b
                 at += len(answer)
-            segments[i] = Segment(r, start, tuple(starts), at)
+            placed[i] = Segment(r, start, tuple(starts), at)
+    segments = tuple(placed[i] for i in range(len(documents)))
     predicts, lengths = [], []
     for segment in segments:
         last = segment.answers[0] - 1  # the prompt's last token predicts every first token
@@ -203,5 +205,5 @@ def _fill(
         torch.tensor(lengths),
         torch.from_numpy(owner) if own_mask else None,
         torch.from_numpy(branch) if own_mask else None,
-        tuple(segments) if own_mask else (),
+        segments if own_mask else (),
     )

@@ -6,7 +6,6 @@ import re
 
 OPEN, CLOSE = "<think>", "</think>"
 HEAD = re.compile(r"\s*<think>")
-SPACE = re.compile(r"\s*")
 # Around a closing mark that ends a trace within a line; one in blanks or quotes is talked about.
 GLUED_BEFORE = re.compile(r"[^\s`'\"‘“«(\[{<>*_]?")
 GLUED_AFTER = re.compile(r"[\w*#$\\]")
@@ -27,8 +26,8 @@ def split_reasoning(written: str, opened: bool = False) -> tuple[str, str]:
     if not (begun or opened or (close and OPEN not in before and _ends_trace(before, after))):
         return "", written
     reasoning = before if begun else OPEN + before
-    space = SPACE.match(after).group()
-    return reasoning + close + space, after[len(space) :]
+    answer = after.lstrip()
+    return reasoning + close + after[: len(after) - len(answer)], answer
 
 
 def _ends_trace(before: str, after: str) -> bool:

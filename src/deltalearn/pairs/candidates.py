@@ -42,11 +42,11 @@ def candidates_of_models(
         raise UserError(f"{chosen} and {rejected} are the same answers: there is no delta")
     # One index scan a side, merged by (prompt, sample): memory does not grow with their number.
     streams = [_stream(store, side) for side in sides]
-    for (prompt, sample), *found in _merged(*streams):
+    for (prompt, sample), left, right in _merged(*streams):
         row = store.db.execute("SELECT messages FROM prompts WHERE id = ?", [prompt]).fetchone()
-        turns = tuple(Message(**turn) for turn in json.loads(row[0]))
-        name = next(prompt_id for prompt_id, _ in filter(None, found))
-        yield Prompt(name, turns), sample, *(f and f[1] for f in found)
+        turns: list[Message] = json.loads(row[0])
+        name = next(found[0] for found in (left, right) if found)
+        yield Prompt(name, tuple(turns)), sample, left and left[1], right and right[1]
 
 
 Place = tuple[int, int]  # prompt, sample

@@ -79,7 +79,7 @@ def pairing_rows(view: RunView) -> list[dict[str, Any]]:
 
 def _pairing_row(pairing: Pairing) -> dict[str, Any]:
     counts = pairing.counts
-    row = {
+    row: dict[str, Any] = {
         "chosen": pairing.chosen,
         "rejected": pairing.rejected,
         "arms": pairing.arms,

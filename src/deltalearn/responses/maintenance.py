@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from deltalearn.errors import UserError
-from deltalearn.records import Message, seen_messages
+from deltalearn.records import seen_messages
 from deltalearn.responses.requests import request_key
 from deltalearn.responses.store import (
     CONTENT,
@@ -121,7 +121,7 @@ def _check_row(row: tuple[Any, ...], found: Check) -> None:
     if digest(turns) != prompt_digest:
         found.note("prompt", f"{key}: its prompt was altered")
         return  # its key cannot fit either
-    seen = seen_messages([Message(**turn) for turn in turns], system)
+    seen = seen_messages(turns, system)
     if request_key(identity, seen, settings_json, sample) != key:
         found.note("key", f"{key}: the key is not that of its model, prompt and settings")
 

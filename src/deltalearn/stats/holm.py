@@ -14,9 +14,9 @@ def holm(p: Sequence[float]) -> np.ndarray:
     difference is shown at level alpha if its adjusted p is below alpha, and the chance that any is
     shown which is none stays below alpha, however the tests hang together.
     """
-    p = np.asarray(p, dtype=float)
-    order = np.argsort(p, kind="stable")
-    steps = np.minimum(1.0, p[order] * np.arange(len(p), 0, -1))
-    adjusted = np.empty_like(p)
+    values = np.asarray(p, dtype=float)
+    order = np.argsort(values, kind="stable")
+    steps = np.minimum(1.0, values[order] * np.arange(len(values), 0, -1))
+    adjusted = np.empty_like(values)
     adjusted[order] = np.maximum.accumulate(steps)
     return adjusted

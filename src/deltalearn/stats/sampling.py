@@ -34,7 +34,7 @@ class Estimate:
         reach = stats.t.ppf(0.5 + level / 2, self.df) * self.se
         return self.value - reach, self.value + reach
 
-    def p_value(self) -> float:
+    def p_value(self) -> float | np.ndarray:
         """Two-sided p of "the truth is zero"; 1 for a difference of exactly zero."""
         with np.errstate(divide="ignore", invalid="ignore"):
             t = np.abs(np.divide(self.value, self.se))
@@ -58,7 +58,10 @@ class Sampling:
     ) -> None:
         if n < 1:
             raise ValueError("no items")
-        stratum, self.strata = _codes(strata, n) if strata is not None else (np.zeros(n, int), [""])
+        self.strata: list[object] = [""]
+        stratum = np.zeros(n, int)
+        if strata is not None:
+            stratum, self.strata = _codes(strata, n)
         unit = _codes(clusters, n)[0] if clusters is not None else np.arange(n)
         self.n = n
         self.clustered = clusters is not None

@@ -132,7 +132,7 @@ def _sines(*cosines: ArrayLike) -> list[np.ndarray]:
     return [np.sqrt(1 - _array(c) ** 2) for c in cosines]
 
 
-def pull_deviation(a_0: float, a_c: float, a_r: float, d: ArrayLike) -> np.ndarray:
+def pull_deviation(a_0: ArrayLike, a_c: ArrayLike, a_r: ArrayLike, d: ArrayLike) -> np.ndarray:
     """Standard deviation of k over independent uniform error directions in d dimensions. (R11)
 
     k = a_0 D + s_0 e_0 . (s_c e_c - s_r e_r) has mean a_0 D and variance
@@ -195,8 +195,8 @@ def _sphere_rule(n: int, nodes: int = 120) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _sphere_cdf(t: ArrayLike, n: int) -> np.ndarray:
-    t = np.clip(_array(t), -1, 1)
-    return 0.5 + 0.5 * np.sign(t) * betainc(0.5, (n - 1) / 2, t**2)
+    inside = np.clip(_array(t), -1, 1)
+    return 0.5 + 0.5 * np.sign(inside) * betainc(0.5, (n - 1) / 2, inside**2)
 
 
 # -- Imitation (SFT on the chosen labels) ------------------------------------------------------

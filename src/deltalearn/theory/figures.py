@@ -10,6 +10,7 @@ import math
 
 import numpy as np
 from matplotlib.axes import Axes
+from numpy.typing import ArrayLike
 
 from deltalearn.theory import closed_form as cf
 from deltalearn.theory.geometry import Geometry
@@ -61,10 +62,13 @@ def _walks(setting: Setting, cases: list[tuple[str, Geometry, int]], batch: int)
     return walks
 
 
-def _walk_panel(setting: Setting, walks: list[tuple], **texts: str) -> Panel:
+def _walk_panel(
+    setting: Setting, walks: list[tuple], name: str, title: str, description: str
+) -> Panel:
     def draw(axes: Axes) -> None:
         for i, (label, theory, (s, result)) in enumerate(walks):
-            curve(axes, *theory, i, label)
+            distance, cosine = theory
+            curve(axes, distance, cosine, i, label)
             points(axes, s, result.cosine.mean, result.cosine.error, i)
         level(axes, setting.geometry.student, "start a_0")
         axes.set_xlim(0, setting.reach * 1.02)
@@ -72,7 +76,7 @@ def _walk_panel(setting: Setting, walks: list[tuple], **texts: str) -> Panel:
         axes.set_ylabel("student's cosine to the truth")
         legend(axes, 1, 3)
 
-    return Panel(draw=draw, legend_rows=1, **texts)
+    return Panel(name, title, description, draw, legend_rows=1)
 
 
 def line_gaps(setting: Setting) -> Panel:
@@ -129,7 +133,7 @@ def early_stopping(setting: Setting) -> Panel:
             curve(axes, np.arange(steps + 1), theory, i, label)
             points(axes, result.steps, result.cosine.mean, result.cosine.error, i)
         level(axes, g.student, "start a_0")
-        _mark_peak(axes, setting, cf.travelled(rate, 1))
+        _mark_peak(axes, setting, float(cf.travelled(rate, 1)))
         axes.set_xlabel("training step t")
         axes.set_ylabel("student's cosine to the truth")
         legend(axes, 1, 3)
@@ -163,14 +167,16 @@ def sample_size(setting: Setting) -> Panel:
     g, pairs = setting.geometry, np.geomspace(100, 1e7, 200)
     sizes = (30, 300, 3_000, 30_000)
 
-    def best(d: float, n: np.ndarray) -> np.ndarray:
+    def best(d: float, n: ArrayLike) -> np.ndarray:
         return cf.best_cosine(g.student, g.gap, g.pull, noise(d, n))
 
-    def noise(d: float, n: np.ndarray) -> np.ndarray:
+    def noise(d: float, n: ArrayLike) -> np.ndarray:
         return cf.noisy_contrast_squared(g.contrast_squared, g.angle, d, n)
 
     counts = {30: (100, 300, 1_000, 3_000), 300: (300, 1_000, 3_000)}
-    measured = {d: [_full_batch(setting, d, n, noise(d, n)) for n in counts[d]] for d in counts}
+    measured = {
+        d: [_full_batch(setting, d, n, float(noise(d, n))) for n in counts[d]] for d in counts
+    }
 
     def draw(axes: Axes) -> None:
         for i, d in enumerate(sizes):

@@ -140,7 +140,8 @@ def predicted_cosine(geometry: Geometry, plan: Plan) -> float:
         s = float(cf.travelled(plan.rate, plan.steps, kappa))
         if not plan.temperature:
             pairs = plan.steps * plan.batch
-            contrast = cf.noisy_contrast_squared(contrast, g.angle, plan.dimension, pairs)
+            noisy = cf.noisy_contrast_squared(contrast, g.angle, plan.dimension, pairs)
+            contrast = float(noisy)
     return float(cf.cosine(g.student, g.gap, g.pull, contrast, s, g.norm))
 
 

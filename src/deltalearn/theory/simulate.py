@@ -149,12 +149,10 @@ def _trials(
             measured.append(_measure(theta, truth, plan, rng))
         if step == plan.steps:
             break
-        change = sum(
-            _summed_change(plan, rng, rows, theta, start, chosen, rejected)
-            for rows in _splits(plan, trials)
-        )
-        change *= plan.rate / plan.batch
-        theta += change
+        change = np.zeros_like(theta)
+        for rows in _splits(plan, trials):
+            change += _summed_change(plan, rng, rows, theta, start, chosen, rejected)
+        theta += change * (plan.rate / plan.batch)
     return tuple(np.stack(columns, axis=1) for columns in zip(*measured, strict=True))
 
 

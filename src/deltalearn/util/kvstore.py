@@ -80,7 +80,8 @@ class KeyValueStore:
 
     def get(self, keys: Iterable[Scalar]) -> dict[Scalar, Scalar]:
         """Return the values of those of `keys` that are stored."""
-        wanted, found = list(keys), {}
+        wanted = list(keys)
+        found: dict[Scalar, Scalar] = {}
         with self._typed_errors():
             for at in range(0, len(wanted), BATCH_SIZE):
                 part = wanted[at : at + BATCH_SIZE]

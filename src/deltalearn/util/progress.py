@@ -7,7 +7,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
 
 console = Console(stderr=True, highlight=False)
 EVERY = 60.0  # seconds between lines where there is no terminal
@@ -16,7 +23,7 @@ EVERY = 60.0  # seconds between lines where there is no terminal
 class Bar:
     """One running bar: `advance` moves it and adds to the amount shown per second."""
 
-    def __init__(self, progress: Progress, task: int, unit: str) -> None:
+    def __init__(self, progress: Progress, task: TaskID, unit: str) -> None:
         self._progress = progress
         self._task = task
         self._unit = unit
