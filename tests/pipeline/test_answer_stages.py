@@ -224,6 +224,7 @@ def test_nobody_changes_the_store_of_a_run_at_work(tmp_path, write_lines):
     options = {"prompts.source": "p.jsonl", "models.server.url": "http://localhost:1/v1"}
     loaded = load_generate_recipe(None, ["a=model"], options)
     run = RunDirectory(tmp_path / "out", loaded)
+    run.save()
     store = put(tmp_path / "out" / "responses.sqlite", answer(requests("M", "q1")[0], "a"), M="m")
     put(tmp_path / "other.sqlite", answer(requests("M", "q2")[0], "b"))
     changes = (
@@ -235,7 +236,7 @@ def test_nobody_changes_the_store_of_a_run_at_work(tmp_path, write_lines):
     for look in ("list", "count", "errors", "check"):
         assert deltalearn("responses", look, store).returncode == 0, "to look is no change"
     assert deltalearn("responses", "merge", tmp_path / "other.sqlite", store).returncode == 0
-    run.close()
+    run.__exit__(None)
     for change in changes:
         result = deltalearn("responses", *change)
         assert result.returncode == 0, result.stderr

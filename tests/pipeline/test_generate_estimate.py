@@ -17,7 +17,7 @@ from helpers.cli import small
 from deltalearn.generate import estimate as plan
 from deltalearn.lm import load
 from deltalearn.pipeline import generate_estimate as generating
-from deltalearn.pipeline.generator import Respondent
+from deltalearn.pipeline.generator import Generator, make_generators
 from deltalearn.prompts.read import read_prompts
 from deltalearn.recipe.generate_file import load_generate_recipe
 from deltalearn.recipe.load import load_recipe
@@ -35,7 +35,7 @@ def no_engine(monkeypatch):
     def fails(*_: Any, **__: Any) -> None:
         raise AssertionError("a dry run asks nothing")
 
-    monkeypatch.setattr(Respondent, "engine", fails)
+    monkeypatch.setattr(Generator, "engine", fails)
     monkeypatch.setattr(load, "load_model", fails)
     monkeypatch.setattr(load, "place", fails)
 
@@ -59,8 +59,8 @@ class Planned:
 
     def requests(self, model: int = 0) -> list[Request]:
         found = read_prompts(str(self.source)).prompts
-        respondent = generating.respondents(self.loaded.recipe, {})[model]
-        return list(respondent.requests(found, len(found)))
+        generators = list(make_generators(self.loaded.recipe, None, lambda: None).values())
+        return list(generators[model].requests(found, len(found)))
 
     def store(self, *answered: tuple[Request, Response]) -> None:
         with ResponseStore(self.out / "responses.sqlite") as store:
@@ -204,7 +204,7 @@ def test_many_prompts_are_judged_by_the_first(tiny_model, tiny_tokenizer, tmp_pa
 def test_a_recipe_of_run_plans_its_generating_models_alone(tmp_path):
     """Prompts of the lab's tasks are a few characters; the student answers nothing here."""
     loaded = load_recipe(str(small(tmp_path)))
-    lines = generating.dry_run_of_recipe(loaded, tmp_path / "out").split("\n")
+    lines = generating.dry_run(loaded, tmp_path / "out").split("\n")
     asked = [line for line in lines if "requests" in line]
     assert asked == [f"{m}: 15 requests, 0 answered already, 15 to ask" for m in ("s", "xs")]
     assert lines.count("  answer tokens: at most 240 (16 each)") == 2

@@ -213,8 +213,10 @@ class TestWhatIsLeft:
         assert not (out / "checkpoints").exists()
         run = json.loads((out / "run.json").read_text())
         assert run["seeds"] == [3]
-        assert run["pairs"]["source"] == str(pairs)
-        assert len(run["pairs"]["digest"]) == len(run["models"]["student"]["fingerprint"]) == 64
+        assert run["recipe"]["pairs"]["source"] == str(pairs)
+        inputs = run["stages"]["tune"]["inputs"]
+        assert len(inputs["pairs"]) == len(inputs["student"]) == 64
+        assert inputs["student"] == run["models"]["student"]["fingerprint"]
         assert run["machine"]["device"] == "cpu"
         assert {"torch", "transformers"} <= set(run["versions"])
         counts = run["stages"]["tune"]["counts"]

@@ -156,7 +156,7 @@ class TestRun:
         assert not (tmp_path / "final").exists()
 
     def test_too_few_pairs(self, student, tokenizer, tmp_path):
-        with pytest.raises(UserError, match="8 usable pairs do not fill one batch of 32"):
+        with pytest.raises(UserError, match="8 pairs to train on do not fill one batch of 32"):
             run(student, tokenizer, tmp_path, TuneSpec())
 
     def test_a_diverging_run_stops_with_the_remedy(self, student, tokenizer, tmp_path):

@@ -92,6 +92,8 @@ def run(
     directory = run_recipe(
         load_recipe(recipe, set_), out, update=update, until=until, retry_errors=retry_errors
     )
+    if directory is None:  # one of several processes, and not the one that speaks
+        return
     if not directory.done_now:
         typer.echo(f"{directory.path}: everything is done already, nothing to do")
     answers.say_errors(directory)

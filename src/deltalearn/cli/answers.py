@@ -118,7 +118,7 @@ def _of_whole_recipe(
     import json
 
     from deltalearn.errors import UserError
-    from deltalearn.pipeline.generate_estimate import dry_run_of_recipe
+    from deltalearn.pipeline.generate_estimate import dry_run
     from deltalearn.pipeline.run import run_recipe
     from deltalearn.recipe.load import load_recipe
 
@@ -131,9 +131,11 @@ def _of_whole_recipe(
         )
     loaded = load_recipe(recipe, given + (set_ or []))
     if dry:
-        typer.echo(dry_run_of_recipe(loaded, out, retry_errors=retry))
+        typer.echo(dry_run(loaded, out, retry_errors=retry))
         return
     directory = run_recipe(loaded, out, update=update, until="generate", retry_errors=retry)
+    if directory is None:  # one of several processes, and not the one that speaks
+        return
     if not directory.done_now:
         typer.echo(f"{directory.path}: everything is answered already, nothing to do")
     if say_errors(directory):
@@ -262,12 +264,12 @@ def import_(
     split: Annotated[str | None, typer.Option(help="Of a hub data set; default train.")] = None,
 ) -> None:
     """Take answers that others wrote: ladder columns, AlpacaEval, TRL, Argilla, distilabel."""
-    from deltalearn.pipeline.directory import alone_in
+    from deltalearn.pipeline.lock import exclusive
     from deltalearn.responses.importer import import_responses
     from deltalearn.responses.store import ResponseStore
 
     path = _path(store)
-    with alone_in(path.parent), ResponseStore(path) as opened:
+    with exclusive(path.parent), ResponseStore(path) as opened:
         found = import_responses(opened, source, split=split, models=column or [], name=model_name)
     models = ", ".join(f"{name} {n:,}" for name, n in found.models.items())
     typer.echo(f"{found.read:,} rows read, {found.added:,} answers added ({models or 'none new'})")
@@ -287,10 +289,10 @@ def merge(
     store: Store, other: Annotated[Path, typer.Argument(help="The store to take from.")]
 ) -> None:
     """Take over the answers of another store."""
-    from deltalearn.pipeline.directory import alone_in
+    from deltalearn.pipeline.lock import exclusive
     from deltalearn.responses.maintenance import merge as merge_stores
 
-    with alone_in(_path(store).parent), _open(store) as opened:
+    with exclusive(_path(store).parent), _open(store) as opened:
         done = merge_stores(opened, _path(other))
     typer.echo(
         f"{done.added:,} added, {done.mended:,} errors mended, {done.same:,} the same, "
@@ -303,10 +305,10 @@ def forget(
     store: Store, model: Annotated[str, typer.Argument(help="Name or identity of a model.")]
 ) -> None:
     """Delete the answers that a name stands for, and give back their room."""
-    from deltalearn.pipeline.directory import alone_in
+    from deltalearn.pipeline.lock import exclusive
     from deltalearn.responses.maintenance import forget_model
 
-    with alone_in(_path(store).parent), _open(store) as opened:
+    with exclusive(_path(store).parent), _open(store) as opened:
         typer.echo(f"{forget_model(opened, model):,} answers of {model} deleted")
 
 

@@ -16,11 +16,12 @@ SAMPLE = 500  # requests whose prompt tokens are counted
 
 
 def estimate_generation(
-    respondent: Any, requests: Iterable[Request], store: Path, *, retry_errors: bool = False
+    generator: Any, requests: Iterable[Request], store: Path, *, retry_errors: bool = False
 ) -> list[str]:
-    """Lines about one model: `respondent` is a generating.Respondent, `store` need not be there.
+    """Lines about one model.
 
-    retry_errors: whether the run would ask again what ended in an error.
+    generator: a pipeline.generator.Generator. store: need not be there. retry_errors: whether the
+    run would ask again what ended in an error.
     """
     known, again = {"tokens": 0.0, "answers": 0}, 0
     if store.is_file():
@@ -28,13 +29,13 @@ def estimate_generation(
             total, missing = survey(opened, requests)
             again = _errors(opened, requests) if retry_errors else 0
             missing += again
-            known = _mean_tokens(opened, respondent.identity)
+            known = _mean_tokens(opened, generator.identity)
     else:
         total = missing = sum(1 for _ in requests)
-    prompt, how = _prompt_tokens(respondent, requests)
-    most = respondent.settings.sampling.max_tokens
+    prompt, how = _prompt_tokens(generator, requests)
+    most = generator.settings.sampling.max_tokens
     lines = [
-        f"{respondent.name}: {total:,} requests, {total - missing:,} answered already, "
+        f"{generator.name}: {total:,} requests, {total - missing:,} answered already, "
         f"{missing:,} to ask" + (f", {again:,} of them again" if again else ""),
         f"  prompt tokens: about {prompt * missing:,.0f} ({prompt:,.0f} each, {how})",
     ]
@@ -47,7 +48,7 @@ def estimate_generation(
     else:
         expected = float(most)
         lines.append(f"  answer tokens: at most {most * missing:,} ({most:,} each)")
-    prices = respondent.prices
+    prices = generator.prices
     if prices is not None:
         bound = prices.of(round(prompt * missing), most * missing)
         likely = prices.of(round(prompt * missing), round(expected * missing))
@@ -72,14 +73,14 @@ def _mean_tokens(store: ResponseStore, identity: str) -> dict[str, float]:
     return {"answers": answers, "tokens": tokens or 0.0}
 
 
-def _prompt_tokens(respondent: Any, requests: Iterable[Request]) -> tuple[float, str]:
+def _prompt_tokens(generator: Any, requests: Iterable[Request]) -> tuple[float, str]:
     """(mean tokens of a prompt, how they were found)."""
     some = list(itertools.islice(requests, SAMPLE))
-    if respondent.files is None:
+    if generator.files is None:
         characters = sum(len(m["content"]) for r in some for m in r.messages)
         return characters / CHARACTERS / len(some), f"at {CHARACTERS} characters a token"
     from deltalearn.generate.engines.local import LocalPrompts
     from deltalearn.lm.load import load_tokenizer
 
-    prompts = LocalPrompts(load_tokenizer(respondent.files), respondent.spec.template)
+    prompts = LocalPrompts(load_tokenizer(generator.files), generator.spec.template)
     return sum(prompts.sizes(some)) / len(some), f"counted on {len(some):,} of them"

@@ -2,128 +2,149 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deltalearn.formats.rows import source_digest
-from deltalearn.pipeline.directory import RunDirectory, stage_line
-from deltalearn.pipeline.generator import Respondent, respondents
-from deltalearn.pipeline.prompts import PromptFile, read_and_keep_prompts
-from deltalearn.recipe.generate_file import GenerateRecipe, LoadedGenerate
+from deltalearn.pipeline.context import Context
+from deltalearn.pipeline.directory import RunDirectory
+from deltalearn.pipeline.generator import Generator, asked_models
+from deltalearn.pipeline.manifest import AnswersLeft
+from deltalearn.pipeline.prompts import PROMPTS, PromptFile, prompts_stage
+from deltalearn.pipeline.stage import Say, Stage
+from deltalearn.recipe.load import LoadedRecipe
 from deltalearn.records import Request
 from deltalearn.util.files import digest
 
 if TYPE_CHECKING:
     from deltalearn.responses.store import ResponseStore
 
-Say = Callable[[str], None]
-
-
 STORE = "responses.sqlite"
 STORE_FILES = (STORE, f"{STORE}-wal", f"{STORE}-shm")
 
 
+def generate_stages(context: Context) -> None:
+    """Every needed model's answers, in responses.sqlite; the prompts must be there."""
+    for model in asked_models(context.recipe):
+        answers = Answers(context, context.generators[model])
+        answers.review()
+        context.run(answers.stage)
+        # What is made of answers follows them, however they came into the store.
+        context.keys[answers.stage.name] = digest([answers.stage.key, answers.content])
+
+
 @dataclass(frozen=True)
-class AnswerStage:
-    """The stage in which one model answers: what identifies it, and its work.
+class Answers:
+    """The answers of one model: the stage that asks for them, and what it has left in the store."""
 
-    prompts_key: of the stage that left prompts.jsonl. prompts: how many there are.
-    """
+    context: Context
+    generator: Generator
 
-    respondent: Respondent
-    directory: RunDirectory
-    prompts_key: str
-    prompts: int
-    retry_errors: bool
-    say: Say
-
-    @property
-    def name(self) -> str:
-        """As the manifest has it."""
-        return f"generate/{self.respondent.name}"
+    @cached_property
+    def stage(self) -> Stage:
+        """What identifies the answers, and how to get them."""
+        settings = self.generator.settings
+        inputs = {
+            "prompts": self.context.keys["prompts"],
+            "model": self.generator.identity,
+            "how": settings.key(),
+            "samples": settings.samples,
+        }
+        name = f"generate/{self.generator.name}"
+        return Stage(name, inputs, (STORE,), self.work, costly=(STORE,))
 
     @property
     def requests(self) -> Iterable[Request]:
         """All that the model is asked."""
-        kept = PromptFile(self.directory.path / "prompts.jsonl")
-        return self.respondent.requests(kept, self.prompts)
-
-    def inputs(self) -> dict[str, Any]:
-        """What the key is made of."""
-        settings = self.respondent.settings
-        return {
-            "prompts": self.prompts_key,
-            "model": self.respondent.identity,
-            "how": settings.key(),
-            "samples": settings.samples,
-        }
+        kept = PromptFile(self.context.path(PROMPTS))
+        return self.generator.requests(kept, self.context.directory.counts("prompts")["prompts"])
 
     def review(self) -> None:
         """Reopen the stage if it is done and the store has not what it left, or errors to retry.
 
         Answers may have been forgotten, merged or imported meanwhile.
         """
-        directory = self.directory
-        if not directory.is_done(self.name, digest(self.inputs())):
+        directory, name = self.context.directory, self.stage.name
+        if not directory.is_done(self.stage):
             return
-        errors = directory.counts(self.name)["errors"]
-        if (self.retry_errors and errors) or not self._is_as_left():
-            directory.reopen(self.name)
+        errors = directory.counts(name)["errors"]
+        if (self.context.retry_errors and errors) or not self._is_as_left():
+            directory.reopen(name)
 
     def _is_as_left(self) -> bool:
         from deltalearn.generate.stage import fingerprint
         from deltalearn.responses.store import ResponseStore
 
-        left = self.directory.manifest["answers"].get(self.name, {})
-        with ResponseStore(self.directory.path / STORE, existing=True) as store:
+        directory, name = self.context.directory, self.stage.name
+        left = directory.manifest.answers.get(name)
+        with ResponseStore(self.context.path(STORE), existing=True) as store:
             mark = store.version()
-            if mark != left.get("mark"):  # or else nobody has stored or deleted anything
-                if fingerprint(store, self.requests) != left.get("fingerprint"):
+            if left is None or mark != left.mark:  # or else nobody has stored or deleted anything
+                if left is None or fingerprint(store, self.requests) != left.fingerprint:
                     return False
                 self._call(store)
-                left["mark"] = mark
-                self.directory.save()
+                directory.manifest.answers[name] = replace(left, mark=mark)
+                directory.save()
         return True
 
     def _call(self, store: ResponseStore) -> None:
-        respondent = self.respondent
-        store.name_model(respondent.identity, respondent.name, respondent.settings.key())
+        generator = self.generator
+        store.name_model(generator.identity, generator.name, generator.settings.key())
 
     @property
     def content(self) -> str:
         """Hash of the answers that the stage left."""
-        return self.directory.manifest["answers"][self.name]["fingerprint"]
+        return self.context.directory.manifest.answers[self.stage.name].fingerprint
 
     def work(self) -> dict[str, Any]:
         """Ask what the store does not have; counts."""
         from deltalearn.generate import generate
         from deltalearn.generate.stage import fingerprint
-        from deltalearn.responses.store import ResponseStore
 
-        requests = self.requests
-        with ResponseStore(self.directory.path / STORE) as store:
+        requests, generator = self.requests, self.generator
+        with _store(self.context.path(STORE)) as store:
             self._call(store)
             before = store.version()
             counts = generate(
                 store,
                 requests,
-                lambda: self.respondent.engine(self.say),
-                title=self.respondent.name,
-                prices=self.respondent.prices,
-                retry_errors=self.retry_errors,
+                lambda: generator.engine(self.context.say),
+                title=generator.name,
+                prices=generator.prices,
+                retry_errors=self.context.retry_errors,
             )
-            left, mark = self.directory.manifest["answers"], store.version()
-            for other in left.values():
-                if other["mark"] == before:  # what came since is not another stage's
-                    other["mark"] = mark
-            left[self.name] = {"mark": mark, "fingerprint": fingerprint(store, requests)}
+            left, mark = self.context.directory.manifest.answers, store.version()
+            for name, other in left.items():
+                if other.mark == before:  # what came since is not another stage's
+                    left[name] = replace(other, mark=mark)
+            left[self.stage.name] = AnswersLeft(mark, fingerprint(store, requests))
         return counts
 
 
+@contextmanager
+def _store(path: Path) -> Iterator[ResponseStore]:
+    """The store, made if need be, and removed if it is left empty-handed by an error."""
+    from deltalearn.responses.store import ResponseStore
+
+    empty = False
+    try:
+        with ResponseStore(path) as store:
+            try:
+                yield store
+            except BaseException:
+                empty = store.count() == 0
+                raise
+    finally:
+        if empty:
+            for name in STORE_FILES:
+                path.with_name(name).unlink(missing_ok=True)
+
+
 def run_generate(
-    loaded: LoadedGenerate,
+    loaded: LoadedRecipe,
     out: Path | None = None,
     *,
     update: bool = False,
@@ -137,64 +158,20 @@ def run_generate(
     """
     recipe = loaded.recipe
     out = out or Path("runs") / recipe.name
-    directory = RunDirectory(out, loaded, update=update, may_hold=STORE_FILES)
-    try:
-        return _Generating(recipe, directory, retry_errors, say).run()
-    finally:
-        directory.close()
-
-
-@dataclass
-class _Generating:
-    """One run of the command."""
-
-    recipe: GenerateRecipe
-    directory: RunDirectory
-    retry_errors: bool
-    say: Say
-
-    def run(self) -> int:
-        """Prompts, then one model after the other."""
-        prompts = self.stage("prompts", self.prompts_inputs(), self.read_prompts)
-        errors = 0
-        for respondent in respondents(self.recipe, self.directory.manifest["models"]):
-            errors += self.answer(respondent, prompts["prompts"])
-        if not self.directory.done_now:
-            self.say(f"{self.directory.path}: everything is answered already, nothing to do")
-        return errors
-
-    def stage(self, name: str, inputs: Any, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        outputs = ["prompts.jsonl" if name == "prompts" else STORE]
-        if self.directory.stage(name, digest(inputs), outputs, work):
-            record = self.directory.manifest["stages"][name]
-            self.say(stage_line(name, record))
-        return self.directory.counts(name)
-
-    def prompts_inputs(self) -> Any:
-        spec = self.recipe.prompts
-        return {"spec": spec.model_dump(), "source": source_digest(spec.source)}
-
-    def read_prompts(self) -> dict[str, Any]:
-        return read_and_keep_prompts(self.recipe.prompts, self.directory.path, self.say)
-
-    def answer(self, respondent: Respondent, prompts: int) -> int:
-        """All answers of one model; how many of them are errors."""
-        stage = AnswerStage(
-            respondent,
-            self.directory,
-            digest(self.prompts_inputs()),
-            prompts,
-            self.retry_errors,
-            self.say,
-        )
-        self.directory.manifest["models"][respondent.name] = respondent.record
-        stage.review()
-        counts = self.stage(stage.name, stage.inputs(), stage.work)
-        if counts["errors"]:
-            store = self.directory.path / STORE
-            self.say(
-                f"  {respondent.name}: {counts['errors']:,} of {counts['requests']:,} requests "
-                f"ended in errors; see `deltalearn responses errors {store}`, and ask them again "
-                "with --retry-errors"
-            )
-        return counts["errors"]
+    with RunDirectory(out, loaded, update=update, may_hold=STORE_FILES) as directory:
+        context = Context(recipe, directory, say, update=update, retry_errors=retry_errors)
+        prompts = prompts_stage(context)
+        context.generators  # noqa: B018 (a model that is not there is told before work begins)
+        context.run(prompts)
+        generate_stages(context)
+        for model in asked_models(recipe):
+            counts = directory.counts(f"generate/{model}")
+            if counts["errors"]:
+                say(
+                    f"  {model}: {counts['errors']:,} of {counts['requests']:,} requests ended in "
+                    f"errors; see `deltalearn responses errors {out / STORE}`, and ask them again "
+                    "with --retry-errors"
+                )
+        if not directory.done_now:
+            say(f"{out}: everything is answered already, nothing to do")
+        return directory.errors()

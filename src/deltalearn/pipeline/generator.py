@@ -1,19 +1,25 @@
 """From a recipe to answers: which engine asks which model, how, and under which identity.
 
-Shared by the pipeline and by `deltalearn generate`. Nothing heavy is imported until an engine is
-made.
+Nothing heavy is imported until an engine is made.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from deltalearn.lm.locate import ModelFiles, locate
-from deltalearn.recipe.generate_file import GenerateRecipe
-from deltalearn.recipe.schema import GenerateSpec, GeneratorSpec, ServerSpec
+from deltalearn.pipeline.manifest import Manifest, ModelRecord
+from deltalearn.pipeline.stage import Say
+from deltalearn.recipe.schema import (
+    STUDENT,
+    GenerateSpec,
+    GeneratorSpec,
+    Recipe,
+    ServerSpec,
+)
 from deltalearn.records import Prompt, Request, Sampling
 
 if TYPE_CHECKING:
@@ -22,13 +28,12 @@ if TYPE_CHECKING:
     from deltalearn.openai_api import Endpoint
     from deltalearn.responses.requests import Settings
 
-Say = Callable[[str], None]
 IN_MEMORY = 100_000  # requests kept in memory; more are made anew each time they are read
 
 
 @dataclass(frozen=True)
-class Respondent:
-    """One model of a recipe: who it is and how it is asked.
+class Generator:
+    """One model of a recipe that generates: who it is and how it is asked.
 
     pinned: the commit of a hub model that a run began with. placement: called when a model is
     loaded here.
@@ -60,14 +65,11 @@ class Respondent:
         return f"served:{name}" + (f"@{self.model.revision}" if self.model.revision else "")
 
     @property
-    def record(self) -> dict[str, str]:
+    def record(self) -> ModelRecord:
         """What a manifest says of the model."""
-        record = {"path": self.model.path, "fingerprint": self.identity}
         if self.files is None:
-            record["server"] = self.endpoint.shown
-        elif self.identity.startswith("hub:"):
-            record["commit"] = self.identity.rpartition("@")[2]
-        return record
+            return ModelRecord(self.model.path, self.identity, server=self.endpoint.shown)
+        return model_record(self.model.path, self.files)
 
     @cached_property
     def settings(self) -> Settings:
@@ -150,18 +152,30 @@ class Respondent:
         return VllmOptions(spec.python, engine | spec.options)
 
 
-def respondents(recipe: GenerateRecipe, known: dict[str, Any]) -> list[Respondent]:
-    """The models of the recipe; `known` are a manifest's, with the commits it began with."""
+def model_record(path: str, files: ModelFiles) -> ModelRecord:
+    """What a manifest says of a model that is here; `path` as in the recipe."""
+    hub = files.fingerprint.startswith("hub:")
+    commit = files.fingerprint.rpartition("@")[2] if hub else None
+    return ModelRecord(path, files.fingerprint, commit)
 
-    @cache
-    def placement() -> Placement:
-        from deltalearn.lm.load import place  # brings in torch, which a server does not need
 
-        return place(recipe.device, recipe.dtype)
+def make_generators(
+    recipe: Recipe, manifest: Manifest | None, placement: Callable[[], Placement]
+) -> dict[str, Generator]:
+    """The models of a recipe by name, and the student, who may answer too.
 
-    found = []
-    for name, model in recipe.models.items():
-        before = known.get(name, {})
-        pinned = before.get("commit") if before.get("path") == model.path else None
-        found.append(Respondent(name, model, recipe.generate, placement, pinned))
+    manifest: of the run, with the commits of hub models that it began with.
+    """
+    models: dict[str, GeneratorSpec] = dict(recipe.models)
+    if (student := getattr(recipe, STUDENT, None)) is not None:
+        models = {STUDENT: GeneratorSpec(**student.model_dump()), **models}
+    found = {}
+    for name, model in models.items():
+        pinned = manifest.pinned(name, model.path) if manifest else None
+        found[name] = Generator(name, model, recipe.generate, placement, pinned)
     return found
+
+
+def asked_models(recipe: Recipe) -> list[str]:
+    """Names of the models that answer: those that an arm needs, or all where there are no arms."""
+    return list(recipe.generators if getattr(recipe, "arms", None) else recipe.models)

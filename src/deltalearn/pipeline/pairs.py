@@ -1,20 +1,46 @@
-"""Pairs out of a store of responses: what `deltalearn pairs` does."""
+"""Pairs of two models' answers: the stage of a run, and `deltalearn pairs`."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from deltalearn.errors import UserError
-from deltalearn.pipeline.directory import counts_line
+from deltalearn.pipeline.context import Context
+from deltalearn.pipeline.generate import STORE, Answers
+from deltalearn.pipeline.stage import Stage, counts_line
 from deltalearn.recipe.load import OPTIONS, explain
 from deltalearn.recipe.schema import PairsSpec
 
-Say = Callable[[str], None]
+
+def pairs_name(chosen: str, rejected: str) -> str:
+    """The stage of one pairing, and its file in the run without the ending."""
+    return f"pairs/{chosen}_over_{rejected}"
+
+
+def pairs_stage(context: Context, chosen: str, rejected: str) -> Stage:
+    """The Parquet file of one pairing, a pure function of the store."""
+    spec, name = context.recipe.pairs, pairs_name(chosen, rejected)
+    output = f"{name}.parquet"
+
+    def work() -> dict[str, Any]:
+        from deltalearn.pairs.candidates import candidates_of_requests
+        from deltalearn.responses.store import ResponseStore
+
+        sides = [Answers(context, context.generators[name]).requests for name in (chosen, rejected)]
+        with ResponseStore(context.path(STORE)) as store:
+            candidates = candidates_of_requests(store, *sides)
+            return _write(context.path(output), candidates, chosen, rejected, spec)
+
+    inputs = {
+        "responses": [context.keys[f"generate/{name}"] for name in (chosen, rejected)],
+        "spec": spec.model_dump(),
+    }
+    return Stage(name, inputs, (output,), work)
 
 
 def write_pairs_of_store(
@@ -29,7 +55,6 @@ def write_pairs_of_store(
 
     rules: as in the section `pairs` of a recipe.
     """
-    from deltalearn.pairs import PairCounts, build_pairs, write_pairs
     from deltalearn.pairs.candidates import candidates_of_models
     from deltalearn.responses.store import ResponseStore
 
@@ -40,11 +65,21 @@ def write_pairs_of_store(
     _check_settings(settings)
     if out.suffix != ".parquet":
         raise UserError(f"{out}: pairs are written to a .parquet file")
-    counts = PairCounts()
     with ResponseStore(store, existing=True) as opened:
         candidates = candidates_of_models(opened, chosen, rejected, settings)
-        write_pairs(out, build_pairs(candidates, counts, **spec.model_dump()), chosen, rejected)
-    return f"{out}: {counts_line(counts.as_dict())}"
+        counts = _write(out, candidates, chosen, rejected, spec)
+    return f"{out}: {counts_line(counts)}"
+
+
+def _write(
+    out: Path, candidates: Iterable[Any], chosen: str, rejected: str, spec: PairsSpec
+) -> dict[str, Any]:
+    """Pairs by the rules of `spec`, into a file; their counts."""
+    from deltalearn.pairs import PairCounts, build_pairs, write_pairs
+
+    counts = PairCounts()
+    write_pairs(out, build_pairs(candidates, counts, **spec.model_dump()), chosen, rejected)
+    return counts.as_dict()
 
 
 def _check_settings(settings: str | None) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from deltalearn.formats.rows import source_digest
+from deltalearn.pipeline.context import Context
+from deltalearn.pipeline.stage import Say, Stage
 from deltalearn.recipe.schema import PromptsSpec
 from deltalearn.records import Prompt
 from deltalearn.util.files import read_jsonl_lazily, write_jsonl
@@ -14,7 +17,7 @@ from deltalearn.util.files import read_jsonl_lazily, write_jsonl
 if TYPE_CHECKING:
     from deltalearn.prompts.read import PromptSet
 
-Say = Callable[[str], None]
+PROMPTS, REJECTS = "prompts.jsonl", "prompts.rejects.jsonl"
 REJECTS_SHOWN = 3
 
 
@@ -29,6 +32,17 @@ class PromptFile:
             yield Prompt(row["id"], tuple(row["messages"]))
 
 
+def prompts_stage(context: Context) -> Stage:
+    """Read, check and keep the prompts: prompts.jsonl and prompts.rejects.jsonl."""
+    spec = context.recipe.prompts
+
+    def work() -> dict[str, Any]:
+        return read_and_keep_prompts(spec, context.directory.path, context.say)
+
+    inputs = {"spec": spec.model_dump(), "source": source_digest(spec.source)}
+    return Stage("prompts", inputs, (PROMPTS, REJECTS), work)
+
+
 def read_and_keep_prompts(spec: PromptsSpec, folder: Path, say: Say) -> dict[str, int]:
     """Read prompts as `spec` says and keep them in `folder`; return counts.
 
@@ -38,8 +52,8 @@ def read_and_keep_prompts(spec: PromptsSpec, folder: Path, say: Say) -> dict[str
 
     found: PromptSet = read_prompts(**spec.model_dump())
     rows = ({"id": p.id, "messages": list(p.messages)} for p in found.prompts)
-    write_jsonl(folder / "prompts.jsonl", rows)
-    rejects = folder / "prompts.rejects.jsonl"
+    write_jsonl(folder / PROMPTS, rows)
+    rejects = folder / REJECTS
     write_jsonl(rejects, found.rejects)
     for reject in found.rejects[:REJECTS_SHOWN]:
         say(f"  rejected {reject['where']}: {reject['reason']}")

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from deltalearn.errors import UserError
 from deltalearn.formats.rows import DEFAULT_SPLIT, source_digest, split_files
 from deltalearn.lm.locate import WANTED, ModelFiles
-from deltalearn.recipe.schema import ModelSpec
-from deltalearn.recipe.tune_file import PairsSource, TuneRecipe
+from deltalearn.recipe.schema import ModelSpec, TuneSpec
+from deltalearn.recipe.tune_file import PairsSource
 from deltalearn.util.paths import local_path
 
 if TYPE_CHECKING:
@@ -38,7 +38,8 @@ def split_line(pairs: PairsSource) -> str | None:
 
 
 def read_examples(
-    recipe: TuneRecipe,
+    pairs: PairsSource,
+    tune: TuneSpec,
     student: ModelFiles,
     *,
     kept: tuple[Path, Any] | None = None,
@@ -52,16 +53,16 @@ def read_examples(
     from deltalearn.lm.load import load_tokenizer
     from deltalearn.tune.tokenize import prepare_examples
 
-    columns = recipe.pairs.model_dump(exclude={"source"})
-    limit = recipe.tune.max_pairs
-    folder, pairs = kept or (None, None)
+    columns = pairs.model_dump(exclude={"source"})
+    limit = tune.max_pairs
+    folder, content = kept or (None, None)
     return prepare_examples(
         load_tokenizer(student, chat=False),
-        read_pairs_from(recipe.pairs.source, **columns, limit=limit),
-        recipe.tune.max_length,
-        truncation=recipe.tune.truncation,
+        read_pairs_from(pairs.source, **columns, limit=limit),
+        tune.max_length,
+        truncation=tune.truncation,
         directory=folder,
-        key={"source": pairs, "columns": columns, "limit": limit},
+        key={"source": content, "columns": columns, "limit": limit},
         **some,
     )
 

@@ -57,7 +57,9 @@ def preview_pairs(loaded: LoadedTune) -> str:
 
     recipe = loaded.recipe
     files = tokenizer_files(recipe.model)
-    examples, counts = read_examples(recipe, files, enough=PREVIEW_PAIRS, batch=PREVIEW_FROM)
+    examples, counts = read_examples(
+        recipe.pairs, recipe.tune, files, enough=PREVIEW_PAIRS, batch=PREVIEW_FROM
+    )
     lengths = PairLengths.of(examples)
     warning = check_fit(read_config(files), lengths, recipe.tune.method, examples.largest_id)
     page = preview(load_tokenizer(files, chat=False), examples, PREVIEW_PAIRS, counts).rstrip()
@@ -118,7 +120,7 @@ def _lengths(
     expect, settings = recipe.expect, recipe.tune
     here = local_path(recipe.pairs.source).exists()
     if files is not None and (here or expect is None):
-        examples, counts = read_examples(recipe, files)
+        examples, counts = read_examples(recipe.pairs, recipe.tune, files)
         lines = filter(None, [counts_text(counts), split_line(recipe.pairs)])
         return PairLengths.of(examples), examples, "\n".join(lines)
     assert expect is not None

@@ -50,7 +50,7 @@ def steps_on(pairs: int, held_out: int, settings: Settings) -> int:
         why = f" (eval_pairs holds out {held_out:,} of {pairs + held_out:,})" if held_out else ""
         raise UserError(
             f"{pairs:,} pairs to train on do not fill one batch of {settings.batch_size}{why}; "
-            f"give more pairs{fewer} or a smaller batch size"
+            f"give more pairs{fewer} or a smaller tune.batch_size"
         )
     return steps
 

@@ -14,7 +14,6 @@ from accelerate.utils import DistributedType
 from torch import Tensor, nn
 from transformers import AutoConfig
 
-from deltalearn.errors import UserError
 from deltalearn.lm.layout import Tree
 from deltalearn.lm.load import Placement
 from deltalearn.lm.locate import ModelFiles
@@ -23,6 +22,7 @@ from deltalearn.recipe.methods import FREE_TO_CHANGE, METHODS
 from deltalearn.tune.checkpoint import Checkpoints
 from deltalearn.tune.dataset import Examples
 from deltalearn.tune.distributed import base_model, make_accelerator, prepare, whole_weights
+from deltalearn.tune.fit import steps_on
 from deltalearn.tune.loop import Dev, Progress, Run
 from deltalearn.tune.memory import (
     MemoryEstimate,
@@ -32,7 +32,6 @@ from deltalearn.tune.memory import (
     measure_model,
 )
 from deltalearn.tune.reference import ReferenceCache, reference_logprobs
-from deltalearn.tune.schedule import total_steps
 from deltalearn.tune.settings import Lora, Settings
 from deltalearn.tune.step import Objective
 from deltalearn.tune.student import (
@@ -73,12 +72,7 @@ def tune(
     first loss is not what it must be.
     """
     train, held_out = split_held_out(examples, settings.eval_pairs or 0)
-    steps = total_steps(len(train), settings.batch_size, settings.steps, settings.epochs)
-    if steps == 0:
-        raise UserError(
-            f"{title}: {len(train)} usable pairs do not fill one batch of "
-            f"{settings.batch_size}; give more prompts or a smaller tune.batch_size"
-        )
+    steps = steps_on(len(train), len(held_out), settings)
     accelerator = make_accelerator(placement, settings, out)
     if not accelerator.is_main_process:
         say = _silent

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any, TypeVar
 
 from deltalearn.errors import UserError
 
 T = TypeVar("T")
+A_YEAR = timedelta(days=365)  # for the others to wait while the first generates
 
 
 def is_first_process() -> bool:
@@ -16,34 +19,74 @@ def is_first_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def several_processes() -> bool:
+    """Whether a launcher started more than one."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
 class Processes:
-    """The processes of a launcher; alone, every method is a plain call."""
+    """The processes of a launcher; alone, every method is a plain call.
+
+    What they tell one another here goes over the CPU, in a group of its own that waits as long as
+    it takes; training has the launcher's group and its time limit.
+    """
 
     def __init__(self, device: str) -> None:
-        self.several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+        self.several = several_processes()
         self.first = is_first_process()
+        self._together = False  # whether all are at the same job, and an error is every one's
         if self.several:
             import torch
             from accelerate import PartialState
 
             no_gpu = device == "auto" and not torch.accelerator.is_available()
             PartialState(cpu=device == "cpu" or no_gpu)
+            self._group = torch.distributed.new_group(backend="gloo", timeout=A_YEAR)
+
+    def lead(self, work: Callable[[], T], follow: Callable[[Any], None]) -> T | None:
+        """The first process does `work`; the others `follow` every job that it sends meanwhile.
+
+        Returns what `work` did, None in the others. A UserError of the first is every process's.
+        """
+        if not self.several:
+            return work()
+        result = None
+        if self.first:
+            try:
+                result = work()
+            except UserError as error:
+                if not self._together:
+                    self._tell((None, error))
+                raise
+            self._tell((None, None))
+        else:
+            while (job := self._next_job()) is not None:
+                follow(job)
+        self._end()
+        return result
+
+    def send(self, job: Any) -> None:
+        """Give all others a job, which this process does as well until it calls `sent_is_done`."""
+        if self.several:
+            self._tell((job, None))
+            self._together = True
+
+    def sent_is_done(self) -> None:
+        """The others wait for the next job again."""
+        self._together = False
 
     def by_first(self, work: Callable[[], T]) -> T:
         """Let the first process do `work` and give all of them its result, or its UserError."""
-        outcome: list[Any] = [None, None]
+        outcome: tuple[Any, UserError | None] = None, None
         if self.first:
             try:
-                outcome[0] = work()
+                outcome = work(), None
             except UserError as error:
-                outcome[1] = error
-        if self.several:
-            from accelerate.utils import broadcast_object_list
-
-            broadcast_object_list(outcome)
-        if outcome[1] is not None:
-            raise outcome[1]
-        return outcome[0]
+                outcome = None, error
+        result, error = self._tell(outcome)
+        if error is not None:
+            raise error
+        return result
 
     def first_then_others(self, work: Callable[[], T]) -> T:
         """Every process does `work`, the others once the first has left its files for them."""
@@ -51,12 +94,32 @@ class Processes:
         self.by_first(lambda: done.append(work()))
         return done[0] if done else work()
 
-    def end(self) -> None:
-        """Leave together: a process that ends while others still hold it to be there may abort."""
-        if self.several:
-            from accelerate import PartialState
+    def _tell(self, value: T) -> T:
+        """The first process's `value`, in all of them."""
+        if not self.several:
+            return value
+        from torch.distributed import broadcast_object_list
 
-            state = PartialState()
-            state.wait_for_everyone()
-            state.destroy_process_group()
-            PartialState._reset_state()
+        told = [value]
+        broadcast_object_list(told, group=self._group)
+        return told[0]
+
+    def _next_job(self) -> Any:
+        """Wait for a job; None when there is no more. Who waits has nothing to save when asked to
+        stop, and Python could not be asked: it waits outside of Python."""
+        before = {n: signal.signal(n, signal.SIG_DFL) for n in (signal.SIGINT, signal.SIGTERM)}
+        job, error = self._tell((None, None))
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if error is not None:
+            raise error
+        return job
+
+    def _end(self) -> None:
+        """Leave together: a process that ends while others still hold it to be there may abort."""
+        from accelerate import PartialState
+
+        state = PartialState()
+        state.wait_for_everyone()
+        state.destroy_process_group()
+        PartialState._reset_state()

@@ -1,0 +1,106 @@
+"""What a stage of a run is, and how it is told of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from deltalearn.pipeline.manifest import StageRecord
+from deltalearn.util.files import digest
+
+Say = Callable[[str], None]
+SHOWN_OF_LAST_STEP = ("loss", "margin", "accuracy")
+
+
+def silent(line: str) -> None:
+    """Say nothing."""
+
+
+def _nothing() -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of a run, which is done again when an input is another one.
+
+    name: as in run.json. inputs: all that decides what it leaves, by name; its key is their hash.
+    outputs: paths in the run that are there when it is done. work: does it and returns counts.
+    prepare: finds out, before anything is changed, whether `work` is possible, and may leave it
+    what was read. scratch: paths in the run that hold what it makes, deleted before it works for
+    other inputs. costly: those of them that are not deleted unless a person said so, and without
+    which a start that failed has left nothing.
+    """
+
+    name: str
+    inputs: Mapping[str, Any]
+    outputs: tuple[str, ...]
+    work: Callable[[], dict[str, Any]]
+    prepare: Callable[[], None] = _nothing
+    scratch: tuple[str, ...] = ()
+    costly: tuple[str, ...] = ()
+    called: Mapping[str, str] = field(default_factory=dict)  # inputs by the words of a message
+
+    @cached_property
+    def key(self) -> str:
+        """Hash of all inputs."""
+        return digest(self.inputs)
+
+    @cached_property
+    def parts(self) -> dict[str, Any]:
+        """The inputs as run.json keeps them: text and numbers as they are, the rest as a hash."""
+        plain = (str, int, float, bool, type(None))
+        return {n: v if isinstance(v, plain) else digest(v) for n, v in self.inputs.items()}
+
+    def changed(self, before: StageRecord) -> list[str]:
+        """Which inputs were others for the record `before`, in words."""
+        names = [n for n, value in self.parts.items() if before.inputs.get(n) != value]
+        return [self.called.get(n, n) for n in names] if before.inputs else ["inputs"]
+
+
+def stage_line(name: str, record: StageRecord) -> str:
+    """What a person reads of a stage when it is done."""
+    return f"{name:<28} {record.seconds:>7.1f} s  {counts_line(record.counts)}"
+
+
+def counts_line(counts: Mapping[str, Any]) -> str:
+    """Counts on one line, zeros left out; of the last training step only what tells most."""
+    parts = []
+    for name, value in counts.items():
+        if name == "last":
+            parts.append(f"last step: {last_step(value)}")
+        elif isinstance(value, dict):
+            inner = [f"{k} {v:,}" for k, v in value.items() if v and not isinstance(v, str)]
+            parts += [f"{name}: {', '.join(inner)}"] if inner else []
+        elif isinstance(value, str):
+            continue  # said when it was decided
+        elif isinstance(value, int):
+            parts += [f"{name} {value:,}"] if value else []
+        else:
+            parts.append(f"{name} {value:.4f}")
+    return "  ".join(parts).replace("_", " ")
+
+
+def last_step(record: Mapping[str, Any]) -> str:
+    """What tells most of a training step."""
+    return ", ".join(f"{k} {record[k]:.4f}" for k in SHOWN_OF_LAST_STEP if k in record)
+
+
+def tuned_line(final: Path, record: StageRecord) -> str:
+    """Steps taken, which of them `final` is if not the last, and what the last one showed.
+
+    Time is that of the steps, over all starts of the run, or of the last start where a log has no
+    times.
+    """
+    counts = record.counts
+    last, steps = counts["last"], counts["steps"]
+    taken = f"{steps:,} steps"
+    if last.get("stopped_early"):
+        taken = f"stopped early after {steps:,} of {last['planned_steps']:,} steps"
+    parts = [f"{taken} in {last.get('seconds', record.seconds):,.1f} s"]
+    if last.get("final_step", steps) != steps:
+        parts.append(f"final is step {last['final_step']:,}")
+    return f"{final}: {'; '.join([*parts, 'last step: ' + last_step(last)])}"
