@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, Qwen2Con
 
 from deltalearn.lm.layout import Tree
 from deltalearn.lm.scoring import choose_rows, layout_logprobs, make_layout
+from deltalearn.lm.torch_private import storage_id
 from deltalearn.recipe.schema import LoraSpec, TuneSpec
 from deltalearn.tune.estimate import known_config
 from deltalearn.tune.memory import (
@@ -156,7 +157,7 @@ def kept_by_a_forward(model, layout_kind: str, dtype: str) -> tuple[int, int]:
     low = dtype != "float32"
     with saved_bytes() as found, torch.autocast("cpu", torch.bfloat16) if low else nullcontext():
         output = layout_logprobs(model, layout, rows)
-    own = {p.untyped_storage()._cdata for p in model.parameters()}
+    own = {storage_id(p.untyped_storage()) for p in model.parameters()}
     assert output.requires_grad
     return sum(v for k, v in found.items() if k not in own), layout.input_ids.numel()
 

@@ -22,6 +22,7 @@ from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from deltalearn.lm.layout import BLOCK, Layout, Segment
+from deltalearn.lm.torch_private import flash_attention, flash_attention_backward
 
 ATTENTION = "deltalearn"
 BACKENDS = ("segments", "sdpa", "flex")
@@ -190,10 +191,6 @@ def _segment_by_segment(
     return output
 
 
-_flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-_flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
-
-
 class _CpuSegments(torch.autograd.Function):
     """Attention of every tree in a few flash-attention calls, for all of them one autograd node.
 
@@ -210,14 +207,18 @@ class _CpuSegments(torch.autograd.Function):
         output = torch.zeros_like(q)
         sums = q.new_zeros(q.shape[:-1], dtype=torch.promote_types(q.dtype, torch.float32))
         for row, prompt, first, others in _calls(segments):
-            o, lse = _flash(q[row, ..., first, :].flatten(0, 1), *_pick(k, v, row, first, q),
-                            is_causal=True, scale=scale)  # fmt: skip
+            o, lse = flash_attention(
+                q[row, ..., first, :].flatten(0, 1),
+                *_pick(k, v, row, first, q),
+                is_causal=True,
+                scale=scale,
+            )
             output[row, ..., first, :] = o.view_as(output[row, ..., first, :])
             sums[row, ..., first] = lse.view_as(sums[row, ..., first])
             for own in others:
                 asked = q[row, ..., own, :].flatten(0, 1)
-                there, lse_there = _flash(asked, *_pick(k, v, row, prompt, q), scale=scale)
-                here, lse_here = _flash(
+                there, lse_there = flash_attention(asked, *_pick(k, v, row, prompt, q), scale=scale)
+                here, lse_here = flash_attention(
                     asked, *_pick(k, v, row, own, q), is_causal=True, scale=scale
                 )
                 lse = torch.logaddexp(lse_there, lse_here)
@@ -237,7 +238,7 @@ class _CpuSegments(torch.autograd.Function):
         dq, dk, dv = torch.zeros_like(q), torch.zeros_like(q), torch.zeros_like(q)
 
         def add(row, asked, seen, causal):
-            gq, gk, gv = _flash_backward(
+            gq, gk, gv = flash_attention_backward(
                 g[row, ..., asked, :].flatten(0, 1),
                 q[row, ..., asked, :].flatten(0, 1),
                 *_pick(k, v, row, seen, q),

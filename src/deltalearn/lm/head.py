@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from deltalearn.lm.logprobs import gather_logprobs
+from deltalearn.lm.torch_private import softmax_in_place, whole_buffer
 
 CHUNK_BYTES = 64 << 20  # of logits at a time on a CPU; 16 MB made a step 16% slower
 CHUNK_BYTES_GPU = 256 << 20
@@ -63,8 +64,7 @@ class Buffers:
     def give(self, use: str, buffer: Tensor) -> None:
         """Let a tensor of `take` be used again."""
         if buffer.device.type == "cpu":
-            whole = buffer._base  # what `take` cut it from
-            self._free[use, buffer.dtype] = buffer if whole is None else whole
+            self._free[use, buffer.dtype] = whole_buffer(buffer)
 
 
 def token_logprobs(
@@ -158,8 +158,8 @@ class _LinearLogprobs(torch.autograd.Function):
             probabilities = ctx.probabilities if part.stop <= ctx.kept else softmax(low, wanted)[0]
             share = grad[part].unsqueeze(-1)
             if needs_hidden:
-                pull = low_weight[wanted].to(wide) - (probabilities @ low_weight).to(wide)
-                grad_hidden[part] = (share * pull).to(hidden.dtype)
+                direction = low_weight[wanted].to(wide) - (probabilities @ low_weight).to(wide)
+                grad_hidden[part] = (share * direction).to(hidden.dtype)
             if needs_weight:
                 scaled = share * low.to(wide)
                 _subtract_product(grad_weight, probabilities, scaled.to(ctx.compute))
@@ -206,7 +206,7 @@ class _ChunkedSoftmax:
         # log p_t = x_t - max x + log max p: exact however small p_t is, and p is all that is kept.
         above = logits.gather(-1, targets.unsqueeze(-1)).squeeze(-1) - logits.amax(-1)
         if logits.device.type == "cpu":  # row by row, so in place is safe
-            torch.ops.aten._softmax.out(logits, -1, False, out=logits)
+            softmax_in_place(logits)
         else:
             logits.copy_(logits.softmax(-1))
         logprobs = above + logits.amax(-1).log()

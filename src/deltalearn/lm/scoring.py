@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import wraps
 
 import numpy as np
@@ -22,6 +22,11 @@ from deltalearn.lm.attention import ATTENTION, row_mask
 from deltalearn.lm.head import Buffers, logit_adjustment, token_logprobs
 from deltalearn.lm.layout import BLOCK, Ids, Layout, Tree, lay_out, longest, tree_batches, tree_cost
 from deltalearn.lm.logprobs import gather_logprobs, head_only_at
+from deltalearn.lm.transformers_private import (
+    attention_name,
+    carries_state,
+    takes_attention_functions,
+)
 
 SHORT_TREE = 96  # mean tokens below which one dense mask beats a call for every tree (docs/log.md)
 PROBE_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}  # relative; others: PROBE_COARSE
@@ -39,6 +44,15 @@ class RowLayout:
     def __str__(self) -> str:
         how = f"{self.layout} rows" + (f", {self.attention} attention" if self.attention else "")
         return f"{how} ({self.reason})"
+
+
+@dataclass
+class _Proved:
+    """What probes have found out about one model; it hangs on the model."""
+
+    needs_whole_forward: bool = False  # it does more than its base model and head
+    ruled_out: dict[str, str] = field(default_factory=dict)  # layouts, and why
+    head_buffers: Buffers = field(default_factory=Buffers)
 
 
 PADDED = RowLayout("padded", None, "any causal model")
@@ -62,13 +76,11 @@ def attach(model: PreTrainedModel) -> None:
 
     own = {"forward": forward, "_takes_layouts": True, "__module__": kind.__module__}
     model.__class__ = type(kind.__name__, (kind,), own)  # the name goes into saved configs
-    model._needs_whole_forward = False
-    model._disproved = {}  # layouts that a probe has ruled out, and how
-    model._head_buffers = Buffers()
+    model._proved = _Proved()
 
 
 def _layout_logprobs(model: PreTrainedModel, layout: Layout, attention: str | None) -> Tensor:
-    if attention is None and model._needs_whole_forward:
+    if attention is None and model._proved.needs_whole_forward:
         return _whole_logprobs(model, layout)
     extra: dict = {}
     if attention is not None:
@@ -79,7 +91,7 @@ def _layout_logprobs(model: PreTrainedModel, layout: Layout, attention: str | No
     output = model.base_model(input_ids=layout.input_ids, use_cache=False, **extra)
     hidden = output.last_hidden_state.flatten(0, 1)[layout.predicts]
     adjust = logit_adjustment(model.config)
-    head, buffers = model.get_output_embeddings(), model._head_buffers
+    head, buffers = model.get_output_embeddings(), model._proved.head_buffers
     return token_logprobs(head, hidden, layout.targets, adjust, buffers)
 
 
@@ -125,10 +137,11 @@ def choose_rows(
     """
     attach(model)
     kind = "shared" if layout == "auto" else layout
-    obstacle = find_obstacle(model, trees) or model._disproved.get(kind, "")
+    proved = model._proved
+    obstacle = find_obstacle(model, trees) or proved.ruled_out.get(kind, "")
     difference, tolerance = _probe(model, PADDED)
-    model._needs_whole_forward |= difference > tolerance
-    if model._needs_whole_forward:
+    proved.needs_whole_forward |= difference > tolerance
+    if proved.needs_whole_forward:
         obstacle = obstacle or "the model does more than its base model and head"
     if layout == "padded" or (layout == "auto" and obstacle):
         if attention != "auto":
@@ -136,7 +149,7 @@ def choose_rows(
         return RowLayout("padded", None, obstacle or "asked for")
     if obstacle:
         raise UserError(f"layout {layout!r} cannot be used: {obstacle}; use padded or auto")
-    before = model.config._attn_implementation
+    before = attention_name(model)
     model.set_attn_implementation(ATTENTION)
     device_type = device_type or model.device.type
     rows = RowLayout(kind, *_attention(device_type, trees, kind, attention))
@@ -146,7 +159,7 @@ def choose_rows(
         return rows
     model.set_attn_implementation(before)
     found = f"{rows.layout} rows differ from padded ones by {difference:.1e} on this model"
-    model._disproved[kind] = found
+    proved.ruled_out[kind] = found
     if layout != "auto":
         raise UserError(f"layout {layout!r} cannot be used: {found}; use padded or auto")
     return RowLayout("padded", None, found)
@@ -157,16 +170,14 @@ def find_obstacle(model: PreTrainedModel, trees: Sequence[Tree]) -> str:
     config = model.config.get_text_config()
     kinds = set(getattr(config, "layer_types", None) or ())
     other = sorted(kinds - {"full_attention", "sliding_attention"})
-    if other or getattr(model, "_is_stateful", False):
+    if other or carries_state(model):
         return f"{config.model_type} has layers without full attention ({', '.join(other)})"
     window = getattr(config, "sliding_window", None)
     if getattr(config, "use_sliding_window", True) and window and "full_attention" not in kinds:
         kinds.add("sliding_attention")  # every layer, as in Mistral
     if "sliding_attention" in kinds and window and any(longest(t) > window for t in trees):
         return f"its attention window of {window} tokens is shorter than the longest pair"
-    if not getattr(model, "_supports_attention_backend", False) and not getattr(
-        model, "_supports_sdpa", False
-    ):
+    if not takes_attention_functions(model):
         return f"{config.model_type} does not take attention functions"
     return ""
 

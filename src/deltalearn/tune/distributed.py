@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
@@ -16,11 +15,13 @@ from transformers import PreTrainedModel
 
 from deltalearn.errors import UserError
 from deltalearn.lm.load import Placement
+from deltalearn.lm.transformers_private import layer_classes
 from deltalearn.tune.checkpoint import trainable_state
 from deltalearn.tune.optimizer import make_optimizer
 from deltalearn.tune.settings import Settings
 from deltalearn.tune.student import trainable_parameters
 from deltalearn.tune.trackers import tracker_arguments
+from deltalearn.util.distributed import reset_precision
 
 PRECISION = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
 
@@ -30,8 +31,7 @@ def make_accelerator(placement: Placement, settings: Settings, out: Path) -> Acc
     on_cpu = placement.device == "cpu"
     if on_cpu and placement.dtype == "float16":
         raise UserError("float16 needs a GPU: its gradients underflow; use float32 or bfloat16")
-    # accelerate keeps the precision for the whole process; here every run has its own.
-    AcceleratorState._reset_state()
+    reset_precision()
     accelerator = Accelerator(
         mixed_precision=PRECISION[placement.dtype],
         cpu=on_cpu,
@@ -93,8 +93,9 @@ def shard(model: nn.Module, accelerator: Accelerator) -> None:
     # The frozen weights under adapters are in the low precision already, the adapters stay float32.
     gathered = low if base is model else None
     policy = MixedPrecisionPolicy(param_dtype=gathered, reduce_dtype=torch.float32)
+    layers = layer_classes(base)
     for module in list(base.modules()):
-        if type(module).__name__ in (base._no_split_modules or ()):
+        if type(module).__name__ in layers:
             fully_shard(module, mesh=mesh, mp_policy=policy)
     fully_shard(model, mesh=mesh, mp_policy=policy)
 

@@ -15,11 +15,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AttentionInterface, AutoModelForCausalLM, PretrainedConfig
 from transformers.pytorch_utils import Conv1D
 
 from deltalearn.lm.head import CHUNK_BYTES, CHUNK_BYTES_GPU, KEEP_BYTES
+from deltalearn.lm.torch_private import FakeTensorMode, storage_id
 from deltalearn.tune.settings import Lora, Settings
 
 GIB = 1 << 30
@@ -207,7 +207,7 @@ def saved_bytes() -> Iterator[dict[int, int]]:
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         storages.append(storage)
-        found[storage._cdata] = storage.nbytes()
+        found[storage_id(storage)] = storage.nbytes()
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):

@@ -123,3 +123,13 @@ class Processes:
         state.wait_for_everyone()
         state.destroy_process_group()
         PartialState._reset_state()
+
+
+def reset_precision() -> None:
+    """Let the next `Accelerator` have its own precision; accelerate keeps one for the process.
+
+    Its `_reset_state` is private, here and in `Processes`; tried with accelerate 1.15.0.
+    """
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state()
