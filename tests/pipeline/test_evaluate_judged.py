@@ -6,24 +6,29 @@ has judged stays until another judge, other verdicts or other data are given.
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import os
+import signal
+from functools import partial
 
 import pytest
 from helpers.fault_server import FaultServer, Reply, answer_to, well
 
 pytest.importorskip("lm_eval")
-pytest.importorskip("openai")
 
 from helpers.served_suite import Suite, verdicts, when
 
 from deltalearn.errors import UserError
 from deltalearn.evaluate.alpaca import length_data as sides
+from deltalearn.openai_api.endpoint import Endpoint
 from deltalearn.pipeline import judge as judging
+from deltalearn.util.signals import Stopped
 
 
 @pytest.fixture
 def suite(tmp_path, monkeypatch) -> Suite:
-    monkeypatch.setattr(judging, "RETRIES", 0)
+    monkeypatch.setattr(judging, "Endpoint", partial(Endpoint, tries=1, wait=0.01, patience=0.5))
     return Suite(tmp_path)
 
 
@@ -38,7 +43,7 @@ def test_a_judge_that_is_down_is_noted_and_asked_when_it_answers(suite, model):
     entry = found["benchmarks"]["alpaca_eval"]
     assert entry["score"] is None
     (note,) = (n for n in entry["notes"] if n.startswith("not judged: "))
-    assert "12 of 12 comparisons could not be made" in note and "127.0.0.1:9/v1: " in note
+    assert "127.0.0.1:9/v1 (judge-1): the server has not answered" in note
     assert note in said, "the fault is shown"
     assert found["benchmarks"]["ifeval"]["score"] is not None, "the others are run"
     with FaultServer(verdicts) as judge:
@@ -60,10 +65,10 @@ def test_no_win_rate_of_those_that_happened_to_be_in_time(suite, model, fault):
         found, _ = suite.run(model, "alpaca_eval", judge=suite.judge(judge))
         assert found["benchmarks"]["alpaca_eval"]["score"] is None
         assert "1 of 12 comparisons" in found["benchmarks"]["alpaca_eval"]["notes"][-1]
-        down = False
+        down, before = False, judge.asked.total()
         found, _ = suite.run(model, "alpaca_eval", judge=suite.judge(judge))
         assert found["benchmarks"]["alpaca_eval"]["score"] is not None
-        assert judge.asked.total() == 13
+        assert judge.asked.total() == before + 1
         assert found["benchmarks"]["alpaca_eval"]["n"] == 12
 
 
@@ -167,3 +172,49 @@ def test_local_data_means_no_hub_for_the_length_control(suite, model, monkeypatc
         assert "(done before)" not in said and judge.asked.total() == 0
     assert set(found["benchmarks"]["alpaca_eval"]["alpaca_eval"]["sides"]) == {sides.GAMED_FILE}
     assert found["data"] == "local"
+
+
+def test_asked_to_stop_it_keeps_what_the_judge_has_answered(suite, model):
+    """Paid for is paid for: what was in flight is finished and kept, the rest is asked later."""
+
+    def plan(question, attempt):
+        if judge.asked.total() == 5:
+            os.kill(os.getpid(), signal.SIGINT)
+        return verdicts(question, attempt)
+
+    with FaultServer(plan) as judge:
+        with pytest.raises(Stopped, match=r"judge: stopped, \d+ of 12 comparisons made"):
+            suite.run(model, "alpaca_eval", judge=suite.judge(judge))
+        assert 5 <= judge.asked.total() < 12
+        judge.plan = verdicts
+        found, _ = suite.run(model, "alpaca_eval", judge=suite.judge(judge))
+    assert found["benchmarks"]["alpaca_eval"]["n"] == 12
+    assert set(judge.asked.values()) == {1}
+
+
+def test_the_key_of_the_judge_is_seen_by_its_server_alone(suite, model, monkeypatch):
+    monkeypatch.setenv("JUDGE_KEY", "sk-secret-judge")
+    echo = Reply(401, {"error": {"message": "no such key: sk-secret-judge"}})
+    with FaultServer(lambda question, attempt: echo) as judge:
+        _, said = suite.run(model, "alpaca_eval", judge=suite.judge(judge, key_env="JUDGE_KEY"))
+        assert {h["authorization"] for h in judge.headers} == {"Bearer sk-secret-judge"}
+    assert "no such key: [key]" in said
+    for file in suite.out.rglob("*"):
+        assert not file.is_file() or b"sk-secret-judge" not in file.read_bytes(), file
+
+
+def test_without_a_server_the_judge_is_openai_s(suite, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-mine-at-openai")
+    options = suite.judge(None, url=None)
+    judge = judging._judge(options)
+    endpoint = judging.judge_endpoint(options, judge)
+    assert (endpoint.url, endpoint.model) == ("https://api.openai.com/v1", "judge-1")
+    assert endpoint.key() == "sk-mine-at-openai"
+    monkeypatch.delenv("OPENAI_API_KEY")
+    with pytest.raises(UserError, match="OPENAI_API_KEY is not set"):
+        judging.judge_key(options, None)
+    other = dataclasses.replace(
+        judge, evaluator=dataclasses.replace(judge.evaluator, decoder="anthropic_completions")
+    )
+    with pytest.raises(UserError, match=r"no model of OpenAI.*--judge-url"):
+        judging.judge_endpoint(options, other)

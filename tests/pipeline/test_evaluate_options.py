@@ -24,7 +24,7 @@ from deltalearn.evaluate.harness.backends import BackendOptions
         ({"judge_model": "x"}, "--judge-model has no effect without --judge;"),
         ({"judge_url": "x"}, "--judge-url has no effect without --judge;"),
         ({"judge_text_only": True}, "--judge-text-only has no effect without --judge;"),
-        ({"judge": "x", "judge_key_env": "K"}, "--judge-key-env has no effect without --judge-url"),
+        ({"judge_key_env": "K"}, "--judge-key-env has no effect without --judge"),
         ({"tokenizer": "x"}, "--tokenizer has no effect without --url"),
         ({"key_env": "x"}, "--key-env has no effect without --url"),
         ({"concurrency": 3}, "--concurrency has no effect without --url or --judge-url"),

@@ -58,7 +58,7 @@ def evaluate(
         str | None, typer.Option(help="Who judges; default: whom the evaluator is published for.")
     ] = None,
     judge_url: Annotated[
-        str | None, typer.Option(help="Server of the judge; default: alpaca_eval's own client.")
+        str | None, typer.Option(help="Server of the judge; default: OpenAI's.")
     ] = None,
     judge_key_env: Annotated[
         str | None, typer.Option(help="Variable with the key of the judge's server.")
@@ -97,7 +97,7 @@ def evaluate(
             ("--judge-model", judge_model, "--judge", judge),
             ("--judge-url", judge_url, "--judge", judge),
             ("--judge-text-only", judge_text_only, "--judge", judge),
-            ("--judge-key-env", judge_key_env, "--judge-url", judge_url),
+            ("--judge-key-env", judge_key_env, "--judge", judge),
             ("--unsafe", unsafe, "--allow-code", allow_code),
         ]
     )

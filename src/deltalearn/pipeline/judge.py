@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -28,26 +27,35 @@ from deltalearn.evaluate.alpaca.length_data import (
     local_sides,
 )
 from deltalearn.evaluate.alpaca.outputs import Pair, pair_up, read_outputs
-from deltalearn.evaluate.alpaca.package import ask_with_package
 from deltalearn.evaluate.alpaca.reading import Reply
 from deltalearn.evaluate.alpaca.result import item_rows, summary
 from deltalearn.evaluate.harness.backends import CONCURRENCY
 from deltalearn.evaluate.harness.results import Row
+from deltalearn.openai_api.endpoint import Endpoint
+from deltalearn.openai_api.replies import Fault
 from deltalearn.records import Message
 from deltalearn.util.files import digest, file_digest, replacing
+from deltalearn.util.signals import SafeStop
 
 FOLDER = "alpaca_eval"  # in the result directory: answers, references, verdicts
-RETRIES = 8
 SHOWN = 300  # characters of what a server says
-REFUSALS = (400, 413, 422)  # what a server says of one prompt; the others may well be answered
+OF_ONE_PROMPT = ("refused", "filtered")  # faults; the other prompts may well be answered
+OPENAI_URL, OPENAI_KEY = "https://api.openai.com/v1", "OPENAI_API_KEY"
+OPENAI_DECODER = "openai_completions"  # how an evaluator says that its judge is OpenAI's
 
 
 @dataclass(frozen=True)
 class JudgeOptions:
-    """evaluator: a name in alpaca_eval, or a file of one's own. model: who answers; default: whom
-    the evaluator was published for. url: an OpenAI-compatible server; default: alpaca_eval's own
-    client. key_env: the variable with its key. text_only: for servers without log-probabilities.
-    annotations: verdicts from a file; nobody is asked.
+    """Who judges, and where.
+
+    Attributes:
+        evaluator: A name in alpaca_eval, or a file of one's own.
+        model: Who answers; default: whom the evaluator was published for.
+        url: An OpenAI-compatible server; default: OpenAI's.
+        key_env: The variable with its key; default: OPENAI_API_KEY at OpenAI's, else none.
+        concurrency: Requests in flight.
+        text_only: For servers without log-probabilities: the verdict is the text.
+        annotations: Verdicts from a file; nobody is asked.
     """
 
     evaluator: str | None = None
@@ -77,8 +85,9 @@ def judge_key(options: JudgeOptions, data_dir: Path | None) -> str | None:
     if options.annotations:
         read_annotations(options.annotations)
         return digest(["annotations", file_digest(options.annotations), sides])
-    _key(options)
-    return digest(["judge", _judge(options).identity.digest, sides])
+    judge = _judge(options)
+    judge_endpoint(options, judge).key()
+    return digest(["judge", judge.identity.digest, sides])
 
 
 def keep_answers(directory: Path, rows: Sequence[Row], name: str) -> None:
@@ -147,57 +156,67 @@ def _judge(options: JudgeOptions) -> Judge:
     return load_judge(options.evaluator, options.model, text_only=options.text_only)
 
 
-def _key(options: JudgeOptions) -> str:
-    """The key of the judge's server. UserError if its variable is not set."""
-    key = os.environ.get(options.key_env, "").strip() if options.key_env else "none"
-    if not key:
-        raise UserError(f"the environment variable {options.key_env} is not set")
-    return key
+def judge_endpoint(options: JudgeOptions, judge: Judge) -> Endpoint:
+    """Where the judge is asked. UserError if it is nowhere, or its URL is none."""
+    url, key_env = options.url, options.key_env
+    if url is None:
+        if judge.evaluator.decoder != OPENAI_DECODER:
+            raise UserError(
+                f"the judge of {judge.evaluator.name} is no model of OpenAI "
+                f"({judge.evaluator.decoder}); name an OpenAI-compatible server with --judge-url"
+            )
+        url, key_env = OPENAI_URL, key_env or OPENAI_KEY
+    return Endpoint(url, judge.model, key_env, concurrency=options.concurrency)
 
 
 def _ask(
     directory: Path, pairs: Sequence[Pair], options: JudgeOptions, say: Callable[[str], None]
 ) -> list[Annotation]:
     judge = _judge(options)
-    ask = ask_server(judge, options) if options.url else ask_with_package(judge)
-    with VerdictCache(directory / FOLDER / FILE) as cache:
-        return annotate(pairs, judge, ask, cache, say=say)
+    endpoint = judge_endpoint(options, judge)
+    with VerdictCache(directory / FOLDER / FILE) as cache, SafeStop() as stop:
+        return annotate(pairs, judge, ask_server(judge, endpoint, stop, say), cache, say=say)
 
 
-def ask_server(judge: Judge, options: JudgeOptions) -> Ask:
-    """A function that asks the judge at an OpenAI-compatible server. UserError without the key."""
-    try:
-        import openai
-    except ImportError as error:
-        raise UserError(
-            "asking a judge at a server needs openai; run `pip install 'deltalearn[judge]'`"
-        ) from error
-    key = _key(options)
+def ask_server(judge: Judge, endpoint: Endpoint, stop: SafeStop, say: Callable[[str], None]) -> Ask:
+    """Make a function that asks the judge at an OpenAI-compatible server.
 
-    def told(error: Exception, what: str = "") -> str:
-        text = str(error).replace(key, "[key]") if options.key_env else str(error)
-        return f"{options.url}: {what}{text}"[:SHOWN]
+    It raises ServerUnavailable if the server answers nobody, and Stopped when it was asked to stop
+    and has finished what was in flight.
+    """
+    from deltalearn.openai_api.client import Client
+    from deltalearn.openai_api.runner import ask_all
 
-    async def reply(client: Any, gate: asyncio.Semaphore, messages: list[Message]) -> Reply:
-        async with gate:
-            try:
-                found = await client.chat.completions.create(
-                    model=judge.model, messages=messages, **judge.settings
-                )
-                return Reply.from_choice(found.choices[0].model_dump())
-            except (openai.AuthenticationError, openai.NotFoundError) as error:
-                raise UserError(f"the judge at {told(error)}") from None
-            except openai.OpenAIError as error:
-                refused = getattr(error, "status_code", None) in REFUSALS
-                return Reply("", error=told(error), unreached=not refused)
-            except (ValueError, LookupError, TypeError, AttributeError) as error:
-                return Reply("", error=told(error, "not a chat completion: "), unreached=True)
+    def ask(conversations: list[list[Message]], keep: Callable[[int, Reply], None]) -> None:
+        done = 0
 
-    async def replies(conversations: list[list[Message]]) -> list[Reply]:
-        gate = asyncio.Semaphore(options.concurrency)
-        async with openai.AsyncOpenAI(
-            base_url=options.url, api_key=key, max_retries=RETRIES
-        ) as client:
-            return list(await asyncio.gather(*(reply(client, gate, c) for c in conversations)))
+        def take(at: int, outcome: Any) -> None:
+            nonlocal done
+            done += 1
+            keep(at, _reply(outcome, endpoint))
 
-    return lambda conversations: asyncio.run(replies(conversations))
+        client = Client(endpoint, stop=lambda: stop.asked, say=say)
+        calls = (
+            ({"model": judge.model, "messages": messages, **judge.settings}, _read)
+            for messages in conversations
+        )
+        ask_all(client, calls, take)
+        if done < len(conversations):
+            stop.leave(f"judge: stopped, {done:,} of {len(conversations):,} comparisons made")
+
+    return ask
+
+
+def _read(value: Any) -> Reply:
+    """The judge's reply in a chat completion; ValueError if it is none."""
+    reply = Reply.from_choice(value["choices"][0])
+    if reply.error is not None:
+        raise ValueError(reply.error)
+    return reply
+
+
+def _reply(outcome: Any, endpoint: Endpoint) -> Reply:
+    if not isinstance(outcome, Fault):
+        return outcome.value
+    told = f"{endpoint.shown}: {outcome.reason}"[:SHOWN]
+    return Reply("", error=told, unreached=outcome.kind not in OF_ONE_PROMPT)

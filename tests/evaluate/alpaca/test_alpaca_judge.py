@@ -12,7 +12,6 @@ import gzip
 import json
 import math
 import sqlite3
-import sys
 import types
 from collections.abc import Callable
 from pathlib import Path
@@ -30,7 +29,6 @@ from deltalearn.evaluate.alpaca.cache import VerdictCache
 from deltalearn.evaluate.alpaca.evaluator import PUBLISHED, load_evaluator, parse_template
 from deltalearn.evaluate.alpaca.judge import Judge, load_judge
 from deltalearn.evaluate.alpaca.outputs import Pair
-from deltalearn.evaluate.alpaca.package import ask_with_package, prompt_text
 from deltalearn.evaluate.alpaca.reading import (
     READERS,
     Malformed,
@@ -111,9 +109,10 @@ class Asked:
     def __init__(self, reply: Callable[[str], Reply]) -> None:
         self.reply, self.seen = reply, []
 
-    def __call__(self, conversations):
+    def __call__(self, conversations, keep):
         self.seen += conversations
-        return [self.reply(c[-1]["content"]) for c in conversations]
+        for at, conversation in enumerate(conversations):
+            keep(at, self.reply(conversation[-1]["content"]))
 
 
 def prefers_good(prompt: str) -> Reply:
@@ -360,8 +359,8 @@ def test_equal_answers_are_ties_that_nobody_pays_for(judge):
 
 
 def test_replies_must_be_as_many_as_questions(judge):
-    with pytest.raises(ValueError, match="3 comparisons were asked, 1 replies came"):
-        annotate(pairs(3), judge, lambda _: [says(1.0)])
+    with pytest.raises(ValueError, match="2 of 3 comparisons that were asked have no reply"):
+        annotate(pairs(3), judge, lambda _, keep: keep(1, says(1.0)))
 
 
 def test_an_instruction_is_judged_once(judge):
@@ -409,17 +408,17 @@ def test_whatever_makes_another_judge_or_comparison_is_asked(judge, write, cache
         assert len(asked.seen) == 1
 
 
-def test_a_crash_costs_one_chunk(judge, cache):
-    def breaks(conversations):
-        if any("question 5" in c[-1]["content"] for c in conversations):
+def test_a_crash_costs_nothing_that_was_answered(judge, cache):
+    def breaks(prompt: str) -> Reply:
+        if "question 5" in prompt:
             raise KeyboardInterrupt
-        return [prefers_good(c[-1]["content"]) for c in conversations]
+        return prefers_good(prompt)
 
     with pytest.raises(KeyboardInterrupt):
-        annotate(pairs(10), judge, breaks, cache, chunk=2)
+        annotate(pairs(10), judge, Asked(breaks), cache)
     asked = Asked(prefers_good)
-    assert win_rate(annotate(pairs(10), judge, asked, cache, chunk=2)).n == 10
-    assert len(asked.seen) == 6
+    assert win_rate(annotate(pairs(10), judge, asked, cache)).n == 10
+    assert len(asked.seen) == 5
 
 
 def test_unread_replies_are_asked_again_only_on_demand(judge, cache):
@@ -595,52 +594,6 @@ def test_prompts_are_read_from_a_package_that_cannot_be_imported(write, monkeypa
             load_judge(name)
 
 
-# -- through the package ----------------------------------------------------------------------
-
-
-def stand_in_package(monkeypatch, complete) -> None:
-    decoders = types.ModuleType("alpaca_eval.decoders")
-    decoders.get_fn_completions = {"openai_completions": complete}.get
-    monkeypatch.setitem(sys.modules, "alpaca_eval", types.ModuleType("alpaca_eval"))
-    monkeypatch.setitem(sys.modules, "alpaca_eval.decoders", decoders)
-
-
-def test_asking_through_the_package(judge, monkeypatch):
-    calls = []
-
-    def complete(prompts, **kwargs):
-        calls.append((prompts, kwargs))
-        done = [CHOICE | {"text": "M"}, {"text": "", "total_tokens": 0}, "plain text"]
-        return {"completions": ["M", "", "plain text"], "completions_all": done}
-
-    stand_in_package(monkeypatch, complete)
-    hostile = dataclasses.replace(pairs(1)[0], output_2=HOSTILE["turns"])
-    found = annotate([hostile, *pairs(3)[1:]], judge, ask_with_package(judge))
-    (prompts, kwargs), *_ = calls
-    assert kwargs == {"model_name": "judge-1", "max_tokens": 1, "logprobs": True, "top_logprobs": 5}
-    assert prompts[0].count("<|im_start|>") == prompts[0].count("<|im_end|>") == 2
-    assert parse_template(prompts[0])[0] == tuple(judge.conversation(hostile))
-    assert [a.scored for a in found] == [True, False, False]
-    assert [a.verdict.fault and a.verdict.fault.split(":")[0] for a in found] == [
-        None, "error", "malformed"
-    ]  # fmt: skip
-
-
-def test_a_package_that_cannot_be_imported(judge, monkeypatch):
-    monkeypatch.setitem(sys.modules, "alpaca_eval", None)
-    monkeypatch.setitem(sys.modules, "alpaca_eval.decoders", None)
-    with pytest.raises(UserError, match="setuptools<81"):
-        ask_with_package(judge)
-
-
-def test_plain_prompts_go_to_the_package_as_they_are(write):
-    plain = "Human: {instruction}\n(a) {output_1}\n(b) {output_2}\nAssistant:"
-    judge = load_judge(write(template=plain))
-    pair = Pair("q", "same", "same", "r", "m")
-    text = prompt_text(judge.conversation(pair), chat=judge.evaluator.chat)
-    assert text == "Human: q\n(a) same\n(b) same\nAssistant:"
-
-
 # -- against alpaca_eval itself ---------------------------------------------------------------
 
 
@@ -718,14 +671,3 @@ def test_readings_are_those_of_alpaca_eval(package):
 
 def _integer_keys(value: dict) -> dict:
     return {int(k) if k.isdigit() else k: v for k, v in value.items()}
-
-
-def test_the_package_s_own_decoder_is_called(package, write):
-    config = CONFIG.split("  fn_completions")[0] + (
-        "  fn_completions: test_completions\n"
-        "  completions_kwargs: {{model_name: judge-1, value: 'Output (a)'}}\n"
-        "  completion_parser_kwargs: {{outputs_to_match: {{1: 'put .a', 2: 'put .b'}}}}\n"
-    )
-    judge = load_judge(write(config=config))
-    found = annotate(pairs(10), judge, ask_with_package(judge))
-    assert [a.score for a in found] == [float(judge.swapped(a.instruction)) for a in found]

@@ -2,7 +2,7 @@
 
 Two halves that meet in annotations. Judging: `outputs` (answers and references, aligned by
 instruction), `evaluator` (a published prompt and how its replies are read), `judge`, `annotate`,
-`cache`, `package`. Numbers: `annotations` (read from a file, or made by a judge), `winrate`,
+`cache`. Numbers: `annotations` (read from a file, or made by a judge), `winrate`,
 `length` (length-controlled win rate), `bootstrap`, `result` (rows, summary, table).
 
 The judge is part of every number: win rates of two judges differ by several points for the same

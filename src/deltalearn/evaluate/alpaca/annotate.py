@@ -12,9 +12,8 @@ from deltalearn.evaluate.alpaca.reading import Reply
 from deltalearn.records import Message
 from deltalearn.util.files import digest
 
-# Conversations in, replies out, in the same order; how they are asked is the caller's business.
-Ask = Callable[[list[list[Message]]], Sequence[Reply]]
-CHUNK = 128  # comparisons between two commits: what a crash may cost
+# Asks conversations, and calls back with the place of each and its reply as soon as it is there.
+Ask = Callable[[list[list[Message]], Callable[[int, Reply], None]], None]
 
 
 def annotate(
@@ -24,16 +23,25 @@ def annotate(
     cache: VerdictCache | None = None,
     *,
     retry: bool = False,
-    chunk: int = CHUNK,
     say: Callable[[str], None] | None = None,
 ) -> list[Annotation]:
-    """One annotation per pair, in their order.
+    """Have pairs judged; equal answers are ties and are not asked.
 
-    Equal answers are ties and are not asked. retry: ask again what has no preference in the cache.
-    Only replies are cached: a judge that could not be asked is asked the next time. When it cannot
-    be reached for a whole group, before it answered any, the others are not tried.
-    ValueError if `ask` does not return a reply for each conversation; what it raises goes through,
-    and what was judged until then is in the cache. UserError if an instruction comes twice.
+    Args:
+        pairs: One comparison each; no instruction twice.
+        judge: Who compares.
+        ask: How the judge is asked. What it raises goes through.
+        cache: What was judged before. Each reply is in it before the next one is looked at; a judge
+            that could not be asked is asked the next time.
+        retry: Whether to ask again what has no preference in the cache.
+        say: Is told how much there is to ask.
+
+    Returns:
+        One annotation per pair, in their order.
+
+    Raises:
+        ValueError: `ask` did not give a reply for each conversation.
+        UserError: An instruction comes twice.
     """
     if not pairs:
         return []
@@ -44,7 +52,7 @@ def annotate(
     verdicts = {key: v for key, v in verdicts.items() if v.lasting}
     if retry:
         verdicts = {key: v for key, v in verdicts.items() if v.preference is not None}
-    todo = []
+    todo: list[tuple[str, Pair]] = []
     for key, pair in zip(keys, pairs, strict=True):
         if pair.output_1 == pair.output_2:
             verdicts[key] = Verdict(TIE, swapped=judge.swapped(pair.instruction), asked=False)
@@ -52,23 +60,17 @@ def annotate(
             todo.append((key, pair))
     if say and todo:
         say(f"{identity.shown}: {len(todo)} comparisons to make, {len(pairs) - len(todo)} known")
-    answered = False
-    for at in range(0, len(todo), chunk):
-        part = todo[at : at + chunk]
-        replies = list(ask([judge.conversation(pair) for _, pair in part]))
-        if len(replies) != len(part):
-            raise ValueError(f"{len(part)} comparisons were asked, {len(replies)} replies came")
-        fresh = [
-            (key, judge.verdict(pair, reply))
-            for (key, pair), reply in zip(part, replies, strict=True)
-        ]
-        if cache:
-            cache.add(identity, [(key, verdict) for key, verdict in fresh if verdict.lasting])
-        verdicts.update(fresh)
-        answered = answered or not all(verdict.unreached for _, verdict in fresh)
-        if not answered:
-            verdicts.update((key, fresh[0][1]) for key, _ in todo[at + chunk :])
-            break
+
+    def keep(at: int, reply: Reply) -> None:
+        key, pair = todo[at]
+        verdicts[key] = judge.verdict(pair, reply)
+        if cache and verdicts[key].lasting:
+            cache.add(identity, [(key, verdicts[key])])
+
+    if todo:
+        ask([judge.conversation(pair) for _, pair in todo], keep)
+    if missing := sum(key not in verdicts for key, _ in todo):
+        raise ValueError(f"{missing} of {len(todo)} comparisons that were asked have no reply")
     return [Annotation(p, identity, verdicts[k]) for k, p in zip(keys, pairs, strict=True)]
 
 
