@@ -83,6 +83,7 @@ MAY_IMPORT = {
     "openai_api": set(),
     "lm": set(),
     "recipe": set(),
+    "judge": set(),
     # what stages leave for one another
     "responses": {"formats", "lm"},
     # stages
@@ -90,13 +91,13 @@ MAY_IMPORT = {
     "generate": {"lm", "openai_api", "responses"},
     "pairs": {"responses"},
     "tune": {"formats", "lm", "recipe"},
-    "evaluate": {"formats", "lm", "openai_api", "stats"},
+    "evaluate": {"formats", "judge", "lm", "openai_api", "stats"},
     "compare": {"evaluate", "stats"},
     "report": {"evaluate"},
     # what drives and shows them
     "pipeline": {
-        "evaluate", "formats", "generate", "lm", "openai_api", "pairs", "prompts", "recipe",
-        "report", "responses", "tune",
+        "evaluate", "formats", "generate", "judge", "lm", "openai_api", "pairs", "prompts",
+        "recipe", "report", "responses", "tune",
     },
     "theory": set(),
     "lab": {"lm"},

@@ -25,9 +25,9 @@ from helpers.compared_runs import (
 )
 
 from deltalearn.errors import UserError
-from deltalearn.evaluate.alpaca.judge import load_judge
 from deltalearn.evaluate.harness.model import Trouble
 from deltalearn.evaluate.harness.results import COLUMNS
+from deltalearn.judge.judge import load_judge
 
 # -- what is refused -----------------------------------------------------------------------------
 
@@ -75,13 +75,13 @@ def judge(folder: Path, prompt: str = PROMPT, **settings) -> dict:
     value = {
         "prompt_template": "prompt.txt",
         "completions_kwargs": {"model_name": "gpt", "temperature": 0, **settings},
-        "fn_completion_parser": "regex_parser",
-        "completion_parser_kwargs": {"outputs_to_match": {"1": "m", "2": "M"}},
+        "fn_completion_parser": "logprob_parser",
+        "completion_parser_kwargs": {"numerator_token": "m", "denominator_tokens": ["m", "M"]},
     }
     folder.mkdir()
     (folder / "prompt.txt").write_text(prompt)
     (folder / "configs.yaml").write_text(json.dumps({"mine": value}))
-    identity = load_judge(folder).identity
+    identity = load_judge(folder / "configs.yaml").identity
     return asdict(identity) | {"shown": identity.shown}
 
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from deltalearn.compare.command import Options, compare, run_compare
-from deltalearn.evaluate.alpaca.length import Judged, length_controlled
+from deltalearn.evaluate.alpaca.length_control import Judged, pseudo_scores
 from deltalearn.evaluate.harness.results import COLUMNS, FORMAT
 from deltalearn.evaluate.tulu3.suite import ALL, BY_NAME
 from deltalearn.stats.sampling import Sampling
@@ -139,7 +139,7 @@ def alpaca(directory, seed, n=150, missing=(), entries=None, score=None):
     )
     rows = [row for i, row in enumerate(rows) if i not in missing]
     judged = Judged.of(*([row[k] for row in rows] for k in ("score", "output", "gold")))
-    rate = length_controlled(judged, fit="maximum likelihood").win_rate if score is None else score
+    rate = pseudo_scores(judged).mean() if score is None else score
     changed = {"score": rate, "metric": "length-controlled, minimal", "n": len(rows)}
     changed |= {"alpaca_eval": {"comparisons": {"faults": {"no logprobs": len(missing)}}}}
     return write(directory, {"alpaca_eval": rows}, {"alpaca_eval": changed | (entries or {})}), rate

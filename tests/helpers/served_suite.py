@@ -62,7 +62,7 @@ def evaluator(folder: Path) -> Path:
     place.mkdir(parents=True, exist_ok=True)
     (place / "prompt.txt").write_text(TEMPLATE)
     (place / "configs.yaml").write_text(CONFIG)
-    return place
+    return place / "configs.yaml"
 
 
 def verdicts(question: str, attempt: int) -> Reply:

@@ -143,7 +143,7 @@ def test_who_cannot_judge_is_known_before_anything_is_asked(suite, model, monkey
     monkeypatch.delenv("NO_SUCH_KEY", raising=False)
     for judge, message in (
         (judging.JudgeOptions(annotations=suite.folder / "none.json"), "none.json"),
-        (judging.JudgeOptions(evaluator=str(suite.folder / "none")), "no evaluator"),
+        (judging.JudgeOptions(evaluator=str(suite.folder / "none")), "nor an evaluator"),
         (suite.judge(None, key_env="NO_SUCH_KEY"), "NO_SUCH_KEY is not set"),
     ):
         with pytest.raises(UserError, match=message):

@@ -12,8 +12,7 @@ import numpy as np
 from deltalearn.compare.arms import Arm, Items, Run
 from deltalearn.compare.comparable import JUDGED, title
 from deltalearn.errors import UserError
-from deltalearn.evaluate.alpaca.jackknife import pseudo_scores
-from deltalearn.evaluate.alpaca.length import Judged
+from deltalearn.evaluate.alpaca.length_control import Judged, pseudo_scores
 from deltalearn.stats.sampling import Sampling
 from deltalearn.util.wording import one_line
 

@@ -10,15 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from deltalearn.errors import UserError
-from deltalearn.evaluate.alpaca.annotate import Ask, annotate
-from deltalearn.evaluate.alpaca.annotations import (
-    Annotation,
-    match,
-    read_annotations,
-    write_annotations,
-)
-from deltalearn.evaluate.alpaca.cache import FILE, VerdictCache
-from deltalearn.evaluate.alpaca.judge import Judge, load_judge
+from deltalearn.evaluate.alpaca.annotations import match, read_annotations, write_annotations
 from deltalearn.evaluate.alpaca.length_data import (
     DIFFICULTY_FILE,
     GAMED_FILE,
@@ -26,11 +18,15 @@ from deltalearn.evaluate.alpaca.length_data import (
     find_sides,
     local_sides,
 )
-from deltalearn.evaluate.alpaca.outputs import Pair, pair_up, read_outputs
-from deltalearn.evaluate.alpaca.reading import Reply
+from deltalearn.evaluate.alpaca.pairs import pair_up, read_outputs
 from deltalearn.evaluate.alpaca.result import item_rows, summary
 from deltalearn.evaluate.harness.backends import CONCURRENCY
 from deltalearn.evaluate.harness.results import Row
+from deltalearn.judge.annotate import Ask, annotate
+from deltalearn.judge.cache import FILE, VerdictCache
+from deltalearn.judge.judge import Judge, load_judge
+from deltalearn.judge.replies import Reply
+from deltalearn.judge.verdicts import Annotation, Pair
 from deltalearn.openai_api.endpoint import Endpoint
 from deltalearn.openai_api.replies import Fault
 from deltalearn.records import Message
@@ -132,8 +128,7 @@ def judged(
     _all_reached(annotations)
     write_annotations(directory / FOLDER / "annotations.json", annotations)
     sides = _sides(data_dir)
-    order = [reference.instruction for reference in references]
-    return summary(annotations, sides, instructions=order), item_rows(annotations)
+    return summary(annotations, sides), item_rows(annotations)
 
 
 def _all_reached(annotations: Sequence[Annotation]) -> None:

@@ -20,23 +20,22 @@ from helpers.data import DATA
 from scipy.optimize import minimize
 
 from deltalearn.errors import UserError
-from deltalearn.evaluate.alpaca import bootstrap as resampling
-from deltalearn.evaluate.alpaca.annotations import (
-    Annotation,
-    JudgeIdentity,
-    Verdict,
-    match,
-    one_judge,
-    read_annotations,
-    write_annotations,
+from deltalearn.evaluate.alpaca.annotations import match, read_annotations, write_annotations
+from deltalearn.evaluate.alpaca.length_control import (
+    FULL,
+    MINIMAL,
+    Judged,
+    fit_newton,
+    length_controlled,
+    minimal_rates,
+    pseudo_scores,
+    regression,
+    sigmoid,
 )
-from deltalearn.evaluate.alpaca.bootstrap import bootstrap
-from deltalearn.evaluate.alpaca.glm import fit_newton
-from deltalearn.evaluate.alpaca.length import FULL, MINIMAL, Judged, length_controlled
 from deltalearn.evaluate.alpaca.length_data import find_sides, read_sides
-from deltalearn.evaluate.alpaca.outputs import Output, Pair, pair_up, read_outputs
-from deltalearn.evaluate.alpaca.result import comparison_table, item_rows, summary
-from deltalearn.evaluate.alpaca.winrate import win_rate
+from deltalearn.evaluate.alpaca.pairs import Output, pair_up, read_outputs
+from deltalearn.evaluate.alpaca.result import item_rows, summary, win_rate
+from deltalearn.judge.verdicts import Annotation, JudgeIdentity, Pair, Verdict, one_judge
 
 ALPACA = DATA / "alpaca_eval"
 SMALL, MIDDLE, LARGE = (
@@ -111,6 +110,12 @@ def several(preferences, judge=JUDGE, lengths=None) -> list[Annotation]:
     ]
 
 
+def likelihood(judged: Judged) -> tuple[float, np.ndarray]:
+    """(win rate, coefficients) of the minimal control without a penalty, which can be worked."""
+    beta = fit_newton(*regression(judged, None))
+    return float(sigmoid(beta[-1])), beta
+
+
 # -- published numbers ------------------------------------------------------------------------
 
 
@@ -149,22 +154,22 @@ def test_golden_win_rates(model, rate, error, counts, length, annotated):
 
 @published
 @pytest.mark.parametrize(
-    ("model", "published_fit", "likelihood", "length", "constant", "sd"),
+    ("model", "published_fit", "unpenalised", "length", "constant", "sd"),
     [
         (SMALL, 26.03, 25.935, -0.9656, -1.0494, 791.23),
         (MIDDLE, 53.94, 53.950, -0.9867, 0.1583, 669.92),
         (LARGE, 65.00, 65.072, -0.9628, 0.6222, 677.27),
     ],
 )
-def test_golden_length_control(model, published_fit, likelihood, length, constant, sd, judged):
+def test_golden_length_control(model, published_fit, unpenalised, length, constant, sd, judged):
     pytest.importorskip("sklearn")
     found = length_controlled(judged[model])
     assert found.name == MINIMAL
     assert round(100 * found.win_rate, 2) == published_fit
     assert round(found.sd, 2) == sd
-    plain = length_controlled(judged[model], fit="maximum likelihood")
-    assert round(100 * plain.win_rate, 3) == likelihood
-    assert (round(plain.length, 4), round(plain.constant, 4)) == (length, constant)
+    rate, beta = likelihood(judged[model])
+    assert round(100 * rate, 3) == unpenalised
+    assert beta.round(4).tolist() == [length, constant]
 
 
 @published
@@ -237,15 +242,15 @@ def test_shuffled_files_give_the_same_numbers(annotated, tmp_path):
 @published
 def test_summary_names_judge_and_variant(annotated):
     pytest.importorskip("sklearn")
-    found = summary(annotated[LARGE], draws=400)
+    found = summary(annotated[LARGE])
     assert found["metric"] == MINIMAL
     assert found["judge"] == "weighted_alpaca_eval_gpt4_turbo"
     assert round(100 * found["score"], 2) == 65.0
     assert (found["n"], found["full_n"], found["subset"]) == (805, 805, False)
-    assert 0.012 < found["stderr"] < 0.018  # the published one would be 0
+    assert round(found["stderr"], 3) == 0.015  # the published one would be 0
     assert found["alpaca_eval"]["reference"] == "gpt4_1106_preview"
     json.dumps(found, allow_nan=False)
-    assert summary(annotated[LARGE][:100], draws=50)["subset"]
+    assert summary(annotated[LARGE][:100])["subset"]
 
 
 @published
@@ -257,8 +262,7 @@ def test_items_hold_all_that_the_numbers_need(annotated, judged):
     }  # fmt: skip
     assert 100 * np.mean([row["score"] for row in rows]) == pytest.approx(51.2967, abs=5e-5)
     again = Judged.of(*([row[key] for row in rows] for key in ("score", "output", "gold")))
-    rate = length_controlled(again, fit="maximum likelihood").win_rate
-    assert rate == length_controlled(judged[MIDDLE], fit="maximum likelihood").win_rate
+    assert pseudo_scores(again).tolist() == pseudo_scores(judged[MIDDLE]).tolist()
 
 
 # -- win rates by hand ------------------------------------------------------------------------
@@ -289,18 +293,19 @@ def test_length_control_by_hand():
     Shares 0.8 and 0.5 have logits ln 4 and 0; halfway is ln 2, a win rate of 2/3.
     """
     judged = Judged(np.array([0.8, 0.5] * 10), np.array([30.0, -30.0] * 10))
-    found = length_controlled(judged, fit="maximum likelihood")
-    assert found.win_rate == pytest.approx(2 / 3, abs=1e-6)
+    rate, beta = likelihood(judged)
+    assert rate == pytest.approx(2 / 3, abs=1e-6)
     sd = 30 * math.sqrt(20 / 19)
-    assert found.sd == pytest.approx(sd)
-    assert found.length == pytest.approx(math.log(2) / math.tanh(30 / sd), abs=1e-5)
+    assert beta[0] == pytest.approx(math.log(2) / math.tanh(30 / sd), abs=1e-5)
+    pytest.importorskip("sklearn")
+    assert length_controlled(judged).sd == pytest.approx(sd)
 
 
 def test_without_spread_of_lengths_nothing_is_controlled():
     judged = Judged(np.array([0.9, 0.2, 0.7, 0.4, 0.3]), np.full(5, 12.0))
-    found = length_controlled(judged, fit="maximum likelihood")
-    assert found.win_rate == pytest.approx(0.5, abs=1e-6)
-    assert "no control" in found.notes[0]
+    assert likelihood(judged)[0] == pytest.approx(0.5, abs=1e-6)
+    pytest.importorskip("sklearn")
+    assert "no control" in length_controlled(judged).notes[0]
 
 
 def test_delta_is_reference_minus_model_in_characters():
@@ -312,9 +317,8 @@ def test_longer_answers_that_win_are_held_against_the_model():
     rng = np.random.default_rng(0)
     delta = rng.normal(-200, 300, 400)  # the model writes more
     share = 1 / (1 + np.exp(delta / 300))  # and wins by length alone
-    found = length_controlled(Judged(share, delta), fit="maximum likelihood")
     assert share.mean() > 0.6
-    assert found.win_rate == pytest.approx(0.5, abs=0.01)
+    assert likelihood(Judged(share, delta))[0] == pytest.approx(0.5, abs=0.01)
 
 
 def test_newton_finds_the_optimum():
@@ -337,20 +341,20 @@ def test_newton_finds_the_optimum():
 def test_a_model_that_always_wins_or_loses(share):
     rng = np.random.default_rng(4)
     judged = Judged(np.full(50, share), rng.normal(size=50))
-    found = length_controlled(judged, fit="maximum likelihood")
-    assert found.win_rate == pytest.approx(share, abs=1e-5)
+    assert likelihood(judged)[0] == pytest.approx(share, abs=1e-5)
     pytest.importorskip("sklearn")
     assert length_controlled(judged).win_rate == pytest.approx(share, abs=0.01)
 
 
 @pytest.mark.parametrize("seed", range(30))
 def test_few_rows_that_can_be_separated_converge(seed):
-    """What a bootstrap of a small set draws; whole Newton steps go round in circles here."""
+    """A hundred draws of a small set at once; whole Newton steps go round in circles here."""
     rng = np.random.default_rng(seed)
     n = int(rng.integers(2, 12))
     judged = Judged(rng.integers(0, 2, n).astype(float), rng.normal(size=n) * 1000)
-    draws = bootstrap({"a": judged}, draws=100, seed=seed)["a"].length_controlled.draws
-    assert ((draws >= 0) & (draws <= 1)).all()
+    counts = rng.multinomial(n, np.full(n, 1 / n), size=100).astype(float)
+    rates = minimal_rates(judged, counts)
+    assert ((rates >= 0) & (rates <= 1)).all()
 
 
 def test_too_few_for_cross_validation():
@@ -390,15 +394,26 @@ def write_sides(path: Path, size: int, **changes) -> Path:
 
 def test_side_files_must_be_of_this_set(tmp_path):
     sides = read_sides(write_sides(tmp_path / "df_gamed.csv", 6))
-    rows = several([1.1, 1.9, 1.5, 1.2, 1.8])
+    rows = several([1.1, 1.9, 1.5, 1.2, 1.8, 1.3])
     with pytest.raises(UserError, match="know 6 instructions, this set has 5"):
-        length_controlled(Judged.from_annotations(rows), sides, "maximum likelihood")
-    with pytest.raises(UserError, match="which instruction is which"):
-        length_controlled(Judged(np.ones(5), np.ones(5)), sides, "maximum likelihood")
-    whole = [*(a.instruction for a in reversed(rows)), "one more"]
-    subset = Judged.from_annotations(rows, whole)
-    assert subset.position.tolist() == [4, 3, 2, 1, 0]
-    assert length_controlled(subset, sides, "maximum likelihood").name == FULL
+        length_controlled(Judged.from_annotations(rows[:5]), sides)
+    with pytest.raises(UserError, match="know 6 instructions, this set has None"):
+        length_controlled(Judged(np.ones(6), np.ones(6)), sides)
+    unread = Judged.from_annotations([*rows[:2], annotation(None), *rows[3:]])
+    assert unread.position.tolist() == [0, 1, 3, 4, 5]
+    pytest.importorskip("sklearn")
+    assert length_controlled(unread, sides).name == FULL
+
+
+def test_a_part_of_the_set_has_the_minimal_control_and_says_so(tmp_path):
+    pytest.importorskip("sklearn")
+    sides = read_sides(write_sides(tmp_path / "df_gamed.csv", 8))
+    rows = several([1.1, 1.9, 1.5, 1.2, 1.8, 1.3, 1.6, 1.4])
+    assert summary(rows, sides)["metric"] == FULL
+    found = summary(rows[:6], sides)
+    assert found["metric"] == MINIMAL
+    assert found["alpaca_eval"]["sides"] is None
+    assert "are of 8 instructions, and 6 are judged" in found["notes"][0]
 
 
 def test_gamed_rows_weigh_a_tenth_each(tmp_path):
@@ -412,12 +427,10 @@ def test_gamed_rows_weigh_a_tenth_each(tmp_path):
     lines += [f"{i},{x},{p},0" for x, p in ((1, 0.25), (-1, 0.75)) for i in range(8)]
     path.write_text("\n".join(lines))
     judged = Judged(np.full(8, 0.5), np.full(8, 3.0), np.arange(8), 8)
-    found = length_controlled(judged, read_sides(path), "maximum likelihood")
-    assert found.length == pytest.approx(-math.log(3) / math.tanh(1), abs=1e-4)
-    assert found.win_rate == pytest.approx(0.5)
-    from deltalearn.evaluate.alpaca.length import regression
-
-    _, _, weight = regression(judged, np.ones(8), read_sides(path))
+    design, target, weight = regression(judged, read_sides(path))
+    length, difficulty, constant = fit_newton(design, target, weight)
+    assert length == pytest.approx(-math.log(3) / math.tanh(1), abs=1e-4)
+    assert (difficulty, constant) == pytest.approx((0, 0), abs=1e-9)
     assert weight.tolist() == [0.1] * 16 + [1.0] * 8
 
 
@@ -468,65 +481,30 @@ def test_difficulties_that_disagree_are_noted(tmp_path):
     assert len(read_sides(gamed, other).sha256) == 2
 
 
-# -- bootstrap --------------------------------------------------------------------------------
+# -- jackknife --------------------------------------------------------------------------------
 
 
-def test_bootstrap_refits_each_draw(monkeypatch):
-    """A draw is what fitting its rows, repeated as often as drawn, gives."""
-    rng = np.random.default_rng(5)
-    judged = Judged(rng.uniform(size=40), rng.normal(size=40) * 100)
-    found = bootstrap({"a": judged}, draws=12, seed=9)["a"]
-    counts = np.random.default_rng(9).multinomial(40, np.full(40, 1 / 40), size=12)
-    for drawn, raw, controlled in zip(
-        counts, found.win_rate.draws, found.length_controlled.draws, strict=True
-    ):
-        rows = np.repeat(np.arange(40), drawn)
-        sample = Judged(judged.score[rows], judged.delta[rows])
-        again = length_controlled(sample, fit="maximum likelihood")
-        assert raw == pytest.approx(sample.score.mean())
-        assert controlled == pytest.approx(again.win_rate, abs=1e-9)
-    monkeypatch.setattr(resampling, "CHUNK", 5)  # and memory is no part of the result
-    again = bootstrap({"a": judged}, draws=12, seed=9)["a"]
-    assert again.win_rate.draws.tolist() == found.win_rate.draws.tolist()
+def test_pseudo_values_refit_without_each_item():
+    """Of three items by hand: 3 times the rate less twice that of the other two."""
+    judged = Judged(np.array([0.2, 0.9, 0.6]), np.array([10.0, -30.0, 5.0]))
+    rate, _ = likelihood(judged)
+    values = []
+    for left_out in range(3):
+        others = [i for i in range(3) if i != left_out]
+        without, _ = likelihood(Judged(judged.score[others], judged.delta[others]))
+        values.append(3 * rate - 2 * without)
+    found = pseudo_scores(judged)
+    assert found - found.mean() == pytest.approx(np.array(values) - np.mean(values), abs=1e-9)
+    assert found.mean() == pytest.approx(rate)
 
 
-def test_bootstrap_refits_the_full_control_too(tmp_path):
-    sides = read_sides(write_sides(tmp_path / "df_gamed.csv", 30))
-    rng = np.random.default_rng(6)
-    judged = Judged(rng.uniform(size=30), rng.normal(size=30), np.arange(30), 30)
-    draws = bootstrap({"a": judged}, sides, draws=5, seed=2)["a"].length_controlled.draws
-    counts = np.random.default_rng(2).multinomial(30, np.full(30, 1 / 30), size=5)
-    for drawn, controlled in zip(counts, draws, strict=True):
-        rows = np.repeat(np.arange(30), drawn)
-        sample = Judged(judged.score[rows], judged.delta[rows], rows, 30)
-        again = length_controlled(sample, sides, "maximum likelihood")
-        assert controlled == pytest.approx(again.win_rate, abs=1e-9)
-
-
-@published
-def test_bootstrap_is_paired(judged):
-    """Both errors near the analytic ones; the paired one well below that of separate samples."""
-    found = bootstrap({m: judged[m] for m in (SMALL, MIDDLE)}, draws=4000)
-    small, middle = found[SMALL].win_rate, found[MIDDLE].win_rate
-    assert 100 * small.standard_error == pytest.approx(1.3935, rel=0.05)
-    difference = middle - small
-    assert 100 * difference.point == pytest.approx(21.3747, abs=5e-5)
-    assert 100 * difference.standard_error == pytest.approx(1.3681, rel=0.05)
-    controlled = found[MIDDLE].length_controlled - found[SMALL].length_controlled
-    assert 100 * controlled.point == pytest.approx(53.950 - 25.935, abs=1e-3)
-    assert 1.2 < 100 * controlled.standard_error < 2.0
-    low, high = controlled.interval
-    assert low < controlled.point < high
-
-
-def test_models_of_other_instructions_cannot_be_paired():
-    with pytest.raises(UserError, match="cannot be paired"):
-        bootstrap({"a": Judged(np.ones(3), np.ones(3)), "b": Judged(np.ones(4), np.ones(4))})
-    with pytest.raises(UserError, match="nothing to draw"):
-        bootstrap({"a": Judged(np.array([]), np.array([]))})
-    here, there = np.arange(3), np.array([0, 1, 3])
-    with pytest.raises(UserError, match="cannot be paired"):
-        bootstrap({n: Judged(np.ones(3), np.ones(3), at) for n, at in (("a", here), ("b", there))})
+def test_the_error_of_a_summary_is_that_of_a_comparison():
+    pytest.importorskip("sklearn")
+    rows = several([1.1, 1.9, 1.4, 1.2, 1.8, 1.7])
+    items = item_rows(rows)
+    again = Judged.of(*([row[key] for row in items] for key in ("score", "output", "gold")))
+    error = pseudo_scores(again).std(ddof=1) / math.sqrt(6)
+    assert summary(rows)["stderr"] == pytest.approx(error)
 
 
 # -- alignment --------------------------------------------------------------------------------
@@ -560,9 +538,7 @@ def test_what_does_not_align_is_refused(ours, theirs, says):
         pair_up(outputs(*ours), outputs(*theirs, who="reference"))
 
 
-def test_a_subset_is_taken_only_if_said():
-    pairs = pair_up(outputs("b"), outputs("a", "b", who="reference"), subset=True)
-    assert [p.instruction for p in pairs] == ["b"]
+def test_responses_are_of_one_model():
     mixed = [*outputs("a"), *outputs("b", who="another")]
     with pytest.raises(UserError, match="of several models: another, model"):
         pair_up(mixed, outputs("a", "b", who="reference"))
@@ -584,7 +560,6 @@ def test_a_model_must_have_a_name(tmp_path):
     path.write_text(json.dumps([{"instruction": "a", "output": "b"}]))
     with pytest.raises(UserError, match="no generator"):
         read_outputs(path)
-    assert read_outputs(path, "mine")[0].generator == "mine"
 
 
 @pytest.mark.parametrize("text", ["", "[", "{}", "[1]", "[]", "[" * 100_000, '{"a": 1}'])
@@ -690,7 +665,7 @@ def test_half_characters_do_no_harm(tmp_path):
 def test_judges_never_mix(other, differ):
     ours, theirs = several([1.2, 1.4] * 5), several([1.2, 1.4] * 5, other)
     with pytest.raises(UserError, match=rf"two judges in one table: .*differ in {differ}\)"):
-        comparison_table({"a": ours, "b": theirs})
+        one_judge([*ours, *theirs])
     for build in (item_rows, summary):
         with pytest.raises(UserError, match="two judges"):
             build([*ours[:5], *theirs[5:]])
@@ -706,26 +681,10 @@ def test_references_never_mix():
         summary(rows)
 
 
-def test_table_compares_what_all_were_judged_on():
-    pytest.importorskip("sklearn")
-    first = several([1.1, 1.9, 1.5, 1.2, 1.8, 1.7, None])
-    second = several([1.3, 1.6, 1.5, 1.4, 1.2, None, 1.9])[::-1]
-    table = comparison_table({"first": first, "second": second}, draws=20)
-    assert [row["n"] for row in table] == [5, 5]
-    assert [row["left_out"] for row in table] == [2, 2]
-    assert [row["judge"] for row in table] == ["judge", "judge"]
-    assert table[0]["win_rate"] == pytest.approx(0.5)
-    assert table[1]["win_rate"] == pytest.approx(0.4)
-    assert MINIMAL in table[0]
-    assert FULL not in table[0]
-    with pytest.raises(UserError, match="second was judged on other instructions than first"):
-        comparison_table({"first": first, "second": second[1:]})
-
-
 def test_summary_tells_what_was_left_out():
     pytest.importorskip("sklearn")
     rows = [*several([1.1, 1.9, 1.4, 1.2, 1.8]), annotation(None, "x", fault="malformed: what?")]
-    found = summary(rows, draws=20)
+    found = summary(rows)
     assert found["n"] == 5
     assert found["subset"]
     assert found["alpaca_eval"]["comparisons"]["faults"] == {"malformed": 1}

@@ -1,10 +1,7 @@
-"""AlpacaEval 2: a judge compares a model's answers with those of a reference model.
+"""AlpacaEval 2: a judge compares a model's responses with those of a reference model.
 
-Two halves that meet in annotations. Judging: `outputs` (answers and references, aligned by
-instruction), `evaluator` (a published prompt and how its replies are read), `judge`, `annotate`,
-`cache`. Numbers: `annotations` (read from a file, or made by a judge), `winrate`,
-`length` (length-controlled win rate), `bootstrap`, `result` (rows, summary, table).
-
-The judge is part of every number: win rates of two judges differ by several points for the same
-answers. No table holds two, and a summary names its own.
+`pairs` aligns responses and references by instruction, a judge (`deltalearn.judge`) compares them,
+`annotations` reads and writes what came of it in alpaca_eval's own layout. The numbers: `result`
+(win rate, summary, a row per instruction) and `length_control` with its side files, `length_data`.
+Why the package alpaca_eval is not called stands in docs/evaluation.md.
 """

@@ -9,99 +9,16 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from deltalearn.errors import UserError
-from deltalearn.evaluate.alpaca.outputs import Pair, clean, once, rows_of, shown, text_of
-from deltalearn.util.files import digest, write_text
+from deltalearn.evaluate.alpaca.pairs import once, rows_of, shown, text_of
+from deltalearn.judge.verdicts import TIE, Annotation, JudgeIdentity, Pair, Verdict, clean
+from deltalearn.util.files import write_text
 
-TIE = 1.5
 UNSCORED = -1  # what alpaca_eval stores for a reply that it could not read
-ERROR, UNREACHED = "error", "unreached"  # how faults begin that are no reply of the judge
-
-
-@dataclass(frozen=True, slots=True)
-class JudgeIdentity:
-    """Everything that makes a judge the same one; None where a file does not say.
-
-    name: of the evaluator (alpaca_eval's annotator). prompt: SHA-256 of its template. version: of
-    the package that the template is from. how: canonical JSON of the settings of a request and of
-    how a reply is read.
-    """
-
-    name: str
-    model: str | None = None
-    prompt: str | None = None
-    version: str | None = None
-    how: str | None = None
-
-    @property
-    def shown(self) -> str:
-        """The name to print with every number."""
-        return f"{self.name} ({self.model})" if self.model else self.name
-
-    @property
-    def digest(self) -> str:
-        """Identity as 64 hexadecimal digits."""
-        return digest(asdict(self))
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """What came of a comparison.
-
-    preference: in [1, 2], the model's share plus 1; None if there is no reply or it could not be
-    read (`fault` says why). swapped: whether the model's answer was shown first, None if unknown;
-    the preference is always for output_2. asked: whether the judge saw it (equal answers are ties
-    unasked). marks: delimiters of the judge's prompt that stand in the texts. reply: what the judge
-    wrote; logprobs: of its tokens, a mapping per position.
-    """
-
-    preference: float | None
-    fault: str | None = None
-    swapped: bool | None = None
-    asked: bool = True
-    marks: tuple[str, ...] = ()
-    reply: str | None = None
-    logprobs: tuple[Mapping[str, float], ...] | None = None
-
-    @property
-    def lasting(self) -> bool:
-        """Whether the judge has replied; what kept it from replying may be gone the next time."""
-        return not (self.fault or "").startswith((f"{ERROR}: ", f"{UNREACHED}: "))
-
-    @property
-    def unreached(self) -> bool:
-        """Whether the judge never saw the question."""
-        return (self.fault or "").startswith(f"{UNREACHED}: ")
-
-
-@dataclass(frozen=True, slots=True)
-class Annotation:
-    """A pair, its judge and the verdict."""
-
-    pair: Pair
-    judge: JudgeIdentity
-    verdict: Verdict
-
-    @property
-    def instruction(self) -> str:
-        """Its instruction, by which annotations are aligned."""
-        return self.pair.instruction
-
-    @property
-    def scored(self) -> bool:
-        """Whether there is a preference."""
-        return self.verdict.preference is not None
-
-    @property
-    def score(self) -> float:
-        """The model's share of the preference, in [0, 1]. ValueError if there is none."""
-        if self.verdict.preference is None:
-            raise ValueError("an unread reply has no score, not even that of a tie")
-        return self.verdict.preference - 1
 
 
 def read_annotations(path: Path) -> list[Annotation]:
@@ -145,23 +62,6 @@ def match(annotations: Sequence[Annotation], pairs: Sequence[Pair]) -> list[Anno
                     f"{whose}; annotate these outputs, or give the ones that were judged"
                 )
     return found
-
-
-def one_judge(annotations: Iterable[Annotation]) -> JudgeIdentity:
-    """The judge of all annotations. UserError if there are two, or none."""
-    judges = list(dict.fromkeys(a.judge for a in annotations))
-    if not judges:
-        raise UserError("there are no annotations")
-    if len(judges) > 1:
-        first, other = judges[:2]
-        different = [
-            f.name for f in fields(first) if getattr(first, f.name) != getattr(other, f.name)
-        ]
-        raise UserError(
-            f"two judges in one table: {first.shown} and {other.shown} (they differ in "
-            f"{', '.join(different)}); their win rates cannot be compared: annotate all with one"
-        )
-    return judges[0]
 
 
 def _annotation(row: Mapping[str, Any], where: str) -> Annotation:

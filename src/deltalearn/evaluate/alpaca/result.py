@@ -1,21 +1,77 @@
-"""What is left of a judged model: a row per instruction, a summary, a line in a table."""
+"""What is left of a judged model: a row per instruction, and a summary."""
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
+
 from deltalearn.errors import UserError
-from deltalearn.evaluate.alpaca.annotations import Annotation, one_judge
-from deltalearn.evaluate.alpaca.bootstrap import DRAWS, bootstrap
-from deltalearn.evaluate.alpaca.length import Judged, length_controlled
+from deltalearn.evaluate.alpaca.length_control import (
+    FULL,
+    MINIMAL,
+    Judged,
+    length_controlled,
+    pseudo_scores,
+)
 from deltalearn.evaluate.alpaca.length_data import Sides
-from deltalearn.evaluate.alpaca.winrate import WinRate, win_rate
+from deltalearn.judge.verdicts import Annotation, one_judge
 from deltalearn.util.files import digest
 
 FULL_N = 805  # instructions of AlpacaEval
+
+
+@dataclass(frozen=True)
+class WinRate:
+    """Counts over the n scored instructions.
+
+    Attributes:
+        win_rate: Mean preference for the model, in [0, 1] (alpaca_eval's leaderboard: times 100).
+        standard_error: s / sqrt(n), ddof 1; NaN if n is 1.
+        wins: Preferences above a half; so losses, below, and ties, exactly there.
+        unscored: Replies that could not be read, left out of everything here.
+        mean_length: Characters of the model's responses.
+    """
+
+    win_rate: float
+    standard_error: float
+    wins: int
+    losses: int
+    ties: int
+    n: int
+    unscored: int
+    mean_length: float
+
+    @property
+    def discrete(self) -> float:
+        """Share of wins, a tie counting half."""
+        return (self.wins + self.ties / 2) / self.n
+
+
+def win_rate(annotations: Sequence[Annotation]) -> WinRate:
+    """The raw win rate of one model. UserError if no reply could be read."""
+    scored = [a for a in annotations if a.scored]
+    if not scored:
+        fault = next((a.verdict.fault for a in annotations if a.verdict.fault), "none is given")
+        raise UserError(
+            f"none of {len(annotations)} comparisons has a preference; the first fault: {fault}"
+        )
+    score = np.array([a.score for a in scored])
+    n = len(score)
+    return WinRate(
+        win_rate=float(score.mean()),
+        standard_error=float(score.std(ddof=1) / math.sqrt(n)) if n > 1 else math.nan,
+        wins=int((score > 0.5).sum()),
+        losses=int((score < 0.5).sum()),
+        ties=int((score == 0.5).sum()),
+        n=n,
+        unscored=len(annotations) - n,
+        mean_length=float(np.mean([len(a.pair.output_2) for a in scored])),
+    )
 
 
 def item_rows(annotations: Sequence[Annotation]) -> list[dict[str, Any]]:
@@ -42,49 +98,50 @@ def item_rows(annotations: Sequence[Annotation]) -> list[dict[str, Any]]:
     ]
 
 
-def summary(
-    annotations: Sequence[Annotation],
-    sides: Sides | None = None,
-    *,
-    full_n: int = FULL_N,
-    instructions: Sequence[str] | None = None,
-    draws: int = DRAWS,
-    seed: int = 0,
-) -> dict[str, Any]:
+def summary(annotations: Sequence[Annotation], sides: Sides | None = None) -> dict[str, Any]:
     """The benchmark's entry in results.json, with the details under "alpaca_eval".
 
-    score: the length-controlled win rate in [0, 1], full if there are side files, else minimal;
-    `metric` says which. stderr: of the bootstrap that refits. full_n: instructions of the whole
-    set. instructions: that set in the order of the references, which the full length control needs
-    if the annotations are a subset.
-    UserError if judges or reference models are mixed, or nothing could be read.
+    score: the length-controlled win rate in [0, 1]; `metric` says which, full where there are side
+    files of just these instructions, else minimal. stderr: of the jackknife.
+
+    Args:
+        annotations: Of a whole set, in the order of the reference outputs.
+        sides: The side files of the full length control.
+
+    Raises:
+        UserError: If judges or reference models are mixed, or nothing could be read.
     """
     judge, reference = one_judge(annotations), one_reference(annotations)
     raw = win_rate(annotations)
-    judged = Judged.from_annotations(annotations, instructions)
+    notes = []
+    if sides is not None and len(sides.difficulty) != len(annotations):
+        notes.append(
+            f"the side files of the {FULL!r} win rate are of {len(sides.difficulty)} instructions, "
+            f"and {len(annotations)} are judged: it is {MINIMAL!r}"
+        )
+        sides = None
+    judged = Judged.from_annotations(annotations)
     controlled = length_controlled(judged, sides)
-    rates = bootstrap({"model": judged}, sides, draws=draws, seed=seed)["model"]
-    plain = rates.length_controlled
-    details = {
-        "judge": asdict(judge) | {"shown": judge.shown},
-        "reference": reference,
-        "win_rate": asdict(raw) | {"discrete": raw.discrete},
-        "length_controlled": asdict(controlled)
-        | {"maximum_likelihood": plain.point, "interval": plain.interval, "draws": draws},
-        "sides": dict(sides.sha256) if sides else None,
-        "comparisons": counts(annotations),
-    }
+    error = float(pseudo_scores(judged).std(ddof=1) / math.sqrt(raw.n))
+    made = counts(annotations)
     return {
         "score": controlled.win_rate,
         "metric": controlled.name,
         "aggregation": "mean",
         "n": raw.n,
-        "full_n": full_n,
-        "subset": len(annotations) < full_n,
-        "stderr": plain.standard_error,
-        "notes": _notes(raw, details["comparisons"], controlled.notes, controlled.name),
+        "full_n": FULL_N,
+        "subset": len(annotations) < FULL_N,
+        "stderr": error,
+        "notes": notes + _notes(raw, made, controlled.notes, controlled.name),
         "judge": judge.shown,
-        "alpaca_eval": details,
+        "alpaca_eval": {
+            "judge": asdict(judge) | {"shown": judge.shown},
+            "reference": reference,
+            "win_rate": asdict(raw) | {"discrete": raw.discrete},
+            "length_controlled": asdict(controlled),
+            "sides": dict(sides.sha256) if sides else None,
+            "comparisons": made,
+        },
     }
 
 
@@ -118,69 +175,8 @@ def one_reference(annotations: Sequence[Annotation]) -> str:
     return names[0]
 
 
-def comparison_table(
-    models: Mapping[str, Sequence[Annotation]],
-    sides: Sides | None = None,
-    *,
-    instructions: Sequence[str] | None = None,
-    draws: int = DRAWS,
-    seed: int = 0,
-) -> list[dict[str, Any]]:
-    """One row per model, rates in [0, 1], all of one judge against one reference.
-
-    instructions: as for `summary`; by default the order of the first model's annotations.
-    UserError if they were judged by two judges, against two references or on other instructions;
-    an instruction without a preference for one model counts for none.
-    """
-    everything = [a for annotations in models.values() for a in annotations]
-    judge, reference = one_judge(everything), one_reference(everything)
-    shared = _shared(models)
-    order = instructions or [a.instruction for a in next(iter(models.values()))]
-    judged = {name: Judged.from_annotations(rows, order) for name, rows in shared.items()}
-    rates = bootstrap(judged, sides, draws=draws, seed=seed)
-    table = []
-    for name, rows in shared.items():
-        raw, controlled = win_rate(rows), length_controlled(judged[name], sides)
-        table.append(
-            {
-                "model": name,
-                "judge": judge.shown,
-                "reference": reference,
-                "n": raw.n,
-                "left_out": len(models[name]) - raw.n,
-                "win_rate": raw.win_rate,
-                "standard_error": raw.standard_error,
-                controlled.name: controlled.win_rate,
-                f"{controlled.name}: bootstrap standard error": rates[
-                    name
-                ].length_controlled.standard_error,
-                "wins": raw.wins,
-                "losses": raw.losses,
-                "ties": raw.ties,
-                "mean_length": raw.mean_length,
-            }
-        )
-    return table
-
-
-def _shared(models: Mapping[str, Sequence[Annotation]]) -> dict[str, list[Annotation]]:
-    """Each model's annotations of the instructions scored for all, in the first's order."""
-    first = next(iter(models))
-    order = [a.instruction for a in models[first]]
-    for name, rows in models.items():
-        if sorted(a.instruction for a in rows) != sorted(order):
-            raise UserError(f"{name} was judged on other instructions than {first}")
-    by_model = {name: {a.instruction: a for a in rows} for name, rows in models.items()}
-    kept = [i for i in order if all(rows[i].scored for rows in by_model.values())]
-    return {name: [rows[i] for i in kept] for name, rows in by_model.items()}
-
-
 def _notes(raw: WinRate, made: dict[str, Any], control: Sequence[str], name: str) -> list[str]:
-    notes = [
-        f"{name} win rate; its stderr is a bootstrap over instructions that refits by maximum "
-        "likelihood",
-        *control,
-    ]
+    notes = [f"{name} win rate; its stderr is a jackknife of the minimal one", *control]
     if raw.unscored:
         told = ", ".join(f"{number} {kind}" for kind, number in made["faults"].items())
         notes.append(f"{raw.unscored} replies of the judge have no preference ({told}): left out")

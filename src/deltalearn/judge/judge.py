@@ -16,10 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deltalearn.evaluate.alpaca.annotations import ERROR, UNREACHED, JudgeIdentity, Verdict
-from deltalearn.evaluate.alpaca.evaluator import PLACES, PUBLISHED, Evaluator, load_evaluator
-from deltalearn.evaluate.alpaca.outputs import Pair, clean
-from deltalearn.evaluate.alpaca.reading import READERS, Malformed, Reply
+from deltalearn.judge.evaluator import PLACES, PUBLISHED, Evaluator, load_evaluator
+from deltalearn.judge.replies import READERS, Malformed, Reply
+from deltalearn.judge.verdicts import ERROR, UNREACHED, JudgeIdentity, Pair, Verdict, clean
 from deltalearn.records import Message
 from deltalearn.util.files import canonical_json
 
@@ -109,24 +108,26 @@ def load_judge(
     evaluator: str | Path | Evaluator = PUBLISHED,
     model: str | None = None,
     *,
-    settings: Mapping[str, Any] | None = None,
     text_only: bool = False,
-    seed: int = 0,
 ) -> Judge:
     """A judge of a published evaluator, or of a file of one's own.
 
-    model: who answers, by default the evaluator's. settings: changes to its request. text_only: for
-    servers without log-probabilities, the verdict is the text; another judge, and called so.
-    UserError as of `load_evaluator`.
+    Args:
+        evaluator: Its name in alpaca_eval, or a YAML file in the same format.
+        model: Who answers, by default whom the evaluator was published for.
+        text_only: For servers without log-probabilities the verdict is the text; that is another
+            judge, and it is called so.
+
+    Raises:
+        UserError: As of `load_evaluator`.
     """
     if not isinstance(evaluator, Evaluator):
         evaluator = load_evaluator(evaluator)
     parser, asked = evaluator.parser, dict(evaluator.settings)
-    if text_only and parser == "logprob_parser":
+    if text_only:
         parser = "text"
         asked = {k: v for k, v in asked.items() if "logprobs" not in k}
-    asked |= settings or {}
-    return Judge(evaluator, model or evaluator.model, asked, parser, seed)
+    return Judge(evaluator, model or evaluator.model, asked, parser)
 
 
 def defused(text: str) -> str:

@@ -18,29 +18,17 @@ from pathlib import Path
 
 import pytest
 from helpers.data import DATA
-from hypothesis import given
-from hypothesis import strategies as st
 
 from deltalearn.errors import UserError
-from deltalearn.evaluate.alpaca import evaluator as evaluators
-from deltalearn.evaluate.alpaca.annotate import annotate
-from deltalearn.evaluate.alpaca.annotations import one_judge, read_annotations, write_annotations
-from deltalearn.evaluate.alpaca.cache import VerdictCache
-from deltalearn.evaluate.alpaca.evaluator import PUBLISHED, load_evaluator, parse_template
-from deltalearn.evaluate.alpaca.judge import Judge, load_judge
-from deltalearn.evaluate.alpaca.outputs import Pair
-from deltalearn.evaluate.alpaca.reading import (
-    READERS,
-    Malformed,
-    Reply,
-    by_logprob,
-    by_pattern,
-    by_pipeline,
-    by_ranking,
-    by_text,
-)
-from deltalearn.evaluate.alpaca.result import comparison_table, counts, item_rows, summary
-from deltalearn.evaluate.alpaca.winrate import win_rate
+from deltalearn.evaluate.alpaca.annotations import read_annotations, write_annotations
+from deltalearn.evaluate.alpaca.result import counts, item_rows, summary, win_rate
+from deltalearn.judge import evaluator as evaluators
+from deltalearn.judge.annotate import annotate
+from deltalearn.judge.cache import VerdictCache
+from deltalearn.judge.evaluator import PUBLISHED, load_evaluator, parse_template
+from deltalearn.judge.judge import Judge, load_judge
+from deltalearn.judge.replies import Malformed, Reply, by_logprob, by_text
+from deltalearn.judge.verdicts import Pair, one_judge
 
 GAMED = DATA / "alpaca_eval" / "gpt4_gamed" / "annotations.json.gz"
 NEEDS_PACKAGE = "alpaca_eval cannot be imported (it needs setuptools<81)"
@@ -73,14 +61,14 @@ CONFIG = """\
 
 @pytest.fixture
 def write(tmp_path) -> Callable[..., Path]:
-    """`write(name, template, config)` -> the folder of an evaluator."""
+    """`write(name, template, config)` -> the file of an evaluator."""
 
     def make(name: str = "own", template: str = TEMPLATE, config: str = CONFIG) -> Path:
         folder = tmp_path / "evaluators" / name
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "prompt.txt").write_text(template)
         (folder / "configs.yaml").write_text(config.format(name=name))
-        return folder
+        return folder / "configs.yaml"
 
     return make
 
@@ -231,59 +219,15 @@ def test_malformed_logprobs(reply):
         by_logprob(reply, **WEIGHTED)
 
 
-PATTERNS = {"outputs_to_match": {1: r"(?:^|\n) ?Output \(a\)", 2: r"(?:^|\n) ?Output \(b\)"}}
-PIPELINE = {
-    "parsers_to_kwargs": {
-        "json_parser": {"annotation_key": "ordered_models"},
-        "ranking_parser": {"model_1_name": "m"},
-    }
-}
-
-
 @pytest.mark.parametrize(
-    ("read", "options", "text", "seen"),
-    [
-        (by_pattern, PATTERNS, "Output (a)", 1),
-        (by_pattern, PATTERNS, "I say:\nOutput (b), by far", 2),
-        (by_pattern, PATTERNS, "Output (a)\nOutput (b)", None),
-        (by_pattern, PATTERNS, "Both are good", None),
-        (by_pattern, PATTERNS, "", None),
-        (by_ranking, {}, "[{'model': 'model_1', 'rank': 1}, {'model': 'model_2', 'rank': 2}]", 1),
-        (by_ranking, {}, "[{'model': 'model_2', 'rank': 1}, {'model': 'model_1', 'rank': 2}]", 2),
-        (by_ranking, {}, "[{'model': 'model_1', 'rank': 3}]", None),
-        (by_ranking, {}, "[{'model': 'model_1', 'rank': True}]", None),
-        (by_ranking, {}, "[{'model': 'model_1'}]", None),
-        (by_ranking, {}, "__import__('os').abort()", None),
-        (by_ranking, {}, "[" * 50_000, None),
-        (by_ranking, {}, "-" * 20_000 + "1", None),
-        (by_ranking, {}, "7", None),
-        (by_pipeline, PIPELINE, '{"ordered_models": [{"model": "m", "rank": 2}]}', 2),
-        (by_pipeline, PIPELINE, '```json{"ordered_models": [{"model": "m", "rank": 1}]}```', 1),
-        (by_pipeline, PIPELINE, '{"ordered_models": 3}', None),
-        (by_pipeline, PIPELINE, "[" * 19_000, None),
-        (by_text, WEIGHTED, " m\n", 1),
-        (by_text, WEIGHTED, "M", 2),
-        (by_text, WEIGHTED, "model m", None),
-        (by_text, WEIGHTED, "", None),
-    ],
+    ("text", "seen"), [(" m\n", 1), ("M", 2), ("model m", None), ("", None), ("[" * 50_000, None)]
 )
-def test_texts(read, options, text, seen):
+def test_texts(text, seen):
     if seen is None:
         with pytest.raises(Malformed):
-            read(Reply(text), **options)
+            by_text(Reply(text), **WEIGHTED)
     else:
-        assert read(Reply(text), **options) == seen
-
-
-@given(
-    st.text(alphabet=st.characters()) | st.text("[]{}'\"model_1rank: 2,()-\\`json\n", max_size=60)
-)
-def test_any_text_is_a_verdict_or_malformed(text):
-    for read, options in ((by_pattern, PATTERNS), (by_ranking, {}), (by_pipeline, PIPELINE)):
-        try:
-            assert read(Reply(text), **options) in (1, 2)
-        except Malformed as error:
-            assert str(error)
+        assert by_text(Reply(text), **WEIGHTED) == seen
 
 
 CHOICE = {
@@ -363,10 +307,12 @@ def test_replies_must_be_as_many_as_questions(judge):
         annotate(pairs(3), judge, lambda _, keep: keep(1, says(1.0)))
 
 
-def test_an_instruction_is_judged_once(judge):
-    with pytest.raises(UserError, match="'question 0' 2 times"):
-        annotate(pairs(1) * 2, judge, Asked(prefers_good))
-    assert annotate([], judge, Asked(prefers_good)) == []
+def test_a_comparison_is_judged_once(judge):
+    asked = Asked(prefers_good)
+    first, again = annotate(pairs(1) * 2, judge, asked)
+    assert first == again
+    assert len(asked.seen) == 1
+    assert annotate([], judge, asked) == []
 
 
 # -- cache ------------------------------------------------------------------------------------
@@ -395,7 +341,7 @@ def test_whatever_makes_another_judge_or_comparison_is_asked(judge, write, cache
     others = [
         load_judge(folder),
         load_judge(judge.evaluator, "judge-2"),
-        load_judge(judge.evaluator, settings={"temperature": 1}),
+        dataclasses.replace(judge, settings={**judge.settings, "temperature": 1}),
         dataclasses.replace(judge, seed=1),
     ]
     for other in others:
@@ -421,14 +367,11 @@ def test_a_crash_costs_nothing_that_was_answered(judge, cache):
     assert len(asked.seen) == 5
 
 
-def test_unread_replies_are_asked_again_only_on_demand(judge, cache):
+def test_unread_replies_are_kept_as_they_are(judge, cache):
     annotate(pairs(4), judge, Asked(lambda _: Reply("hm")), cache)
     asked = Asked(prefers_good)
     assert not any(a.scored for a in annotate(pairs(4), judge, asked, cache))
     assert asked.seen == []
-    assert all(a.scored for a in annotate(pairs(4), judge, asked, cache, retry=True))
-    assert all(a.scored for a in annotate(pairs(4), judge, asked, cache))
-    assert len(asked.seen) == 4
 
 
 def test_every_row_of_the_cache_names_its_judge(judge, cache, tmp_path):
@@ -455,22 +398,15 @@ def test_identity_holds_name_model_prompt_and_reading(judge, write):
     assert text.verdict(pairs(1)[0], Reply("m")).preference in (1, 2)
 
 
-def test_judges_never_share_a_table(judge):
+def test_judges_never_share_a_table(judge, tmp_path):
     ours = annotate(pairs(6), judge, Asked(prefers_good))
     others = annotate(pairs(6), load_judge(judge.evaluator, "judge-2"), Asked(prefers_good))
     with pytest.raises(UserError, match=r"own \(judge-1\) and own \(judge-2\).*differ in model"):
-        comparison_table({"a": ours, "b": others})
+        one_judge([*ours, *others])
     with pytest.raises(UserError, match="two judges"):
         summary([*ours[:3], *others[3:]])
-
-
-def test_a_table_of_one_judge(judge, tmp_path):
-    pytest.importorskip("sklearn")
-    ours = annotate(pairs(6), judge, Asked(prefers_good))
     write_annotations(tmp_path / "ours.json", ours)
     assert one_judge(read_annotations(tmp_path / "ours.json")) == judge.identity
-    table = comparison_table({"a": ours, "b": read_annotations(tmp_path / "ours.json")}, draws=10)
-    assert [row["judge"] for row in table] == ["own (judge-1)"] * 2
 
 
 # -- hostile texts ----------------------------------------------------------------------------
@@ -535,13 +471,10 @@ def test_replies_are_hostile_too(judge, cache, tmp_path):
 
 
 def test_templates_are_split_before_they_are_filled():
-    messages, chat = parse_template(TEMPLATE)
-    assert chat
+    messages = parse_template(TEMPLATE)
     assert [m["role"] for m in messages] == ["system", "user"]
-    assert parse_template("\nHuman: {instruction}\n") == (
-        ({"role": "user", "content": "Human: {instruction}"},),
-        False,
-    )
+    plain = ({"role": "user", "content": "Human: {instruction}"},)
+    assert parse_template("\nHuman: {instruction}\n") == plain
     with pytest.raises(UserError, match="a turn of 'tool'"):
         parse_template("<|im_start|>tool\nx<|im_end|>")
 
@@ -550,7 +483,8 @@ def test_templates_are_split_before_they_are_filled():
     ("template", "config", "problem"),
     [
         (TEMPLATE, CONFIG.replace("batch_size: 1", "batch_size: 5"), "several comparisons"),
-        (TEMPLATE, CONFIG.replace("logprob_parser", "lmsys_parser"), "lmsys_parser is not supp"),
+        (TEMPLATE, CONFIG.replace("logprob_parser", "regex_parser"), "regex_parser, which is not"),
+        (TEMPLATE, CONFIG.replace("  fn_completion_parser", "  none"), "regex_parser, which is"),
         (TEMPLATE, CONFIG.replace("is_binarize", "is_nonsense"), "these options"),
         (TEMPLATE, CONFIG.replace("max_tokens: 1", "trust_remote_code: true"), "would run code"),
         (TEMPLATE.replace("{output_2}", ""), CONFIG, "is needed once"),
@@ -567,14 +501,6 @@ def test_evaluators_that_are_not_supported(template, config, problem, write):
         load_evaluator(write("own", template, config))
 
 
-def test_bad_patterns_are_found_before_anything_is_asked(write):
-    config = CONFIG.split("  fn_completion_parser")[0]
-    good = config + "  completion_parser_kwargs: {{outputs_to_match: {{1: 'a', 2: 'b'}}}}\n"
-    assert load_evaluator(write(config=good)).parser == "regex_parser"
-    with pytest.raises(UserError, match="these options"):
-        load_evaluator(write(config=good.replace("'a'", "'(a'")))
-
-
 def test_without_the_package_the_remedy_is_named(monkeypatch):
     monkeypatch.setattr(evaluators.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="pip install alpaca_eval"):
@@ -582,7 +508,7 @@ def test_without_the_package_the_remedy_is_named(monkeypatch):
 
 
 def test_prompts_are_read_from_a_package_that_cannot_be_imported(write, monkeypatch, tmp_path):
-    root = write().parent.parent
+    root = write().parent.parent.parent
     (root / "evaluators").rename(root / "evaluators_configs")
     spec = types.SimpleNamespace(submodule_search_locations=[str(root)])
     monkeypatch.setattr(evaluators.importlib.util, "find_spec", lambda name: spec)
@@ -621,13 +547,13 @@ def test_prompts_are_those_of_alpaca_eval(package, monkeypatch):
         frame = pd.DataFrame([dataclasses.asdict(pair)])
         (prompt,), _ = theirs._make_prompts(theirs._preprocess(frame))
         ours = judge.conversation(pair)
-        if judge.evaluator.chat:
+        if "<|im_start|>" in prompt:
             assert ours == package.prompt_to_chatml(prompt.strip())
         else:
             assert ours[0]["content"] == prompt.strip()
         tried.append(name)
     assert PUBLISHED in tried
-    assert len(tried) > 20
+    assert len(tried) > 10
 
 
 def test_order_is_that_of_alpaca_eval(package, judge):
@@ -659,15 +585,3 @@ def test_readings_are_those_of_alpaca_eval(package):
                 assert by_logprob(Reply("", (top,)), **options) == pytest.approx(expected)
             except Malformed:
                 assert math.isnan(expected)
-    for name, options, text in (
-        ("regex_parser", PATTERNS, "so:\n Output (b)."),
-        ("regex_parser", PATTERNS, "Output (a)"),
-        ("ranking_parser", {}, "[{'model': 'model_1', 'rank': 2}]"),
-        ("pipeline_meta_parser", PIPELINE, '{"ordered_models": [{"model": "m", "rank": 2}]}'),
-    ):
-        copied = json.loads(json.dumps(options), object_hook=_integer_keys)
-        assert [READERS[name](Reply(text), **options)] == getattr(theirs, name)(text, **copied)
-
-
-def _integer_keys(value: dict) -> dict:
-    return {int(k) if k.isdigit() else k: v for k, v in value.items()}

@@ -1,4 +1,4 @@
-"""A model's answers beside those of the reference, aligned by the text of the instruction."""
+"""A model's responses beside those of the reference, aligned by the text of the instruction."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from deltalearn.errors import UserError
+from deltalearn.judge.verdicts import Pair, clean
 
 SHOWN = 70  # characters of an instruction in an error
 
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """One answer. generator: the model's name. dataset: source of the instruction, or ""."""
+    """One response. generator: the model's name. dataset: source of the instruction, or ""."""
 
     instruction: str
     output: str
@@ -25,41 +26,25 @@ class Output:
     dataset: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Pair:
-    """What is compared: output_1 is the reference's, output_2 the model's."""
+def read_outputs(path: Path) -> list[Output]:
+    """The responses in a JSON list of {instruction, output, generator, dataset}, perhaps gzipped.
 
-    instruction: str
-    output_1: str
-    output_2: str
-    generator_1: str
-    generator_2: str
-    dataset: str = ""
-
-
-def read_outputs(path: Path, generator: str | None = None) -> list[Output]:
-    """The answers in a JSON list of {instruction, output, generator, dataset}, perhaps gzipped.
-
-    generator: for files that do not name their model. UserError at the first row that is no answer.
+    UserError at the first row that is none.
     """
     outputs = []
     for where, row in rows_of(path):
-        name = row.get("generator") or generator
-        if not name:
+        if not row.get("generator"):
             raise UserError(f"{where}: no generator; say which model wrote these answers")
-        dataset = row.get("dataset") or ""
         instruction, output = (text_of(row, key, where) for key in ("instruction", "output"))
-        outputs.append(Output(instruction, output, clean(str(name)), clean(str(dataset))))
+        names = (clean(str(row.get(key) or "")) for key in ("generator", "dataset"))
+        outputs.append(Output(instruction, output, *names))
     return outputs
 
 
-def pair_up(
-    outputs: Sequence[Output], references: Sequence[Output], *, subset: bool = False
-) -> list[Pair]:
+def pair_up(outputs: Sequence[Output], references: Sequence[Output]) -> list[Pair]:
     """One pair per instruction, in the order of the references.
 
-    subset: whether `outputs` may leave out instructions; what is left out is then not judged.
-    UserError if an instruction comes twice, has no answer, or is unknown to the references.
+    UserError if an instruction comes twice, has no response, or is unknown to the references.
     """
     if not outputs or not references:
         raise UserError("no answers to compare: the outputs or the references are empty")
@@ -75,16 +60,14 @@ def pair_up(
             f"first {shown(unknown[0])}; give the references of the same set, and the instructions "
             "exactly as they are there"
         )
-    missing = [i for i in theirs if i not in ours]
-    if missing and not subset:
+    if missing := [i for i in theirs if i not in ours]:
         raise UserError(
             f"{len(missing)} of {len(theirs)} instructions have no output, the first "
-            f"{shown(missing[0])}; answer them all, or say that this is a subset"
+            f"{shown(missing[0])}; answer them all"
         )
-    pairs = [(r, ours[r.instruction]) for r in references if r.instruction in ours]
     return [
         Pair(r.instruction, r.output, o.output, r.generator, o.generator, r.dataset or o.dataset)
-        for r, o in pairs
+        for r, o in ((r, ours[r.instruction]) for r in references)
     ]
 
 
@@ -125,11 +108,6 @@ def text_of(row: Mapping[str, Any], key: str, where: str) -> str:
     if not isinstance(value, str):
         raise UserError(f"{where}: {key} must be a string, not {type(value).__name__}")
     return clean(value)
-
-
-def clean(text: str) -> str:
-    """`text` with half surrogate pairs, which no file or request can hold, as question marks."""
-    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def shown(text: str) -> str:

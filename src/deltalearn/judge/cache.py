@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from deltalearn.evaluate.alpaca.annotations import JudgeIdentity, Verdict
+from deltalearn.judge.verdicts import JudgeIdentity, Verdict
 from deltalearn.util.kvstore import KeyValueStore
 
 FILE = "judge_verdicts.sqlite"  # beside the answers that are judged

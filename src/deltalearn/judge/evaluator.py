@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from deltalearn.errors import UserError
-from deltalearn.evaluate.alpaca.reading import reading_problems
+from deltalearn.judge.replies import reading_problems
 from deltalearn.records import ROLES, Message
 
 PUBLISHED = "weighted_alpaca_eval_gpt4_turbo"  # of the AlpacaEval 2 leaderboard
@@ -30,17 +30,20 @@ DEFAULT_PARSER = "regex_parser"
 class Evaluator:
     """One judge's prompt and reading.
 
-    messages: of the template, with the places {instruction}, {output_1} and {output_2}. chat:
-    whether the template marks turns; a plain one is a single user turn. model: for whom it was
-    published. settings: of a request (max_tokens, temperature, logprobs, ...). decoder:
-    alpaca_eval's function that asks. parser, options: how a reply is read. swaps: whether the order
-    of the two answers is drawn. prompt: SHA-256 of the template. version: of alpaca_eval, "" for a
-    file of one's own.
+    Attributes:
+        name: In alpaca_eval, or in the file of one's own.
+        messages: Of the template, with the places {instruction}, {output_1} and {output_2}.
+        model: For whom it was published.
+        settings: Of a request (max_tokens, temperature, logprobs, ...).
+        decoder: alpaca_eval's name for the API of the judge.
+        parser: How a reply is read, with the keyword arguments `options`.
+        swaps: Whether the order of the two responses is drawn.
+        prompt: SHA-256 of the template.
+        version: Of alpaca_eval, "" for a file of one's own.
     """
 
     name: str
     messages: tuple[Message, ...]
-    chat: bool
     model: str
     settings: Mapping[str, Any]
     decoder: str
@@ -52,36 +55,35 @@ class Evaluator:
 
 
 def load_evaluator(name: str | Path = PUBLISHED) -> Evaluator:
-    """The evaluator of this name in alpaca_eval, or in a YAML file or folder of one's own.
+    """The evaluator of this name in alpaca_eval, or in a YAML file of one's own.
 
-    UserError if it is not there, or does what is not supported (several comparisons in one prompt).
+    UserError if it is not there, or does what is not supported (several comparisons in one prompt,
+    replies that are read by something else than log-probabilities).
     """
-    path, version = Path(name), ""
-    if not (path.is_file() or (path / "configs.yaml").is_file()):
-        folder, version = _package()
-        path = folder / str(name)
-        if Path(name).name != str(name) or not (path / "configs.yaml").is_file():
-            known = sorted(p.parent.name for p in folder.glob("*/configs.yaml"))
-            raise UserError(
-                f"alpaca_eval has no evaluator {str(name)!r}; it has {', '.join(known)}"
-            )
-    if path.is_dir():
-        path = path / "configs.yaml"
-    return _read(path, version)
+    if Path(name).is_file():
+        return _read(Path(name), "")
+    folder, version = _package()
+    known = {path.parent.name: path for path in folder.glob("*/configs.yaml")}
+    if str(name) not in known:
+        usable = sorted(n for n, path in known.items() if "logprob_parser" in path.read_text())
+        raise UserError(
+            f"{name}: neither a file nor an evaluator of alpaca_eval; it has {', '.join(usable)}"
+        )
+    return _read(known[str(name)], version)
 
 
-def parse_template(text: str) -> tuple[tuple[Message, ...], bool]:
-    """(messages, whether turns are marked) of a template, as alpaca_eval splits it."""
+def parse_template(text: str) -> tuple[Message, ...]:
+    """Messages of a template, split as alpaca_eval does; without marks, one turn of the user."""
     text = text.strip()
     if not text.startswith(START):
-        return (Message(role="user", content=text),), False
+        return (Message(role="user", content=text),)
     messages = []
     for turn in text.split(START)[1:]:
         role, _, rest = turn.partition("\n")
         if role.strip() not in ROLES:
             raise UserError(f"a judge's prompt has a turn of {role.strip()!r}; known: {ROLES}")
         messages.append(Message(role=role.strip(), content=rest.split(END, 1)[0].strip()))
-    return tuple(messages), True
+    return tuple(messages)
 
 
 def _package() -> tuple[Path, str]:
@@ -124,11 +126,9 @@ def _read(path: Path, version: str) -> Evaluator:
         raise UserError(
             f"{path}: {problems[0]}; use another evaluator, or give annotations that exist"
         )
-    messages, chat = parse_template(template)
     return Evaluator(
         name=str(name),
-        messages=messages,
-        chat=chat,
+        messages=parse_template(template),
         model=model,
         settings=settings,
         decoder=config.get("fn_completions") or "openai_completions",

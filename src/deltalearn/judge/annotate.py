@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from deltalearn.evaluate.alpaca.annotations import TIE, Annotation, Verdict
-from deltalearn.evaluate.alpaca.cache import VerdictCache
-from deltalearn.evaluate.alpaca.judge import Judge
-from deltalearn.evaluate.alpaca.outputs import Pair, once
-from deltalearn.evaluate.alpaca.reading import Reply
+from deltalearn.judge.cache import VerdictCache
+from deltalearn.judge.judge import Judge
+from deltalearn.judge.replies import Reply
+from deltalearn.judge.verdicts import TIE, Annotation, Pair, Verdict
 from deltalearn.records import Message
 from deltalearn.util.files import digest
 
@@ -22,18 +21,16 @@ def annotate(
     ask: Ask,
     cache: VerdictCache | None = None,
     *,
-    retry: bool = False,
     say: Callable[[str], None] | None = None,
 ) -> list[Annotation]:
     """Have pairs judged; equal answers are ties and are not asked.
 
     Args:
-        pairs: One comparison each; no instruction twice.
+        pairs: One comparison each; what comes twice is asked once.
         judge: Who compares.
         ask: How the judge is asked. What it raises goes through.
         cache: What was judged before. Each reply is in it before the next one is looked at; a judge
             that could not be asked is asked the next time.
-        retry: Whether to ask again what has no preference in the cache.
         say: Is told how much there is to ask.
 
     Returns:
@@ -41,23 +38,18 @@ def annotate(
 
     Raises:
         ValueError: `ask` did not give a reply for each conversation.
-        UserError: An instruction comes twice.
     """
-    if not pairs:
-        return []
-    once(pairs, "the pairs")
     identity = judge.identity
     keys = [comparison_key(pair, judge.seed) for pair in pairs]
     verdicts = cache.get(identity, keys) if cache else {}
     verdicts = {key: v for key, v in verdicts.items() if v.lasting}
-    if retry:
-        verdicts = {key: v for key, v in verdicts.items() if v.preference is not None}
-    todo: list[tuple[str, Pair]] = []
+    wanted: dict[str, Pair] = {}
     for key, pair in zip(keys, pairs, strict=True):
         if pair.output_1 == pair.output_2:
             verdicts[key] = Verdict(TIE, swapped=judge.swapped(pair.instruction), asked=False)
         elif key not in verdicts:
-            todo.append((key, pair))
+            wanted[key] = pair
+    todo = list(wanted.items())
     if say and todo:
         say(f"{identity.shown}: {len(todo)} comparisons to make, {len(pairs) - len(todo)} known")
 
