@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from deltalearn.judge.verdicts import JudgeIdentity, Verdict
 from deltalearn.util.kvstore import KeyValueStore
@@ -46,7 +47,7 @@ class VerdictCache:
         )
 
 
-def _verdict(text: str) -> Verdict:
+def _verdict(text: Any) -> Verdict:
     value = json.loads(text)["verdict"]
     value["marks"] = tuple(value["marks"])
     value["logprobs"] = value["logprobs"] and tuple(value["logprobs"])

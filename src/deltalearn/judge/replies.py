@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,7 +95,7 @@ def by_text(
     return 1.0 if text == numerator_token else 2.0
 
 
-READERS = {"logprob_parser": by_logprob, "text": by_text}
+READERS: dict[str, Callable[..., float]] = {"logprob_parser": by_logprob, "text": by_text}
 
 
 def reading_problems(parser: str, options: Mapping[str, Any]) -> list[str]:
