@@ -1,4 +1,4 @@
-"""The small typed records in which the stages meet."""
+"""The small typed records that stages pass to each other."""
 
 from __future__ import annotations
 
@@ -17,13 +17,23 @@ class Message(TypedDict):
 
 
 class Unusable(Exception):
-    """A row that is no prompt; the text says why."""
+    """A row that cannot be used as a prompt; the text of the exception says why."""
 
 
 def conversation(value: Any, column: str) -> tuple[Message, ...]:
-    """The cell of `column`, a string or a list of messages, as messages; Unusable if it is neither.
+    """Read a cell of a row as a conversation.
 
     Whose turn is last is left to the caller: see `ends_with_user`.
+
+    Args:
+        value: A string, read as one user turn, or a list of messages.
+        column: Name of the cell's column, for error messages.
+
+    Returns:
+        At least one message.
+
+    Raises:
+        Unusable: If the cell is neither, or if a message has no role or no text.
     """
     if isinstance(value, str):
         value = [{"role": "user", "content": value}]
@@ -33,14 +43,26 @@ def conversation(value: Any, column: str) -> tuple[Message, ...]:
 
 
 def ends_with_user(messages: tuple[Message, ...]) -> tuple[Message, ...]:
-    """`messages`, if they wait for an answer; Unusable otherwise."""
+    """Return `messages` if they wait for an answer.
+
+    Raises:
+        Unusable: If the last turn is not the user's.
+    """
     if messages[-1]["role"] != "user":
         raise Unusable(f"the last turn must be the user's, not the {messages[-1]['role']}'s")
     return messages
 
 
 def seen_messages(prompt: Iterable[Message], system: str | None) -> tuple[Message, ...]:
-    """The prompt's turns, behind a system turn unless it has its own."""
+    """Put a system turn before a prompt that has none.
+
+    Args:
+        prompt: The prompt's own turns.
+        system: Text of the system turn; None leaves the prompt as it is.
+
+    Returns:
+        All that the model sees.
+    """
     turns = tuple(prompt)
     if system is None or turns[0]["role"] == "system":
         return turns
@@ -48,9 +70,16 @@ def seen_messages(prompt: Iterable[Message], system: str | None) -> tuple[Messag
 
 
 def refuse_tools(holder: Any, what: str) -> None:
-    """Unusable if a row or a turn has tools or calls of them.
+    """Refuse a row or a turn that has tools or calls of tools.
 
-    Only roles and texts are kept: without its tools it would be another question.
+    Only roles and texts are kept, so without its tools it would be another question.
+
+    Args:
+        holder: A row or a message; anything but a dict has no tools.
+        what: Name of the holder, for the error message.
+
+    Raises:
+        Unusable: If there are tools.
     """
     for name in ("tools", "tool_calls") if isinstance(holder, dict) else ():
         cell = holder.get(name)
@@ -81,7 +110,13 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to choose tokens. temperature 0 is greedy; top_p in (0, 1] keeps the nucleus."""
+    """Settings of the choice of tokens.
+
+    Attributes:
+        temperature: 0 decodes greedily.
+        top_p: Probability of the nucleus that is sampled from, in (0, 1].
+        max_tokens: Most tokens of an answer.
+    """
 
     temperature: float
     top_p: float
@@ -90,12 +125,16 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One answer wanted: what an engine is given. `key` identifies it by content.
+    """One answer wanted, as an engine is given it.
 
-    `messages` is what the model sees: the prompt's, with the system turn that its settings add.
-    `model` is the identity of the model (a fingerprint of its files, or the name under which a
-    server knows it). `settings_json` is canonical JSON of the settings that decide the answer, the
-    sample's number left out.
+    Attributes:
+        key: Identity by content; see `deltalearn.responses.requests.request_key`.
+        prompt: The prompt of the prompt set.
+        sample: Number of the answer among those to the same prompt, from 0.
+        messages: All that the model sees: the prompt, with the system turn that its settings add.
+        model: Identity of the model: a fingerprint of its files, or its name at a server.
+        settings_json: Canonical JSON of the settings that decide the answer, but for the sample's
+            number.
     """
 
     key: str
@@ -110,13 +149,21 @@ class Request:
 class Response:
     """One answer received, or the reason why there is none.
 
-    `finish_reason` is "stop" (the model ended its turn), "length" (cut at max_tokens) or "error".
-    `text` is the answer; a thinking trace before it is in `reasoning`, with its marks, so that
-    `reasoning + text` is all that was written, behind an opening mark where the prompt ended with
-    it. `token_ids` are of what was written, without the end-of-turn id;
-    empty where the engine does not give them, while `completion_tokens` counts them. `seconds`
-    from asking to having, `seed` what the engine was given, `tries` how often it was asked.
-    `error` and its kind, `fault`, are None unless finish_reason is "error".
+    Attributes:
+        key: That of the request.
+        text: The answer.
+        token_ids: Ids of what was written, without the end-of-turn id; empty where the engine gives
+            none.
+        finish_reason: "stop" (the model ended its turn), "length" (cut at max_tokens) or "error".
+        prompt_tokens: Tokens of the prompt.
+        error: Why there is no answer; None unless finish_reason is "error".
+        reasoning: The thinking trace before the answer, with its marks. `reasoning + text` is all
+            that was written, behind an opening mark where the prompt ended with it.
+        completion_tokens: Tokens written; None means as many as `token_ids`.
+        seconds: Time from asking to having the answer.
+        seed: The seed that the engine was given.
+        fault: Kind of the error; None unless finish_reason is "error".
+        tries: Number of times the request was asked.
     """
 
     key: str
@@ -134,7 +181,7 @@ class Response:
 
     @property
     def tokens(self) -> int:
-        """How many tokens the model wrote."""
+        """Number of tokens the model wrote."""
         given = self.completion_tokens
         return len(self.token_ids) if given is None else given
 

@@ -1,4 +1,4 @@
-"""What a run is going to ask, before it asks: requests, tokens and cost."""
+"""Estimate of a generate stage before it asks: requests, tokens and cost."""
 
 from __future__ import annotations
 
@@ -18,10 +18,17 @@ SAMPLE = 500  # requests whose prompt tokens are counted
 def estimate_generation(
     generator: Any, requests: Iterable[Request], store: Path, *, retry_errors: bool = False
 ) -> list[str]:
-    """Lines about one model.
+    """Estimate what one model will be asked.
 
-    generator: a pipeline.generator.Generator. store: need not be there. retry_errors: whether the
-    run would ask again what ended in an error.
+    Args:
+        respondent: The model as the pipeline knows it, with identity, settings, prices and, unless
+            a server has it, files.
+        requests: What it is asked; read several times.
+        store: The response store, which need not exist.
+        retry_errors: Count what ended in an error as still to ask.
+
+    Returns:
+        Lines of text for people.
     """
     known, again = {"tokens": 0.0, "answers": 0}, 0
     if store.is_file():

@@ -1,4 +1,4 @@
-"""The generate stage: the loop that has missing requests answered and stores what comes."""
+"""The generate stage: it has missing requests answered and stores every answer that comes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,12 @@ WINDOW = 8192  # requests looked up, and planned by an engine, at a time
 
 @dataclass(frozen=True)
 class Window:
-    """Some of a model's requests in their order, and the keys of those that are still to answer."""
+    """Some of a model's requests in their order.
+
+    Attributes:
+        requests: All of them.
+        missing: Keys of those that are still to answer.
+    """
 
     requests: list[Request]
     missing: frozenset[str]
@@ -34,15 +39,24 @@ Stop = Callable[[], bool]
 
 
 class Engine(Protocol):
-    """Answers requests. Plans its own batches and its own concurrency."""
+    """Answers requests; plans its own batches and its own concurrency."""
 
     name: str  # with its version, as it is kept beside every answer
 
     def answers(self, windows: Iterator[Window], stop: Stop) -> Iterator[list[Response]]:
-        """Yield answers to all that is missing, in any order; each list is stored whole.
+        """Answer all that is missing, in any order.
 
-        A request that fails becomes an error response. Once `stop()` is true no further request is
-        begun, and those in flight are finished. UserError if no request at all can be answered.
+        A request that fails becomes an error response.
+
+        Args:
+            windows: Requests, a bounded number at a time.
+            stop: Once it returns True no further request is begun; those in flight are finished.
+
+        Yields:
+            Lists of responses, each to be stored whole.
+
+        Raises:
+            UserError: If no request at all can be answered.
         """
 
     def close(self) -> None:
@@ -51,13 +65,13 @@ class Engine(Protocol):
 
 @dataclass(frozen=True)
 class Prices:
-    """What a million tokens cost, in any one currency."""
+    """Prices of a million tokens, in any one currency."""
 
     prompt: float = 0.0
     completion: float = 0.0
 
     def of(self, prompt_tokens: int, completion_tokens: int) -> float:
-        """Cost of so many tokens."""
+        """Compute the cost of so many tokens of prompts and answers."""
         return (prompt_tokens * self.prompt + completion_tokens * self.completion) / 1e6
 
 
@@ -70,12 +84,25 @@ def generate(
     prices: Prices | None = None,
     retry_errors: bool = False,
 ) -> dict[str, int | float]:
-    """Answer every request that the store does not hold yet; return counts.
+    """Answer every request that the store does not hold yet.
 
-    `requests` is read several times: to count, to answer, to count again. `engine` makes the
-    engine, and is called only if something is missing. Errors of earlier runs count as answered
-    unless `retry_errors`. Ctrl-C finishes what is in flight and raises `Stopped`. With `prices`
-    the counts have the `cost` of what was generated now.
+    Ctrl-C finishes what is in flight and raises `Stopped`.
+
+    Args:
+        store: Where the answers are and go.
+        requests: Read several times: to count, to answer, to count again.
+        engine: Makes the engine; called only if something is missing.
+        title: Name of the model, for the progress bar.
+        prices: Adds the `cost` of what was generated now to the counts.
+        retry_errors: Ask again what ended in an error in an earlier run; otherwise it counts as
+            answered.
+
+    Returns:
+        Counts: requests, cached, generated, errors, truncated, tokens, and with_reasoning and cost
+        where there are any.
+
+    Raises:
+        UserError: If no request at all can be answered.
     """
     total, missing = survey(store, requests, retry_errors=retry_errors)
     counts = _Counts(requests=total, cached=total - missing)
@@ -99,9 +126,17 @@ def generate(
 def survey(
     store: ResponseStore, requests: Iterable[Request], *, retry_errors: bool = False
 ) -> tuple[int, int]:
-    """How many distinct requests there are (two of one window count once), how many to answer.
+    """Count the requests and those still to answer.
 
-    retry_errors: forget their errors first, so that those are to answer too.
+    Two equal requests of one window count once.
+
+    Args:
+        store: Where the answers are.
+        requests: What a model is asked.
+        retry_errors: Forget the requests' errors first, so that those are to answer too.
+
+    Returns:
+        (number of distinct requests, number to answer).
     """
     total = missing = 0
     for window in _windows(store, requests, retry_errors):
@@ -111,9 +146,16 @@ def survey(
 
 
 def fingerprint(store: ResponseStore, requests: Iterable[Request]) -> str:
-    """Hash of the answers that the store has to `requests`, of all that pairs are made of.
+    """Hash the answers that the store has to `requests`: all that pairs are made of.
 
     Two runs that were answered the same have the same one, whenever and by whatever engine.
+
+    Args:
+        store: Where the answers are.
+        requests: What a model is asked.
+
+    Returns:
+        64 hexadecimal digits.
     """
     hashed, source = hashlib.sha256(), iter(requests)
     while part := list(itertools.islice(source, WINDOW)):

@@ -1,8 +1,9 @@
-"""Attention over shared and packed rows: one seam, three back-ends with the same result.
+"""Attention over shared and packed rows: one entrance into transformers, three back-ends.
 
 Models of transformers look their attention up by name; under the name `ATTENTION` they get
 `layout_attention`, which reads the layout that is passed to the model's forward. Without a layout
-it is transformers' own SDPA attention, so that generation and padded rows work as ever.
+it is transformers' own SDPA attention, so that generation and padded rows work as ever. All
+back-ends have the same result:
 
 - segments: each tree by itself, no mask and no wasted score. On a CPU an answer's attention to
   the prompt and to itself are two flash-attention calls, merged by their log-sum-exps.
@@ -80,7 +81,23 @@ def layout_attention(
     rows: RowMask | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Attention as transformers calls it: (B, H, T, D) in, (B, T, H, D) out; no dropout in rows."""
+    """Compute attention as transformers asks for it.
+
+    Args:
+        module: The attention layer.
+        query: (B, H, T, D).
+        key: (B, G, T, D), G a divisor of H.
+        value: (B, G, T, D).
+        attention_mask: Used without `rows` only.
+        scaling: Factor of the scores; default D ** -0.5.
+        dropout: Used without `rows` only; there is none in rows.
+        softcap: Gemma 2's cap of the scores; None for none.
+        rows: The layout's attention; None computes transformers' own.
+        **kwargs: Passed on to transformers without `rows`.
+
+    Returns:
+        (B, T, H, D), and None in place of attention weights.
+    """
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     if rows is None:
         if softcap is not None:

@@ -24,7 +24,7 @@ PROBE_ANSWER = "Qzq"  # found again in what a template makes of it
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Why a chat template does not take a conversation (Gemma's takes no system turn, say)."""
+    """The reason why a chat template refuses a conversation (Gemma's takes no system turn, say)."""
 
     reason: str
 
@@ -34,9 +34,18 @@ def prompt_ids(
     conversations: Sequence[Sequence[Message]],
     names: Sequence[str] | None = None,
 ) -> list[list[int]]:
-    """Ids of each conversation up to and including the header of the assistant's next turn.
+    """Render conversations by the model's chat template and tokenise them.
 
-    UserError if the template refuses one, with its place in `names`.
+    Args:
+        tokenizer: Has the chat template.
+        conversations: Messages of each.
+        names: Name of each conversation for error messages; default its number.
+
+    Returns:
+        Ids of each conversation up to and including the header of the assistant's next turn.
+
+    Raises:
+        UserError: If the template refuses a conversation.
     """
     found = []
     for i, ids in enumerate(prompt_ids_or_refusals(tokenizer, conversations)):
@@ -52,9 +61,15 @@ def prompt_ids_or_refusals(
     conversations: Sequence[Sequence[Message]],
     arguments: Mapping[str, Any] | None = None,
 ) -> list[list[int] | Refusal]:
-    """Like `prompt_ids`, with a Refusal in the place of each conversation that is refused.
+    """Like `prompt_ids`, but a conversation that the template refuses becomes a Refusal.
 
-    arguments: what else the chat template is given.
+    Args:
+        tokenizer: Has the chat template.
+        conversations: Messages of each.
+        arguments: Further arguments of the chat template.
+
+    Returns:
+        Ids, or a Refusal, for each conversation.
     """
     found = prompt_texts(tokenizer, conversations, arguments)
     texts = [text for text in found if isinstance(text, str)]
@@ -68,10 +83,19 @@ def prompt_texts(
     conversations: Sequence[Sequence[Message]],
     arguments: Mapping[str, Any] | None = None,
 ) -> list[str | Refusal]:
-    """Each conversation as rendered text up to and including the header of the assistant's turn.
+    """Render conversations by the model's chat template.
 
-    arguments: what else the template is given, `tools` for example. A Refusal stands in the place
-    of each conversation that the template refuses. UserError if the template itself is broken.
+    Args:
+        tokenizer: Has the chat template.
+        conversations: Messages of each.
+        arguments: Further arguments of the chat template, `tools` for example.
+
+    Returns:
+        The text of each conversation up to and including the header of the assistant's turn, or a
+        Refusal where the template refuses it.
+
+    Raises:
+        UserError: If the template itself is broken.
     """
     if not conversations:
         return []
@@ -102,9 +126,16 @@ def prompt_texts(
 def answer_ids(
     tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], ended: Sequence[bool]
 ) -> list[list[int]]:
-    """Ids of each answer, byte-exact, with the end-of-turn id exactly if the answer `ended`.
+    """Tokenise answers by themselves, byte-exact.
 
-    An answer cut at the token limit did not end, and must not teach the model to stop there.
+    Args:
+        tokenizer: Has the chat template, which tells the end-of-turn id.
+        texts: The answers.
+        ended: For each answer, True if its model ended its turn. An answer cut at the token limit
+            did not, and must not teach the model to stop there.
+
+    Returns:
+        Ids of each answer, with the end-of-turn id exactly if it ended.
     """
     end = end_of_turn(tokenizer)
     if answers_continue(tokenizer):
@@ -115,10 +146,10 @@ def answer_ids(
 
 
 def answers_continue(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether an answer must lose the space that the tokenizer puts before every text.
+    r"""True if an answer must lose the space that the tokenizer puts before every text.
 
     After "<|assistant|>\n" that space would be a stray one; where the template itself writes " "
-    before an answer, it is meant (PEERS B3).
+    before an answer, it is meant.
     """
     if not puts_space_first(tokenizer) or not (whole := _answered(tokenizer)):
         return False
@@ -150,7 +181,15 @@ def _answered(tokenizer: PreTrainedTokenizerBase) -> str | None:
 
 
 def answer_texts(tokenizer: PreTrainedTokenizerBase, ids: Sequence[Sequence[int]]) -> list[str]:
-    """Text of each answer's ids, special tokens left out, spaces untouched."""
+    """Decode answers, special tokens left out, spaces untouched.
+
+    Args:
+        tokenizer: The model's tokenizer.
+        ids: Ids of each answer.
+
+    Returns:
+        The text of each answer.
+    """
     return tokenizer.batch_decode(
         [list(i) for i in ids], skip_special_tokens=True, clean_up_tokenization_spaces=False
     )

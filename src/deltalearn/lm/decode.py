@@ -28,7 +28,7 @@ from deltalearn.records import Sampling
 
 @dataclass(frozen=True)
 class Decoded:
-    """Answer ids without the end-of-turn id, and whether that id was reached."""
+    """One decoded answer: ids without the end-of-turn id, and whether that id was reached."""
 
     ids: tuple[int, ...]
     ended: bool
@@ -37,8 +37,17 @@ class Decoded:
 def pick_tokens(logits: Tensor, uniforms: Tensor, temperature: float, top_p: float) -> Tensor:
     """Sample one id per row by inverse transform.
 
-    logits: (B, V). uniforms: (B,) in [0, 1). Returns (B,) long. Nucleus sampling keeps the
-    smallest set of tokens whose probability reaches top_p (Holtzman et al. 2020).
+    Nucleus sampling keeps the smallest set of tokens whose probability reaches top_p (Holtzman et
+    al. 2020, arXiv 1904.09751).
+
+    Args:
+        logits: (B, V).
+        uniforms: (B,) in [0, 1).
+        temperature: Above 0.
+        top_p: In (0, 1]; 1 keeps all tokens.
+
+    Returns:
+        Ids, (B,) long.
     """
     probabilities = (logits.double() / temperature).softmax(-1)
     probabilities, order = probabilities.sort(dim=-1, descending=True, stable=True)
@@ -69,7 +78,15 @@ class _KeyedSampler(LogitsProcessor):
 
 
 def request_uniforms(seeds: Sequence[int], steps: int) -> np.ndarray:
-    """(len(seeds), steps) float64 in [0, 1): row r depends on seeds[r] alone."""
+    """Draw the uniform numbers of requests by a counter-based generator (Philox).
+
+    Args:
+        seeds: One integer below 2**128 per request.
+        steps: Numbers of each.
+
+    Returns:
+        (len(seeds), steps) float64 in [0, 1); row r depends on seeds[r] alone.
+    """
     return np.stack([np.random.Generator(np.random.Philox(key=s)).random(steps) for s in seeds])
 
 
@@ -81,9 +98,17 @@ def decode(
     sampling: Sampling,
     seeds: Sequence[int] | None = None,
 ) -> list[Decoded]:
-    """Answer every prompt (lists of ids) in one batch.
+    """Answer every prompt in one batch.
 
-    seeds: one non-negative integer below 2**128 per prompt; needed unless greedy.
+    Args:
+        model: In evaluation mode.
+        tokenizer: Gives the end-of-turn id.
+        prompts: Ids of each prompt.
+        sampling: Temperature 0 decodes greedily.
+        seeds: One non-negative integer below 2**128 per prompt; needed unless greedy.
+
+    Returns:
+        An answer for each prompt, in order.
     """
     width = max(map(len, prompts))
     input_ids = torch.zeros(len(prompts), width, dtype=torch.long)
@@ -120,10 +145,20 @@ def decode_within_context(
     sampling: Sampling,
     seeds: Sequence[int] | None = None,
 ) -> list[Decoded | None]:
-    """Like `decode`, but no answer runs past the model's context; None where none would fit.
+    """Like `decode`, but no answer runs past the model's context.
 
     A prompt that leaves less room than max_tokens is decoded alone, up to the end of the context,
     so that it does not shorten its neighbours' answers.
+
+    Args:
+        model: In evaluation mode.
+        tokenizer: Gives the end-of-turn id.
+        prompts: Ids of each prompt.
+        sampling: Temperature 0 decodes greedily.
+        seeds: One non-negative integer below 2**128 per prompt; needed unless greedy.
+
+    Returns:
+        An answer for each prompt; None where no token would fit.
     """
     context = context_length(model) or 2**31
     rooms = [min(context - len(prompt), sampling.max_tokens) for prompt in prompts]

@@ -36,9 +36,12 @@ CHECKED_TEXTS = 64  # compared with the tokenizer's ids of the whole text before
 
 @dataclass(frozen=True)
 class Encoded:
-    """tokens: (N,) int32, text after text; ends: (texts,) int64; faithful: (texts,) bool.
+    """Ids of texts, and which of them survive the tokenizer.
 
-    A text is faithful if decoding its ids gives it back.
+    Attributes:
+        tokens: (N,) int32, text after text.
+        ends: (texts,) int64, end of each text in `tokens`.
+        faithful: (texts,) bool; True if decoding the ids gives the text back.
     """
 
     tokens: np.ndarray
@@ -54,13 +57,16 @@ class Encoded:
 
 
 class Encoder:
-    """Texts to ids without the special tokens that a tokenizer puts around a text.
-
-    continuing: texts go on from something before them, so a tokenizer that puts a space before
-    every text (SentencePiece's dummy prefix) must not.
-    """
+    """Texts to ids, without the special tokens that a tokenizer puts around a text."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, *, continuing: bool = False) -> None:
+        """Prepare to encode with `tokenizer`.
+
+        Args:
+            tokenizer: Any of transformers.
+            continuing: True if texts go on from something before them; a tokenizer that puts a
+                space before every text (SentencePiece's dummy prefix) must then not.
+        """
         description = _description(tokenizer)
         marks = _cuts_before(description)
         self._cuts = marks is not None
@@ -162,7 +168,7 @@ class _Pieces:
 
 
 def puts_space_first(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether "a" becomes the token of " a" (SentencePiece's dummy prefix, add_prefix_space)."""
+    """True if "a" becomes the token of " a" (SentencePiece's dummy prefix, add_prefix_space)."""
     tokens = tokenizer.tokenize("a")
     return bool(tokens) and tokens[0].startswith(("▁", "Ġ"))
 

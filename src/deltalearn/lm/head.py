@@ -24,9 +24,14 @@ Adjust = Callable[[Tensor], Tensor]
 
 
 def logit_adjustment(config) -> Adjust | None:
-    """What a model does to its logits after the head (soft-cap, scale), None if nothing.
+    """Find the function that a model applies to its logits after the head.
 
-    Gemma: cap x tanh(logits / cap). Cohere: x logit_scale. Granite: / logits_scaling.
+    Args:
+        config: The model's config. Gemma caps: cap x tanh(logits / cap). Cohere multiplies by
+            logit_scale. Granite divides by logits_scaling.
+
+    Returns:
+        The function, or None if there is none.
     """
     cap = getattr(config, "final_logit_softcapping", None)
     scale = getattr(config, "logit_scale", None)
@@ -74,10 +79,17 @@ def token_logprobs(
     adjust: Adjust | None = None,
     buffers: Buffers | None = None,
 ) -> Tensor:
-    """Log-probability of each target, (N,), float32 or wider, differentiable.
+    """Compute the log-probability of each target from hidden states, in chunks.
 
-    head: the model's output embeddings. hidden: (N, H), the head's input. targets: (N,) long.
-    buffers: the caller's, from one call to the next.
+    Args:
+        head: The model's output embeddings.
+        hidden: (N, H), the head's input.
+        targets: (N,) long.
+        adjust: Function of the logits, from `logit_adjustment`.
+        buffers: The caller's, kept from one call to the next.
+
+    Returns:
+        (N,), float32 or wider, differentiable.
     """
     if type(head) is nn.Linear and head.bias is None and adjust is None:
         return _LinearLogprobs.apply(hidden, head.weight, targets, buffers or Buffers())

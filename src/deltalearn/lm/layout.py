@@ -39,7 +39,11 @@ class Tree:
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """Where a tree lies in its row: [start, answers[0]) is its prompt, then its answers' ends."""
+    """The place of a tree in its row.
+
+    [start, answers[0]) is its prompt. Each answer runs from its start to the start of the next, the
+    last one to `end`.
+    """
 
     row: int
     start: int
@@ -55,10 +59,16 @@ class Segment:
 class Layout:
     """The tensors of one forward, for A answers with N tokens in all, in the order of the trees.
 
-    input_ids, position_ids: (R, T) long. predicts: (N,) long, for each answer token the place in
-    the flattened (R x T) rows of the token before it. targets: (N,) long, the answer tokens.
-    lengths: (A,) long. document, branch: (R, T) long or None for padded rows: which tree a token
-    is of (-1: padding) and which of its answers (0: the prompt). segments: the same as places.
+    Attributes:
+        input_ids: (R, T) long.
+        position_ids: (R, T) long.
+        predicts: (N,) long, for each answer token the place of the token before it in the flattened
+            (R x T) rows.
+        targets: (N,) long, the answer tokens.
+        lengths: (A,) long, tokens of each answer.
+        document: (R, T) long, the tree of each token, -1 for padding; None for padded rows.
+        branch: (R, T) long, the answer of each token, 0 for the prompt; None for padded rows.
+        segments: The same as places; empty for padded rows.
     """
 
     input_ids: Tensor
@@ -71,7 +81,7 @@ class Layout:
     segments: tuple[Segment, ...]
 
     def to(self, device: torch.device | str) -> Layout:
-        """The same on another device."""
+        """Copy the tensors to another device."""
         values = [getattr(self, field.name) for field in fields(self)]
         moved: list[Any] = [v.to(device) if isinstance(v, Tensor) else v for v in values]
         return Layout(*moved)
@@ -84,7 +94,16 @@ class Layout:
 
 
 def tree_cost(prompt: int, answers: Sequence[int], kind: str) -> int:
-    """Tokens that a tree costs in a row; of padded rows the longest counts, so see `rows_cost`."""
+    """Count the tokens that a tree costs in a row.
+
+    Args:
+        prompt: Tokens of the prompt.
+        answers: Tokens of each answer.
+        kind: Layout, one of LAYOUTS. In padded rows the longest document counts for all.
+
+    Returns:
+        Tokens computed.
+    """
     if kind == "shared":
         return prompt + sum(answers)
     return sum(prompt + answer for answer in answers)
@@ -98,8 +117,14 @@ def longest(tree: Tree) -> int:
 def lay_out(trees: Sequence[Tree], kind: str, *, width: int | None = None) -> Layout:
     """Lay `trees` into rows.
 
-    width: the most tokens of a row of several trees (a longer tree has a row of its own width);
-    None puts all into a single row. Padded rows hold one document each, whatever the width.
+    Args:
+        trees: Prompts with their answers.
+        kind: Layout, one of LAYOUTS.
+        width: Most tokens of a row of several trees; a longer tree has a row of its own width. None
+            puts all into a single row. Padded rows hold one document each, whatever the width.
+
+    Returns:
+        Tensors on the CPU.
     """
     for tree in trees:
         if not len(tree.prompt) or not tree.answers or not all(map(len, tree.answers)):
@@ -119,7 +144,15 @@ def lay_out(trees: Sequence[Tree], kind: str, *, width: int | None = None) -> La
 
 
 def first_fit(sizes: Sequence[int], capacity: int) -> list[list[int]]:
-    """Bins of indices whose sizes sum to at most `capacity`, largest first; deterministic."""
+    """Pack items into bins, largest first; deterministic.
+
+    Args:
+        sizes: Size of each item.
+        capacity: Most that the sizes of a bin sum to.
+
+    Returns:
+        Bins of indices into `sizes`.
+    """
     bins: list[list[int]] = []
     room: list[int] = []
     for i in sorted(range(len(sizes)), key=lambda i: (-sizes[i], i)):

@@ -26,7 +26,7 @@ transformers_logging.disable_progress_bar()
 
 @dataclass(frozen=True)
 class Placement:
-    """Where and how a model is held: a torch device name and a dtype name."""
+    """The device and precision of a model: a torch device name and a dtype name."""
 
     device: str
     dtype: str
@@ -35,8 +35,15 @@ class Placement:
 def place(device: str = "auto", dtype: str = "auto") -> Placement:
     """Resolve "auto": the first GPU in bfloat16 if there is one, else the CPU in float32.
 
-    A device that is named need not be here, since with Ray it is a worker's: `require_device` is
-    asked by what uses it.
+    A device that is named need not be here, since with Ray it is a worker's; `require_device` is
+    called by what uses it.
+
+    Args:
+        device: "auto", or a torch device name.
+        dtype: "auto", "float32", "bfloat16" or "float16".
+
+    Returns:
+        A placement without "auto".
     """
     if device == "auto":
         device = devices_here()[0]
@@ -46,13 +53,17 @@ def place(device: str = "auto", dtype: str = "auto") -> Placement:
 
 
 def devices_here() -> list[str]:
-    """What torch can compute on in this process, best first; the CPU always is."""
+    """List the devices on which torch can compute in this process, best first, the CPU last."""
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     return [*(name for name, usable in there.items() if usable), "cpu"]
 
 
 def require_device(device: str) -> None:
-    """UserError if `device` is not here: torch would give a traceback, accelerate use the CPU."""
+    """Check that `device` is here: torch would give a traceback, accelerate would use the CPU.
+
+    Raises:
+        UserError: If it is not.
+    """
     if device.partition(":")[0] not in (here := devices_here()):
         raise UserError(
             f"device {device}: torch {torch.__version__} finds none here, only {', '.join(here)}; "
@@ -67,7 +78,18 @@ def device_name(placement: Placement) -> str:
 
 
 def load_tokenizer(files: ModelFiles, *, chat: bool = True) -> PreTrainedTokenizerBase:
-    """Load the tokenizer; UserError if it has no end-of-turn token or, for chat, no template."""
+    """Load the tokenizer of a model.
+
+    Args:
+        files: The model's files.
+        chat: False allows a tokenizer without a chat template.
+
+    Returns:
+        The tokenizer.
+
+    Raises:
+        UserError: If it has no end-of-turn token or, for chat, no template.
+    """
     try:
         tokenizer = AutoTokenizer.from_pretrained(files.directory, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
@@ -88,9 +110,19 @@ def load_model(
     """Load a causal language model in evaluation mode.
 
     The sampling defaults a model ships with (top_k, repetition_penalty, ...) are dropped: what is
-    sampled is what the recipe says. Its end-of-turn ids are kept. quantization: a config of
-    transformers for weights in fewer bits, made on the device while loading. UserError if the
-    files do not make a whole model, or if the device is not here.
+    sampled is what the recipe says. Its end-of-turn ids are kept.
+
+    Args:
+        files: The model's files, safetensors.
+        placement: Device and precision.
+        quantization: A config of transformers for weights in fewer bits, made on the device while
+            loading.
+
+    Returns:
+        The model on its device.
+
+    Raises:
+        UserError: If the files do not make a whole model, or if the device is not here.
     """
     require_device(placement.device)
     quantized = {}
@@ -131,7 +163,15 @@ def end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> froze
 
 
 def end_ids_of_files(files: ModelFiles, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """`end_ids` of a model that is not loaded."""
+    """Like `end_ids`, for a model that is not loaded.
+
+    Args:
+        files: The model's files.
+        tokenizer: Its tokenizer.
+
+    Returns:
+        Every id that ends an answer.
+    """
     try:
         configured = GenerationConfig.from_pretrained(files.directory).eos_token_id
     except OSError:  # without one, transformers takes the model's config

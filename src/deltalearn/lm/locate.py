@@ -28,11 +28,19 @@ class ModelFiles:
 
 
 def locate(place: str, revision: str | None = None) -> ModelFiles:
-    """Return the files of `place`: a directory, `package://...` or a Hugging Face hub id.
+    """Find the files of a model.
 
-    A hub id is downloaded (safetensors only) into the hub's own cache and identified by its
-    commit. Raises UserError if the place is neither, or lacks a config, weights or a tokenizer, or
-    if a `revision` is given for a directory.
+    Args:
+        place: A directory, `package://...` or a Hugging Face hub id. A hub id is downloaded
+            (safetensors only) into the hub's own cache and identified by its commit.
+        revision: Commit, branch or tag of a hub id.
+
+    Returns:
+        The files with their fingerprint.
+
+    Raises:
+        UserError: If the place is none of these, if it lacks a config, weights or a tokenizer, or
+            if a `revision` is given for a directory.
     """
     path = local_path(place)
     if path.is_dir():

@@ -17,11 +17,13 @@ from transformers import PreTrainedModel
 
 @dataclass(frozen=True)
 class Sequences:
-    """Right-padded prompt+answer rows.
+    """Prompts with their answers as rows, padded on the right.
 
-    input_ids: (B, T) long. predicts: (B, T) bool, True at each position whose *next* token
-    belongs to the answer. targets: (N,) long, those next tokens in row-major order.
-    lengths: (B,) long, answer tokens per row, so N = lengths.sum().
+    Attributes:
+        input_ids: (B, T) long.
+        predicts: (B, T) bool, True at each position whose *next* token belongs to the answer.
+        targets: (N,) long, those next tokens in row-major order.
+        lengths: (B,) long, answer tokens of each row, so N = lengths.sum().
     """
 
     input_ids: Tensor
@@ -30,6 +32,7 @@ class Sequences:
     lengths: Tensor
 
     def to(self, device: torch.device | str) -> Sequences:
+        """Copy the tensors to another device."""
         return Sequences(
             *(t.to(device) for t in (self.input_ids, self.predicts, self.targets, self.lengths))
         )

@@ -1,4 +1,4 @@
-"""Thinking traces: what a model writes between <think> and </think> before its answer."""
+"""Reasoning: what a model writes between <think> and </think> before its answer."""
 
 from __future__ import annotations
 
@@ -12,14 +12,20 @@ GLUED_AFTER = re.compile(r"[\w*#$\\]")
 
 
 def split_reasoning(written: str, opened: bool = False) -> tuple[str, str]:
-    """(reasoning, answer) of what a model wrote; `reasoning + answer` is all of it.
-
-    opened: the prompt ends with <think> already, as some chat templates have it; the mark is then
-    put before the reasoning, so that it stands by itself. A trace without end is all reasoning.
+    """Split what a model wrote into its reasoning and its answer.
 
     Where nobody knows how the prompt ended (a server, a file), a closing mark alone tells of an
     opening one there, if it stands as marks do: at an end of a line, or between two words without
     a blank. Other marks, and pairs of them, are what the answer is about.
+
+    Args:
+        written: All that the model wrote.
+        opened: True if the prompt ends with <think> already, as some chat templates have it. The
+            mark is then put before the reasoning, so that it stands by itself.
+
+    Returns:
+        (reasoning, answer); `reasoning + answer` is all of `written`. A trace without end is all
+        reasoning.
     """
     begun = bool(HEAD.match(written))
     before, close, after = written.partition(CLOSE)
@@ -39,10 +45,18 @@ def _ends_trace(before: str, after: str) -> bool:
 
 
 def join_reasoning(reasoning: str, answer: str) -> tuple[str, str]:
-    """(reasoning, answer) of a trace that a server gives apart, with the usual marks around it."""
+    """Put the usual marks around reasoning that a server gives apart from the answer.
+
+    Args:
+        reasoning: The trace without marks; may be empty.
+        answer: The answer.
+
+    Returns:
+        (reasoning, answer), as `split_reasoning` gives them.
+    """
     return (f"{OPEN}\n{reasoning}\n{CLOSE}\n\n", answer) if reasoning else ("", answer)
 
 
 def opens_reasoning(prompt_end: str) -> bool:
-    """Whether a rendered prompt, or its end, leaves the model inside a reasoning."""
+    """True if a rendered prompt, or its end, leaves the model inside its reasoning."""
     return prompt_end.rstrip().endswith(OPEN)

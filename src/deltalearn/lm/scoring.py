@@ -35,7 +35,13 @@ PROBE_COARSE = 5e-2
 
 @dataclass(frozen=True)
 class RowLayout:
-    """How rows are laid out and attended to, and why; `attention` is None for padded rows."""
+    """The layout and attention of a model's rows, and the reason for them.
+
+    Attributes:
+        layout: One of LAYOUTS.
+        attention: Back-end of `deltalearn.lm.attention`; None for padded rows.
+        reason: Why it was chosen, for people.
+    """
 
     layout: str
     attention: str | None
@@ -104,17 +110,44 @@ def _whole_logprobs(model: PreTrainedModel, layout: Layout) -> Tensor:
 
 
 def layout_logprobs(model: nn.Module, layout: Layout, rows: RowLayout) -> Tensor:
-    """Log-probability of every answer token of `layout`, (N,); `model` may be wrapped."""
+    """Compute the log-probability of every answer token of `layout`, (N,).
+
+    Args:
+        model: A model that was given to `attach`; may be wrapped.
+        layout: The rows, on the model's device.
+        rows: The layout and attention that they were made for.
+
+    Returns:
+        (N,), float32 or wider, differentiable.
+    """
     return model(input_ids=layout.input_ids, layout=layout, attention=rows.attention)
 
 
 def answer_logprobs(model: nn.Module, layout: Layout, rows: RowLayout) -> Tensor:
-    """Sum of log-probabilities over each answer of `layout`, (A,), differentiable."""
+    """Sum the log-probabilities of each answer's tokens.
+
+    Args:
+        model: A model that was given to `attach`; may be wrapped.
+        layout: The rows, on the model's device.
+        rows: The layout and attention that they were made for.
+
+    Returns:
+        (A,), float32 or wider, differentiable.
+    """
     return layout.sum_by_answer(layout_logprobs(model, layout, rows))
 
 
 def make_layout(trees: Sequence[Tree], rows: RowLayout, device: torch.device | str) -> Layout:
-    """Lay out `trees` as `rows` says, on `device`."""
+    """Lay out trees on a device.
+
+    Args:
+        trees: Prompts with their answers.
+        rows: The layout and attention to make them for.
+        device: Where the tensors go.
+
+    Returns:
+        The tensors of one forward.
+    """
     width = max(BLOCK, *map(longest, trees)) if rows.attention == "sdpa" else None
     return lay_out(trees, rows.layout, width=width).to(device)
 
@@ -126,14 +159,26 @@ def choose_rows(
     attention: str = "auto",
     device_type: str | None = None,
 ) -> RowLayout:
-    """Decide how `model` computes `trees` (a sample of them will do), and prove it on the model.
+    """Decide the layout and attention of a model, and prove them on the model.
 
     "auto" takes shared rows where the model can, else padded ones. Whatever is chosen, except
-    padded rows, is compared with the model's own logits on a few random tokens; a disagreement
-    falls back to padded rows, or is a UserError if the layout was asked for by name. What has once
-    been ruled out stays so for this model: a later choice may be tried in a coarser precision.
-    device_type: where the model will run, if it is not there yet; flex attention is then tried as
-    a mask.
+    padded rows, is compared with the model's own logits on a few random tokens. A disagreement
+    falls back to padded rows. What has once been ruled out stays so for this model: a later choice
+    may be tried in a coarser precision.
+
+    Args:
+        model: The bare model of transformers; it gets the forward of `attach`.
+        trees: What will be computed; a sample of it will do.
+        layout: "auto" or one of LAYOUTS.
+        attention: "auto" or one of `deltalearn.lm.attention.BACKENDS`.
+        device_type: Where the model will run, if it is not there yet; flex attention is then tried
+            as a mask.
+
+    Returns:
+        The layout and attention to use.
+
+    Raises:
+        UserError: If a layout or attention that was asked for by name cannot be used.
     """
     attach(model)
     kind = "shared" if layout == "auto" else layout
@@ -166,7 +211,15 @@ def choose_rows(
 
 
 def find_obstacle(model: PreTrainedModel, trees: Sequence[Tree]) -> str:
-    """Why `model` cannot keep several documents in a row; empty if nothing is known against it."""
+    """Say why a model cannot keep several documents in a row.
+
+    Args:
+        model: A model of transformers; a config without weights will do.
+        trees: What will be computed; their lengths count.
+
+    Returns:
+        The reason; empty if nothing is known against it.
+    """
     config = model.config.get_text_config()
     kinds = set(getattr(config, "layer_types", None) or ())
     other = sorted(kinds - {"full_attention", "sliding_attention"})
@@ -250,7 +303,17 @@ def _probe(model: PreTrainedModel, rows: RowLayout) -> tuple[float, float]:
 def score_batch(
     model: nn.Module, trees: Sequence[Tree], rows: RowLayout, device: torch.device | str
 ) -> list[list[float]]:
-    """Summed log-probability of each answer of each tree, by one forward."""
+    """Score the answers of some trees by one forward, without gradients.
+
+    Args:
+        model: A model that was given to `attach`; may be wrapped.
+        trees: Prompts with their answers.
+        rows: The layout and attention to use.
+        device: The model's device.
+
+    Returns:
+        For each tree, the summed log-probability of each answer.
+    """
     sums = iter(answer_logprobs(model, make_layout(trees, rows, device), rows).tolist())
     return [[next(sums) for _ in tree.answers] for tree in trees]
 
@@ -258,10 +321,15 @@ def score_batch(
 def score_answers(
     model: PreTrainedModel, answers: Sequence[tuple[Ids, Ids]], token_budget: int = 16384
 ) -> Iterator[tuple[int, float]]:
-    """Yield (index, summed log-probability) for every (prompt ids, answer ids).
+    """Score answers, longest first, each prompt once.
 
-    Answers of one prompt are scored in one tree, each prompt once. At most `token_budget` tokens
-    run at once.
+    Args:
+        model: The bare model of transformers.
+        answers: (prompt ids, answer ids) of each.
+        token_budget: Most tokens of one forward.
+
+    Yields:
+        (index, summed log-probability) for every answer.
     """
     places = group_by_prompt(answers)
     trees = [Tree(answers[at[0]][0], tuple(answers[i][1] for i in at)) for at in places]

@@ -14,14 +14,14 @@ def attention_name(model: PreTrainedModel) -> str:
 
 
 def takes_attention_functions(model: PreTrainedModel) -> bool:
-    """Whether the layers of `model` look their attention function up by its name."""
+    """True if the layers of `model` look their attention function up by its name."""
     return any(
         getattr(model, name, False) for name in ("_supports_attention_backend", "_supports_sdpa")
     )
 
 
 def carries_state(model: PreTrainedModel) -> bool:
-    """Whether `model` hands a state from token to token besides attention, as Mamba does."""
+    """True if `model` hands a state from token to token besides attention, as Mamba does."""
     return getattr(model, "_is_stateful", False)
 
 

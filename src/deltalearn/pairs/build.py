@@ -1,4 +1,4 @@
-"""Pair two models' answers to the same prompt and drop what cannot teach, for a counted reason."""
+"""Pair two models' answers to the same prompt; drop what cannot teach, for a counted reason."""
 
 from __future__ import annotations
 
@@ -22,10 +22,14 @@ REASONS = (
 
 @dataclass
 class PairCounts:
-    """How many candidates there were, how many became pairs, and why the others did not.
+    """Counts of candidates, of pairs, and of the others by the reason why they were dropped.
 
-    `by_side` tells for the one-sided reasons which side was at fault ("chosen", "rejected" or
-    "both").
+    Attributes:
+        candidates: Number of candidates seen.
+        pairs: Number that became pairs.
+        dropped: Number dropped, by reason (REASONS).
+        by_side: For one-sided reasons the side at fault: "reason:chosen", "reason:rejected" or
+            "reason:both".
     """
 
     candidates: int = 0
@@ -54,13 +58,24 @@ def build_pairs(
     reasoning: str = "keep",
     max_length_difference: int | None = None,
 ) -> Iterator[Pair]:
-    """Yield pairs of (prompt, sample, chosen response, rejected response) in the order given.
+    """Make preference pairs, in the order of the candidates.
 
-    counts: is told of every candidate. truncated: "drop" or "keep" pairs with an answer cut at the
-    token limit; a kept one is trained without an end-of-turn token. reasoning: "keep" thinking
-    traces before answers, or "strip" them. max_length_difference: most tokens by which the chosen
-    answer may be longer (each counted by its own generator's tokenizer, with its reasoning). A pair
-    whose two texts are equal is never made.
+    A pair whose two texts are equal is never made.
+
+    Args:
+        candidates: (prompt, sample, chosen response, rejected response); None for a missing one.
+        counts: Is told of every candidate.
+        truncated: "drop" or "keep" pairs with an answer cut at the token limit; a kept one is
+            trained without an end-of-turn token.
+        reasoning: "keep" the reasoning before answers, or "strip" it.
+        max_length_difference: Most tokens by which the chosen answer may be longer; each is counted
+            by its own generator's tokenizer, reasoning included. None for no limit.
+
+    Yields:
+        Pairs.
+
+    Raises:
+        UserError: If lengths are compared and answers have no token counts.
     """
     for prompt, sample, *responses in candidates:
         counts.candidates += 1

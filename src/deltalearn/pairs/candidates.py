@@ -1,4 +1,4 @@
-"""Answers of two models to the same prompts, side by side: what pairs are made of."""
+"""Candidates for pairs: answers of two models to the same prompts, side by side."""
 
 from __future__ import annotations
 
@@ -19,7 +19,16 @@ Candidate = tuple[Prompt, int, Response | None, Response | None]
 def candidates_of_requests(
     store: ResponseStore, chosen: Iterable[Request], rejected: Iterable[Request]
 ) -> Iterator[Candidate]:
-    """Both models' answers, request by request; None where the store has none."""
+    """Look up both models' answers, request by request.
+
+    Args:
+        store: Where the answers are.
+        chosen: Requests to the model whose answers are preferred.
+        rejected: Requests to the other model, for the same prompts in the same order.
+
+    Yields:
+        (prompt, sample, chosen response, rejected response); None where the store has none.
+    """
     both = zip(chosen, rejected, strict=True)
     while part := list(itertools.islice(both, PROMPTS_PER_LOOKUP)):
         found = store.get(request.key for pair in part for request in pair)
@@ -30,12 +39,20 @@ def candidates_of_requests(
 def candidates_of_models(
     store: ResponseStore, chosen: str, rejected: str, settings_json: str | None = None
 ) -> Iterator[Candidate]:
-    """All answers of two models in the store to the same prompt and with the same sample number.
+    """Look up all answers of two models to the same prompt with the same sample number.
 
-    chosen, rejected: names or identities; of one model asked in two ways, two names.
-    settings_json: settings (a JSON object) of both, or a part of them that tells which, needed
-    where a model has answers with several. A prompt that only one of them has seen comes with None.
-    UserError if there is no such model, or if it is not clear which answers are meant.
+    Args:
+        store: Where the answers are.
+        chosen: Name or identity of the model whose answers are preferred.
+        rejected: Name or identity of the other; of one model asked in two ways, its other name.
+        settings_json: Settings (a JSON object) of both, or a part of them that tells which; needed
+            where a model has answers with several settings.
+
+    Yields:
+        (prompt, sample, chosen response, rejected response); None where the store has none.
+
+    Raises:
+        UserError: If there is no such model, or if it is not clear which answers are meant.
     """
     sides = [_group(store, name, settings_json) for name in (chosen, rejected)]
     if sides[0] == sides[1]:

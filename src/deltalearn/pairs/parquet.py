@@ -36,7 +36,14 @@ SCHEMA = pa.schema(
 
 
 def write_pairs(path: Path, pairs: Iterable[Pair], chosen_model: str, rejected_model: str) -> None:
-    """Write pairs to `path` atomically, some thousands at a time; none at all: an empty table."""
+    """Write pairs atomically, some thousands at a time; none at all make an empty table.
+
+    Args:
+        path: A Parquet file; replaced if it exists.
+        pairs: Read once.
+        chosen_model: Name of the model of the chosen answers.
+        rejected_model: Name of the model of the rejected answers.
+    """
     rows = (_row(pair, chosen_model, rejected_model) for pair in pairs)
     with replacing(path) as temporary, pq.ParquetWriter(
         temporary, SCHEMA, compression="zstd"
@@ -69,7 +76,18 @@ def _side(side: str, response: Response) -> dict[str, Any]:
 
 
 def read_pairs(path: Path, limit: int | None = None) -> list[dict[str, Any]]:
-    """Read pairs written by `write_pairs` as plain rows, the first `limit` of them."""
+    """Read pairs that `write_pairs` wrote.
+
+    Args:
+        path: A Parquet file.
+        limit: Number of rows to read, from the first; default all.
+
+    Returns:
+        Plain rows, with the columns of SCHEMA.
+
+    Raises:
+        UserError: If there is no such file.
+    """
     if not path.is_file():
         raise UserError(f"{path}: no pairs here; run the pairs stage first")
     table = pq.read_table(path)

@@ -46,11 +46,21 @@ def read_prompts(
 ) -> PromptSet:
     """Read, check and deduplicate prompts.
 
-    source: a .jsonl or .parquet file, a folder of them, `package://...`, or a hub data set id
-    (then `split`, default "train"). column: the column with a prompt string or a list of
-    messages; default `messages` if the row has it, else `prompt`. Ids come from `id_column` or
-    are derived from the content. limit with select "first" or "random" (by `seed`) picks prompts
-    after checking. Raises UserError if the source is missing or no usable prompt is left.
+    Args:
+        source: A .jsonl or .parquet file, a folder of them, `package://...`, or a hub data set id.
+        split: Of a hub data set; default "train".
+        column: Column with a prompt string or a list of messages; default `messages` if the row has
+            it, else `prompt`.
+        id_column: Column with ids; where it is missing they are derived from the content.
+        limit: Number of prompts to keep, chosen after checking; default all.
+        select: "first" or "random".
+        seed: Of the random choice.
+
+    Returns:
+        Prompts, rejected rows and counts.
+
+    Raises:
+        UserError: If the source is missing or no usable prompt is left.
     """
     result = PromptSet([])
     count: Counter[str] = Counter()

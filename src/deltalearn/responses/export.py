@@ -1,4 +1,4 @@
-"""Answers out of a store: a row each, to JSONL or Parquet."""
+"""Export of a store: a row for each answer, to JSONL or Parquet."""
 
 from __future__ import annotations
 
@@ -17,10 +17,21 @@ SUFFIXES = (".jsonl", ".parquet")
 
 
 def export(store: ResponseStore, path: Path, models: Iterable[str] = ()) -> int:
-    """Write answers, errors too, a row each, to a .jsonl or .parquet file; return how many.
+    """Write answers, errors too, to a file, a row each.
 
-    models: names or identities; none: all. `importer` reads the file back as it was; only the time
-    at which an answer came is not written, and is that of the import afterwards.
+    `import_responses` reads the file back as it was. Only the time at which an answer came is not
+    written; after an import it is that of the import.
+
+    Args:
+        store: Where the answers are.
+        path: A .jsonl or .parquet file; replaced if it exists.
+        models: Names or identities; none means all.
+
+    Returns:
+        Number of rows.
+
+    Raises:
+        UserError: If there is no such model, or if the file has another ending.
     """
     if path.suffix not in SUFFIXES:
         raise UserError(f"{path}: answers are written to a .jsonl or a .parquet file")

@@ -1,4 +1,4 @@
-"""Answers into a store, from files of ours and of others."""
+"""Import of answers into a store, from files of ours and of others."""
 
 from __future__ import annotations
 
@@ -47,7 +47,14 @@ FORMER_NAMES = {"how": "settings", "thought": "reasoning"}  # columns of earlier
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer to be stored: what the file calls its model, and the engine if it says so."""
+    """An answer to be stored.
+
+    Attributes:
+        request: What was asked.
+        response: What came of it.
+        model: Name that the file gives its model.
+        engine: Engine that the file names, if it names one.
+    """
 
     request: Request
     response: Response
@@ -57,7 +64,7 @@ class Answer:
 
 @dataclass
 class Imported:
-    """What became of the rows of a file."""
+    """Counts of what an import did with the rows of a file."""
 
     read: int = 0
     added: int = 0
@@ -85,13 +92,26 @@ def import_responses(
 ) -> Imported:
     """Take answers from a file, a folder or a hub data set into the store.
 
-    Known shapes, found by their columns: what `export` writes; a row an answer (messages, prompt
-    or instruction; response, output or completion; model or generator), as AlpacaEval writes it;
-    preference pairs of TRL and Argilla (chosen, rejected, with or without chosen_model and
-    rejected_model), and distilabel's (instruction, generations, generation_models). models: these
-    columns hold the answers, each of the model it is called after, as in the authors' ladder. name:
-    of the model, where the file does not say. A model known by its answers alone is
-    `imported:<name>`. UserError if no row has an answer, or if models or name change nothing.
+    Rows are recognised by their columns: those that `export` writes; an answer each (messages,
+    prompt or instruction; response, output or completion; model or generator), as AlpacaEval writes
+    it; preference pairs of TRL and Argilla (chosen, rejected, with or without chosen_model and
+    rejected_model); distilabel's (instruction, generations, generation_models). A model that is
+    known by its answers alone is called `imported:<name>`.
+
+    Args:
+        store: Where the answers go.
+        source: A file, a folder or a hub id.
+        split: Of a hub data set.
+        models: Columns that hold answers, each of the model that it is called after, as in the
+            authors' ladder of models.
+        name: Name of the model, where the file has none.
+        engine: Engine to note where the file has none.
+
+    Returns:
+        Counts, and the first rows that were skipped.
+
+    Raises:
+        UserError: If no row has an answer, or if `models` or `name` change nothing.
     """
     result, samples = Imported(), Counter[tuple[str, str]]()
     columns = tuple(models)

@@ -1,4 +1,4 @@
-"""Care for a store: what is in it, whether it is whole, joining two, and forgetting a model."""
+"""Maintenance of a store: list, check, merge, and forget a model."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ROWS_PER_TRANSACTION = 20_000  # rows of one transaction
 
 
 def overview(store: ResponseStore) -> list[dict[str, Any]]:
-    """A row for every model and way of asking it, with its numbers of answers and tokens."""
+    """List every model and its settings, with numbers of answers and tokens."""
     query = """
         SELECT l.name, m.identity, s.json, count(*), count(DISTINCT r.prompt),
                sum(r.finish_reason = 'length'), sum(r.finish_reason = 'error'),
@@ -45,7 +45,7 @@ def overview(store: ResponseStore) -> list[dict[str, Any]]:
 
 
 def faults(store: ResponseStore) -> list[tuple[str, str, int, str]]:
-    """(model, kind of fault, how many, one example) of all errors."""
+    """List all errors by model and kind: (model, kind of fault, number, one example)."""
     query = """
         SELECT l.name, coalesce(r.fault, 'unknown'), count(*), max(r.error)
         FROM labels l JOIN responses r ON r.model = l.model AND r.settings = l.settings
@@ -59,7 +59,7 @@ def faults(store: ResponseStore) -> list[tuple[str, str, int, str]]:
 
 @dataclass
 class Check:
-    """What was found wrong; nothing, if the store is whole."""
+    """Problems found in a store; none if the store is whole."""
 
     rows: int = 0
     problems: list[str] = field(default_factory=list)
@@ -73,7 +73,7 @@ class Check:
 
 
 def check(store: ResponseStore) -> Check:
-    """Let SQLite check its pages, and make every key and checksum again from what they are of."""
+    """Let SQLite check its pages, and recompute every key and checksum."""
     found = Check()
     for look in (_check_pages, _check_rows):  # rows may be whole where only an index is damaged
         try:
@@ -131,7 +131,7 @@ def _check_row(row: tuple[Any, ...], found: Check) -> None:
 
 @dataclass
 class Merged:
-    """What a merge did with the rows of the other store."""
+    """Counts of what a merge did with the rows of the other store."""
 
     added: int = 0
     same: int = 0  # there already
@@ -151,10 +151,21 @@ ORDER BY c.id
 
 
 def merge(store: ResponseStore, other: Path) -> Merged:
-    """Take over what `other` has and `store` has not. UserError if it is no store of this kind.
+    """Take over what another store has and this one lacks.
 
-    An answer takes the place of an error. Where both have an answer, ours stays: with sampling, or
-    other hardware, the same request may well be answered in two ways. Likewise our names stay.
+    An answer takes the place of an error. Where both have an answer, that of `store` stays: with
+    sampling, or other hardware, the same request may well be answered in two ways. Names that
+    `store` has given stay likewise.
+
+    Args:
+        store: Gets the answers.
+        other: File of the other store.
+
+    Returns:
+        Counts of the other store's rows.
+
+    Raises:
+        UserError: If `other` is no response store, or is damaged.
     """
     with ResponseStore(other, existing=True):
         pass  # complains if it is none
@@ -244,10 +255,17 @@ def _merge_part(db: sqlite3.Connection, after: int, end: int, result: Merged) ->
 
 
 def forget_model(store: ResponseStore, name: str) -> int:
-    """Delete the answers that a name, or a model's identity, stands for; how many.
+    """Delete the answers of a model, and what only they needed.
 
-    What only they needed goes with them, their other names too. UserError if there are none of
-    that name, or some of several models.
+    Args:
+        store: Loses the answers.
+        name: A name, or a model's identity; the other names of its answers go too.
+
+    Returns:
+        Number of answers deleted.
+
+    Raises:
+        UserError: If there are none of that name, or some of several models.
     """
     groups = store.named(name)
     identities = dict.fromkeys(group.identity for group in groups)

@@ -1,4 +1,4 @@
-"""Which requests there are: prompts x samples, each with a key that holds what decides the answer.
+"""Requests: prompts x samples, each with a key that holds all that decides the answer.
 
 Whatever changes an answer is in the key and nothing else is, so that another prompt set, another
 model, another engine or another pairing never asks for the same answer twice.
@@ -19,11 +19,15 @@ NOT_SAMPLING = ("system",)  # of the settings: shows in the messages instead
 
 @dataclass(frozen=True)
 class Settings:
-    """How one model is asked.
+    """Settings with which one model is asked.
 
-    seed: of sampled answers; each request draws by its key. samples: answers to a prompt. system:
-    a system turn for prompts that have none. template: arguments of the chat template
-    (`enable_thinking`, say). body: further fields of a request to a server.
+    Attributes:
+        sampling: Choice of tokens.
+        seed: Of sampled answers; each request draws by its key.
+        samples: Number of answers to a prompt.
+        system: A system turn for prompts that have none.
+        template: Arguments of the chat template, `enable_thinking` for example.
+        body: Further fields of a request to a server.
     """
 
     sampling: Sampling
@@ -47,9 +51,16 @@ class Settings:
 
 
 def request_key(model: str, messages: Iterable[Message], settings_json: str, sample: int) -> str:
-    """Identity of a request; `messages` are all that the model sees.
+    """Compute the identity of a request.
 
-    A greedy answer has no sample number: there is only one.
+    Args:
+        model: Identity of the model.
+        messages: All that the model sees.
+        settings_json: Result of `Settings.key`.
+        sample: Number of the answer, from 0. A greedy answer has none: there is only one.
+
+    Returns:
+        64 hexadecimal digits.
     """
     settings = {k: v for k, v in json.loads(settings_json).items() if k not in NOT_SAMPLING}
     if "temperature" in settings or "imported" in settings:
@@ -61,7 +72,10 @@ def request_key(model: str, messages: Iterable[Message], settings_json: str, sam
 class RequestPlan:
     """Every request that one model has to answer, prompt by prompt; made anew at each reading.
 
-    model: its identity. prompts: any iterable that can be read again, a list or a file.
+    Attributes:
+        model: Identity of the model.
+        prompts: Any iterable that can be read again, a list or a file.
+        settings: How the model is asked.
     """
 
     model: str

@@ -100,7 +100,7 @@ VALUES (
 
 
 class Group(NamedTuple):
-    """The answers of one model to one way of asking it, which a name stands for."""
+    """The answers of one model to one set of settings, which a name stands for."""
 
     model: int
     settings: int
@@ -112,9 +112,17 @@ class ResponseStore:
     """Responses on disk (SQLite in WAL mode). A group is stored whole or not at all."""
 
     def __init__(self, path: Path, *, existing: bool = False) -> None:
-        """Open the store, or create it unless `existing`.
+        """Open the store, or create it.
 
-        UserError if `path` is not a store of this version, or not there although it must be.
+        A store of the schema before is brought up to date.
+
+        Args:
+            path: An SQLite file.
+            existing: Refuse to create a store.
+
+        Raises:
+            UserError: If `path` is not a store of a known schema, or is not there although it must
+                be.
         """
         if existing and not path.is_file():
             raise UserError(f"{path}: no response store here")
@@ -177,9 +185,13 @@ class ResponseStore:
     # -- writing -----------------------------------------------------------------------------
 
     def name_model(self, identity: str, name: str, settings_json: str | None = None) -> None:
-        """Remember what a person calls the answers of a model to these settings (`Settings.key`).
+        """Remember what a person calls the answers of a model.
 
-        Without settings: all answers of the model that have no name of their own.
+        Args:
+            identity: Of the model.
+            name: What it is called.
+            settings_json: The settings (`Settings.key`) whose answers are meant; None for all
+                answers of the model that have no name of their own.
         """
         with self.db:
             self.db.execute(
@@ -196,10 +208,15 @@ class ResponseStore:
                 )
 
     def add(self, answered: Sequence[tuple[Request, Response]], *, engine: str) -> None:
-        """Store responses to their requests in one transaction; `engine` is its name and version.
+        """Store responses to their requests in one transaction.
 
-        ValueError if a response answers another request; sqlite3.IntegrityError, and nothing is
-        stored, if one is in the store already.
+        Args:
+            answered: Requests with their responses.
+            engine: Name and version of the engine.
+
+        Raises:
+            ValueError: If a response answers another request.
+            sqlite3.IntegrityError: If one is in the store already; nothing is stored then.
         """
         now = int(time.time())
         models, settings, prompts, rows = set(), set(), {}, []
@@ -243,7 +260,7 @@ class ResponseStore:
     # -- reading -----------------------------------------------------------------------------
 
     def errors(self, keys: Iterable[str]) -> int:
-        """How many of `keys` ended in an error."""
+        """Count those of `keys` that ended in an error."""
         rows = self._select("finish_reason", keys)
         return sum(reason == "error" for (reason,) in rows)
 
@@ -264,9 +281,10 @@ class ResponseStore:
         return self.db.execute("SELECT version FROM state").fetchone()[0]
 
     def named(self, name: str) -> list[Group]:
-        """The answers that a name, or the identity of a model, stands for.
+        """Find the answers that a name, or the identity of a model, stands for.
 
-        UserError if there are none, with the names that there are.
+        Raises:
+            UserError: If there are none; the text lists the names that there are.
         """
         query = (
             "SELECT DISTINCT c.model, c.settings, m.identity, s.json FROM called c "
@@ -290,7 +308,7 @@ class ResponseStore:
 
 
 def is_damage(error: BaseException | None) -> bool:
-    """Whether SQLite has met pages that cannot be as it wrote them."""
+    """True if SQLite has met pages that cannot be as it wrote them."""
     return getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_CORRUPT
 
 
@@ -300,14 +318,14 @@ def prompt_digest(prompt: Prompt) -> str:
 
 
 def checksum(content: Sequence[Any]) -> bytes:
-    """Eight bytes of the values of the columns CONTENT: SQLite keeps none of its pages."""
+    """Hash the values of the columns CONTENT to eight bytes; SQLite has no checksums of its own."""
     plain = [value.hex() if isinstance(value, bytes) else value for value in content]
     plain = [int(value) if isinstance(value, bool) else value for value in plain]  # as SQLite does
     return hashlib.blake2b(json.dumps(plain).encode(), digest_size=8).digest()
 
 
 def response_of(row: tuple[Any, ...]) -> Response:
-    """A Response of the columns RESPONSE."""
+    """Make a Response of the columns RESPONSE."""
     key, text, blob, finish_reason, prompt_tokens, error, reasoning, tokens, *rest = row
     seconds, seed, *others = rest
     ids = array("I")

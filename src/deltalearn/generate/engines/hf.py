@@ -30,9 +30,14 @@ class TransformersEngine:
         token_budget: int,
         template: Mapping[str, Any] | None = None,
     ) -> None:
-        """token_budget: most tokens, prompts and full-length answers, in one batch.
+        """Prepare to answer; the model is not loaded yet.
 
-        template: further arguments of the chat template.
+        Args:
+            files: The model's files.
+            placement: Device and precision.
+            sampling: Settings of the choice of tokens.
+            token_budget: Most tokens, prompts and full-length answers, in one batch.
+            template: Further arguments of the chat template.
         """
         self._files = files
         self._placement = placement
@@ -47,10 +52,11 @@ class TransformersEngine:
         self._model = None
 
     def answers(self, windows: Iterator[Window], stop: Stop) -> Iterator[list[Response]]:
-        """Batches are planned over *all* requests of a window and each is a list of its own.
+        """Answer window by window; see `Engine.answers`.
 
-        After a crash the remaining batches are thus the very ones that an uninterrupted run would
-        have formed, and so are their answers.
+        Batches are planned over *all* requests of a window, and each is yielded as a list of its
+        own. After a crash the remaining batches are thus the very ones that an uninterrupted run
+        would have formed, and so are their answers.
         """
         for window in windows:
             for batch in self.batches(window.requests) if window.missing else []:
@@ -61,7 +67,7 @@ class TransformersEngine:
                     yield self.answer(missing)
 
     def batches(self, requests: Sequence[Request]) -> list[list[Request]]:
-        """Requests of similar prompt length together, longest first; a pure function."""
+        """Group requests of similar prompt length, longest first; a pure function."""
         sizes = self._prompts.sizes(requests)
         lengths = [size + self._sampling.max_tokens for size in sizes]
         return [[requests[i] for i in b] for b in length_batches(lengths, self._token_budget)]

@@ -1,4 +1,4 @@
-"""What engines share that run a model from its files: prompts to ids, and ids to responses."""
+"""Parts shared by engines that run a model from its files: prompts to ids, ids to responses."""
 
 from __future__ import annotations
 
@@ -63,7 +63,21 @@ def answer_of(
     seconds: float | None = None,
     seed: int | None = None,
 ) -> Response:
-    """The response of an answer's ids, end-of-turn id excluded; `ids` None: there was no room."""
+    """Make the response of an answer's ids.
+
+    Args:
+        key: That of the request.
+        prompt: Ids of the prompt.
+        ids: Ids of the answer, end-of-turn id excluded; None if there was no room for any.
+        ended: True if the model ended its turn.
+        tokenizer: Decodes the ids.
+        context: Most positions of the model, for the error message.
+        seconds: Time from asking to having.
+        seed: The seed that the engine was given.
+
+    Returns:
+        The answer, its reasoning apart, or an error.
+    """
     if ids is None:
         reason = f"the prompt has {len(prompt)} tokens, the model's context is {context}"
         return failed(key, len(prompt), "too_long", reason)
@@ -83,7 +97,18 @@ def answer_of(
 
 
 def failed(key: str, prompt_tokens: int, fault: str, reason: str, *, tries: int = 1) -> Response:
-    """An error response of the kind `fault`."""
+    """Make an error response.
+
+    Args:
+        key: That of the request.
+        prompt_tokens: Tokens of the prompt.
+        fault: Kind of the error.
+        reason: Why there is no answer.
+        tries: Number of times the request was asked.
+
+    Returns:
+        A response with finish_reason "error".
+    """
     return Response(
         key, "", (), "error", prompt_tokens, reason, completion_tokens=0, fault=fault, tries=tries
     )

@@ -33,11 +33,14 @@ PATIENCE = 600.0  # seconds without any worker
 
 @dataclass(frozen=True)
 class RayOptions:
-    """address: of a cluster ("auto": the one this machine is part of; None: a local one).
+    """Options of a Ray cluster and its workers.
 
-    workers: how many; default: as many as the resources allow. engine: "transformers", "vllm" or
-    "auto", which is vllm where there are GPUs. cpus, gpus: of each worker; gpus defaults to one
-    where the engine is vllm and the cluster has any.
+    Attributes:
+        address: Of a cluster; "auto" is the one this machine is part of, None a local one.
+        workers: Number of workers; default as many as the resources allow.
+        engine: "transformers", "vllm" or "auto", which is vllm where there are GPUs.
+        cpus: CPUs of each worker.
+        gpus: GPUs of each worker; default one where the engine is vllm and the cluster has any.
     """
 
     address: str | None = None
@@ -64,9 +67,20 @@ class RayEngine:
         template: Mapping[str, Any] | None = None,
         say: Callable[[str], None] = print,
     ) -> None:
-        """place: path and revision by which every worker locates the model for itself.
+        """Prepare to answer; workers start at the first request.
 
-        UserError if ray is not installed.
+        Args:
+            place: Path and revision by which every worker locates the model for itself.
+            files: The model's files on this machine.
+            placement: Device and precision.
+            sampling: Settings of the choice of tokens.
+            token_budget: Most tokens in one batch of transformers.
+            options: The cluster and its workers.
+            template: Further arguments of the chat template.
+            say: Gets lines for people.
+
+        Raises:
+            UserError: If ray is not installed.
         """
         try:
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -101,7 +115,7 @@ class RayEngine:
             self._ray.shutdown()
 
     def answers(self, windows: Iterator[Window], stop: Stop) -> Iterator[list[Response]]:
-        """Batches as their workers finish them."""
+        """Yield batches as their workers finish them; see `Engine.answers`."""
         kind, workers, gpus = self._connect()
         self.name = f"ray {self._ray.__version__} ({kind})"
         self._pool = _Pool(self._ray, {**self._job, "kind": kind}, workers, self._options, gpus)
@@ -263,7 +277,7 @@ def _last_line(error: BaseException) -> str:
 
 
 class Worker:
-    """What runs in an actor: one engine."""
+    """One engine in an actor of Ray."""
 
     def __init__(self, job: dict[str, Any]) -> None:
         from deltalearn.lm.locate import locate

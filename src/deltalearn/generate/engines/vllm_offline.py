@@ -38,7 +38,12 @@ PATIENCE = 20  # seconds for a worker to end by itself
 
 @dataclass(frozen=True)
 class VllmOptions:
-    """python: an interpreter that has vLLM; default: this one. engine: arguments of vllm.LLM."""
+    """Options of a vLLM worker.
+
+    Attributes:
+        python: An interpreter that has vLLM; default this one.
+        engine: Arguments of vllm.LLM.
+    """
 
     python: str | None = None
     engine: Mapping[str, Any] = field(default_factory=dict)
@@ -80,16 +85,20 @@ class VllmEngine:
         self.name = f"vllm {self._worker.version}"
 
     def close(self) -> None:
-        """End the worker."""
+        """End the worker and free its memory."""
         if self._worker is not None:
             self._worker.close()
             self._worker = None
 
     def answers(self, windows: Iterator[Window], stop: Stop) -> Iterator[list[Response]]:
-        """Answers as they finish.
+        """Yield answers as they finish; see `Engine.answers`.
 
         A worker that dies is started again with what it had in flight, as long as each one gets
-        something done; UserError with its last words otherwise.
+        something done.
+
+        Raises:
+            UserError: If a worker dies without having answered anything; the text has its last
+                words.
         """
         todo = itertools.chain.from_iterable(w.wanted() for w in windows)
         flying: dict[str, tuple[Request, list[int]]] = {}

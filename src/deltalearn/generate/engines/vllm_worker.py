@@ -21,7 +21,7 @@ WAITING = 512  # requests that vLLM is given beyond those it runs, to choose fro
 
 
 def main() -> None:
-    """Answer until the input ends."""
+    """Answer requests until the input ends."""
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what vLLM prints goes to standard error
     first = json.loads(sys.stdin.readline())
@@ -37,7 +37,7 @@ def main() -> None:
 
 
 def load(first):
-    """(LLMEngine, version of vLLM)."""
+    """Load the model; returns (LLMEngine, version of vLLM)."""
     import vllm
 
     options = {"generation_config": "vllm", "trust_remote_code": False, **first["engine"]}
@@ -80,7 +80,7 @@ def serve(engine, end_ids, lines, out) -> None:
 
 
 def what_refuses():
-    """Exceptions that mean one request, and not the engine, is at fault."""
+    """List the exceptions that mean that one request, and not the engine, is at fault."""
     try:
         from vllm.exceptions import VLLMClientError
     except ImportError:  # an older vLLM, which has ValueError only
@@ -89,12 +89,12 @@ def what_refuses():
 
 
 def prompt(request):
-    """Ids, so that nothing is added to what the chat template wrote."""
+    """Wrap prompt ids for vLLM, so that nothing is added to what the chat template wrote."""
     return {"prompt_token_ids": request["prompt"]}
 
 
 def sampling(request, end_ids):
-    """SamplingParams of one request."""
+    """Make the SamplingParams of one request."""
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
@@ -110,7 +110,7 @@ def sampling(request, end_ids):
 
 
 def answer(found, end_ids, began):
-    """The line of a finished request."""
+    """Make the output line of a finished request."""
     output = found.outputs[0]
     ids = list(output.token_ids)
     if output.finish_reason == "stop" and ids and ids[-1] in end_ids:
