@@ -21,7 +21,7 @@ SQLITE_DISK_FULL = {  # SQLite names the step that failed for want of room, not 
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Whether `error` means that no more could be written (full disk, quota or file-size limit)."""
+    """True if `error` means that no more could be written (full disk, quota or file-size limit)."""
     if isinstance(error, sqlite3.OperationalError):
         return getattr(error, "sqlite_errorcode", None) in SQLITE_DISK_FULL
     if isinstance(error, OSError):

@@ -1,4 +1,4 @@
-"""Train the lab's ladder from scratch on text of mixed quality: weak, less weak, and the student.
+"""Pretraining of the lab's ladder on text of mixed quality: weak, less weak, and the student.
 
 Constructed: the tasks, the novice's mistakes, and each model's share of expert answers in its
 training text. Learnt: everything else, with ordinary next-token training of ordinary Llama models
@@ -62,11 +62,19 @@ LADDER = (
 def pretrain_ladder(
     out: Path, *, rungs: Sequence[Rung] = LADDER, workers: int = 2
 ) -> dict[str, Any]:
-    """Train every rung into `out`/<name>, write prompts, evaluation items and manifest.json.
+    """Train every model of the ladder; write prompts, evaluation items and manifest.json too.
 
     Each model trains in a process of one thread, so that the result does not depend on the number
-    of cores. Returns the manifest, whose `ordered` tells whether each rung beats the one below by
-    at least MARGIN: tiny models are sensitive to their seed, so this is checked, not assumed.
+    of cores.
+
+    Args:
+        out: Folder; each model goes to `out`/<name>.
+        rungs: Models, weakest first.
+        workers: Processes that train at the same time.
+
+    Returns:
+        The manifest. Its `ordered` tells whether each model beats the one below by at least MARGIN:
+        tiny models are sensitive to their seed, so this is checked, not assumed.
     """
     write_data(out)
     context = get_context("spawn")
@@ -86,7 +94,7 @@ def pretrain_ladder(
 
 
 def is_ordered(accuracies: list[float], margin: float = MARGIN) -> bool:
-    """Whether each accuracy exceeds the one before it by at least `margin`."""
+    """True if each accuracy exceeds the one before it by at least `margin`."""
     return all(b - a >= margin for a, b in pairwise(accuracies))
 
 

@@ -90,11 +90,12 @@ class Question:
 
     @property
     def prompt(self) -> str:
+        """The question as a prompt: the task's word and the string."""
         return f"{self.task} {self.text}"
 
 
 def is_eval_string(text: str) -> bool:
-    """Whether `text` is reserved for evaluation (a fixed tenth of all strings, by CRC-32)."""
+    """True if `text` is reserved for evaluation: a fixed tenth of all strings, by CRC-32."""
     return zlib.crc32(text.encode()) % EVAL_SHARE == 0
 
 

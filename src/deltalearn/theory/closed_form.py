@@ -28,10 +28,16 @@ def accuracy(cosine: ArrayLike) -> np.ndarray:
 
 
 def label_gain(temperature: ArrayLike = 0.0) -> np.ndarray:
-    """kappa with E[y x] = kappa u for labels y = +-1 drawn by a teacher u. (R2)
+    """Compute kappa with E[y x] = kappa u for labels y = +-1 drawn by a teacher u. (R2)
 
-    Hard labels (temperature 0): sqrt(2 / pi). Sampled with P(y = 1 | x) = s(u.x / temperature):
+    Hard labels: sqrt(2 / pi). Sampled with P(y = 1 | x) = s(u.x / temperature):
     E[z tanh(z / (2 temperature))] = sqrt(2 / pi) - 2 E[|z| s(-|z| / temperature)], by quadrature.
+
+    Args:
+        temperature: Of the labels; 0 for hard ones.
+
+    Returns:
+        kappa, of the shape of `temperature`.
     """
     temperature = _array(temperature)[..., None]
     with np.errstate(divide="ignore"):
@@ -72,7 +78,7 @@ def cosine(
 
 
 def improves(a_0: ArrayLike, D: ArrayLike, k: ArrayLike) -> np.ndarray:
-    """Whether small steps raise the cosine: exactly if D > a_0 k. (R7)"""
+    """True where small steps raise the cosine: exactly if D > a_0 k. (R7)"""
     return _array(D) > _array(a_0) * k
 
 
@@ -229,7 +235,7 @@ def sft_trajectory(
 
 
 def sft_improves(a_0: ArrayLike, a_c: ArrayLike, rho: ArrayLike) -> np.ndarray:
-    """Whether small SFT steps raise the cosine: a_c > a_0 u_0.u_c, with rho = u_0 . u_c. (R16)"""
+    """True where small SFT steps raise the cosine: a_c > a_0 rho, with rho = u_0 . u_c. (R16)"""
     return _array(a_c) > _array(a_0) * rho
 
 

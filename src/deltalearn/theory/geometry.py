@@ -66,7 +66,7 @@ class Geometry:
 
     @property
     def cosines(self) -> np.ndarray:
-        """(a_0, a_c, a_r)."""
+        """Cosines to the truth, (a_0, a_c, a_r)."""
         return np.array([self.student, self.chosen, self.rejected])
 
     @property

@@ -1,4 +1,4 @@
-"""The figures that hold preference training against imitation (SFT on the chosen labels)."""
+"""Figures that compare preference training with imitation (SFT on the chosen labels)."""
 
 from __future__ import annotations
 
@@ -124,14 +124,14 @@ def _who_gains(geometry: Geometry) -> str:
 
 
 def race_independent(setting: Setting) -> Panel:
-    """With orthogonal errors."""
+    """Preference training against SFT where all errors are orthogonal."""
     geometry = _common(setting.geometry, 0)
     title = f"Independent errors: {_who_gains(geometry)}"
     return _race(setting, geometry, "race-independent", title, "independent errors")
 
 
 def race_correlated(setting: Setting) -> Panel:
-    """With errors that the student shares."""
+    """Preference training against SFT where the student shares the teachers' errors."""
     c = RACE_CORRELATION
     geometry = _common(setting.geometry, c)
     title = f"Shared errors: {_who_gains(geometry)}"

@@ -25,7 +25,18 @@ def render_page(
     measured: Measured,
     panels: Sequence[Panel],
 ) -> str:
-    """The HTML of a setting; the same setting gives the same page, byte for byte."""
+    """Render the page of a setting; the same setting gives the same page, byte for byte.
+
+    Args:
+        rows: The table: (group, label, value) of each line.
+        geometry: The setting's directions.
+        theory: Population results.
+        measured: The simulation to hold against them.
+        panels: Figures, in order.
+
+    Returns:
+        One HTML file that needs nothing else.
+    """
     template = _environment().get_template("template.html.j2")
     return template.render(
         verdict=verdict(theory),
@@ -45,7 +56,7 @@ def render_page(
 
 
 def verdict(theory: Theory) -> str:
-    """The headline: what training on the preference between the two teachers does."""
+    """State what training on the preference between the two teachers does, as a headline."""
     start, best, limit = theory.initial_cosine, theory.best_cosine, theory.limit_cosine
     if best <= start:
         return f"Preference training does not help: from {start:.3f} no step raises the cosine"

@@ -1,4 +1,4 @@
-"""How a theory figure is drawn: axes, legends, bands of colour, and the three forms it is kept in.
+"""Drawing of a theory figure: axes, legends, bands of colour, and the three forms it is kept in.
 
 A panel is drawn once for the page (inline SVG without a title, which the caption gives) and once
 for the files (SVG and PNG with the title).
@@ -37,10 +37,15 @@ SUBSCRIPT = re.compile(r"\b([aku])_([0cr])\b")
 
 @dataclass(frozen=True)
 class Panel:
-    """One figure: its title says the finding, `description` is for who cannot see it.
+    """One figure of the theory page.
 
-    draw puts everything into the axes it is given; legend_rows lines are kept free above them;
-    right is the margin there (wider for a colour bar).
+    Attributes:
+        name: Of its files.
+        title: The finding.
+        description: For who cannot see the figure.
+        draw: Puts everything into the axes it is given.
+        legend_rows: Lines kept free above the axes.
+        right: Margin there, wider for a colour bar.
     """
 
     name: str
@@ -125,7 +130,7 @@ def _count(value: float, _: object = None) -> str:
 
 
 def colour(index: int) -> str:
-    """Of a series."""
+    """Colour of series number `index`."""
     return SERIES[index % len(SERIES)]
 
 
@@ -146,7 +151,7 @@ def points(
 
 
 def legend(axes: Axes, rows: int, columns: int, **more) -> None:
-    """Above the plot, in the `rows` lines kept free for it."""
+    """Draw the legend above the plot, in the `rows` lines kept free for it."""
     high = axes.bbox.height / axes.figure.dpi * 72
     style = {"frameon": False, "fontsize": 10.5, "handlelength": 2.2, "columnspacing": 1.4}
     style |= {"borderpad": 0, "borderaxespad": 0, "labelspacing": 0.35, "handletextpad": 0.6}
@@ -177,7 +182,7 @@ def bands(
 
 
 def band_scale(axes: Axes, levels: Sequence[float], title: str) -> None:
-    """What the bands' colours mean, at the right of the plot."""
+    """Draw the key of the bands' colours, at the right of the plot."""
     scale = axes.inset_axes((1.05, 0, 0.05, 1))
     for i, shade in enumerate(BANDS):
         scale.axhspan(i, i + 1, color=shade, linewidth=0)

@@ -1,4 +1,4 @@
-"""The two phase diagrams: where small steps help, by how much, and the boundary in closed form."""
+"""Two phase diagrams: where small steps help, by how much, and the boundary in closed form."""
 
 from __future__ import annotations
 

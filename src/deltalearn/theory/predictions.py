@@ -1,4 +1,4 @@
-"""What the closed form says of one setting, and one simulation to hold against it."""
+"""Predictions of the closed form for one setting, and one simulation to hold against them."""
 
 from __future__ import annotations
 
@@ -91,14 +91,31 @@ def sft_peak(geometry: Geometry) -> tuple[float, float]:
 
 
 def default_distance(theory: Theory, norm: float) -> float:
-    """How far a simulation goes unless a rate is given: to the peak, if there is a finite one."""
+    """Choose the distance of a simulation without a given rate: the peak, if it is finite.
+
+    Args:
+        theory: Population results.
+        norm: The student's norm r.
+
+    Returns:
+        A distance s along w.
+    """
     if theory.best_step == 0:
         return norm / 10
     return theory.best_step if math.isfinite(theory.best_step) else 2 * norm
 
 
 def default_rate(geometry: Geometry, theory: Theory, plan: Plan) -> float:
-    """The learning rate with which `plan.steps` steps end at the peak of the plan's loss."""
+    """Choose the learning rate with which `plan.steps` steps end at the peak of the plan's loss.
+
+    Args:
+        geometry: The setting's directions.
+        theory: Its population results.
+        plan: The simulation, its rate not used.
+
+    Returns:
+        The rate.
+    """
     if plan.loss == "sft":
         return (theory.sft_best_time or geometry.norm) / plan.steps
     distance = default_distance(theory, geometry.norm)
@@ -109,7 +126,17 @@ def default_rate(geometry: Geometry, theory: Theory, plan: Plan) -> float:
 
 
 def dpo_rate(phi: float, beta: float, steps: int, distance: float) -> float:
-    """The rate with which population DPO is at `distance` after `steps`, by bisection."""
+    """Find by bisection the rate with which population DPO travels a distance.
+
+    Args:
+        phi: Angle between the teachers.
+        beta: Of DPO.
+        steps: Number of steps.
+        distance: Distance s along w to travel in them.
+
+    Returns:
+        The rate.
+    """
     speed = beta * cf.dpo_speed(phi, beta * np.linspace(0, distance, 101))
     if not (speed > 0).all():  # teachers that never disagree: DPO stands still
         return 1.0
@@ -123,10 +150,18 @@ def dpo_rate(phi: float, beta: float, steps: int, distance: float) -> float:
 
 
 def predicted_cosine(geometry: Geometry, plan: Plan) -> float:
-    """What theory expects at the end of `plan`: normal inputs, and for preference its n pairs.
+    """Predict the cosine at the end of a simulation.
 
-    Sampled labels (temperature > 0) and the losses of SFT and DPO have population results only;
-    DPO with sampled labels has none (NaN).
+    Inputs are taken as normal; for preference training the number of pairs counts. Sampled labels
+    (temperature > 0) and the losses of SFT and DPO have population results only; DPO with sampled
+    labels has none.
+
+    Args:
+        geometry: The setting's directions.
+        plan: The simulation.
+
+    Returns:
+        The cosine; NaN where there is no result.
     """
     g, kappa = geometry, float(cf.label_gain(plan.temperature))
     if plan.loss == "sft":

@@ -106,7 +106,7 @@ def geometry_of(options: Options) -> Geometry:
 
 
 def parse_errors(text: str) -> tuple[float, float, float]:
-    """Three correlations, "student-chosen,student-rejected,chosen-rejected"."""
+    """Read three correlations of errors: "student-chosen,student-rejected,chosen-rejected"."""
     try:
         c, r, cr = (float(part) for part in text.split(","))
     except ValueError:
@@ -194,7 +194,7 @@ def _with_accuracy(cosine: float) -> str:
 
 
 def rows(geometry: Geometry, theory: Theory, measured: Measured) -> list[tuple[str, str, str]]:
-    """The table: (group, what, value)."""
+    """List the table's lines: (group, label, value)."""
     t, d = theory, f"{measured.plan.dimension:,}"
     line, many = "preference training", "dimensions and pairs"
     return [

@@ -1,4 +1,4 @@
-"""What the figures are about, and the small pieces that several of them need."""
+"""The setting of the figures, and small parts that several of them need."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ QUIET = {"dimension": 20, "batch": 250}  # so many pairs a dimension that noise 
 
 @dataclass(frozen=True)
 class Setting:
-    """What the figures are about."""
+    """The directions that the figures are about, and the size and seed of their simulations."""
 
     geometry: Geometry
     dimension: int

@@ -30,15 +30,25 @@ PARTS = 4  # at least so many chunks, for as many threads
 
 @dataclass(frozen=True)
 class Plan:
-    """What to simulate.
+    """Sizes, loss, inputs and seed of one simulation.
 
-    batch: pairs a step; full-batch training is one large batch on which the preference gradient,
-    which does not depend on theta, gives the same as many small ones. temperature: of the
-    teachers' labels, 0 for hard ones. beta: of dpo. inputs: "normal"; "elliptical": multivariate t
-    with `freedom` degrees of freedom; "heavy": independent t coordinates; "correlated": normal
-    with a correlation of `correlation` to the power |i - j|; all with unit variances.
-    random_errors: draw the error directions anew in each trial instead of taking the geometry's.
-    records: numbers of steps after which to measure; default 0 and `steps`.
+    Attributes:
+        dimension: Of the inputs.
+        trials: Number of independent students.
+        steps: Gradient steps of each.
+        rate: Learning rate.
+        batch: Pairs a step. Full-batch training is one large batch on which the preference
+            gradient, which does not depend on theta, gives the same as many small ones.
+        temperature: Of the teachers' labels; 0 for hard ones.
+        loss: One of LOSSES.
+        beta: Of DPO.
+        inputs: "normal"; "elliptical": multivariate t with `freedom` degrees of freedom; "heavy":
+            independent t coordinates; "correlated": normal with a correlation of `correlation` to
+            the power |i - j|. All have unit variances.
+        random_errors: Draw the error directions anew in each trial instead of taking the
+            geometry's.
+        records: Numbers of steps after which to measure; default 0 and `steps`.
+        seed: Decides the result alone.
     """
 
     dimension: int
@@ -79,21 +89,26 @@ class Plan:
 
 @dataclass(frozen=True)
 class Estimate:
-    """Means over trials at each record, with standard errors; arrays of shape (records,)."""
+    """Means over trials at each record, with standard errors.
+
+    Attributes:
+        mean: (records,).
+        error: (records,); NaN for a single trial.
+    """
 
     mean: np.ndarray
     error: np.ndarray
 
     @classmethod
     def of(cls, values: np.ndarray) -> Estimate:
-        """From values of shape (trials, records)."""
+        """Estimate from values of shape (trials, records)."""
         spread = values.std(axis=0, ddof=1) if len(values) > 1 else np.full(values.shape[1], np.nan)
         return cls(values.mean(axis=0), spread / np.sqrt(len(values)))
 
 
 @dataclass(frozen=True)
 class Result:
-    """What trials measured after each of `steps`; per-trial values have shape (trials, records)."""
+    """Measurements of all trials after each of `steps`; per-trial values are (trials, records)."""
 
     steps: np.ndarray
     cosines: np.ndarray
@@ -103,10 +118,12 @@ class Result:
 
     @property
     def cosine(self) -> Estimate:
+        """Mean cosine to the truth."""
         return Estimate.of(self.cosines)
 
     @property
     def accuracy(self) -> Estimate:
+        """Mean share of inputs labelled as the truth labels them."""
         return Estimate.of(self.accuracies)
 
 
@@ -116,6 +133,13 @@ def simulate(geometry: Geometry, plan: Plan) -> Result:
     Memory is bounded whatever the numbers: on each core a few times CHUNK_BYTES, or a few vectors
     of `dimension` numbers if that is more. The result depends on the seed alone, not on the number
     of cores.
+
+    Args:
+        geometry: The directions of truth, student and teachers.
+        plan: Sizes, loss, inputs and seed.
+
+    Returns:
+        Measurements at `plan.records`.
     """
     if not plan.random_errors:
         geometry.vectors(plan.dimension)  # raises if the dimension is too small
@@ -199,7 +223,16 @@ def _summed_change(
 
 
 def draw_inputs(rng: np.random.Generator, plan: Plan, shape: tuple[int, int, int]) -> np.ndarray:
-    """Inputs of shape (trials, rows, dimension), every coordinate with mean 0 and variance 1."""
+    """Draw inputs, every coordinate with mean 0 and variance 1.
+
+    Args:
+        rng: Source of randomness.
+        plan: Gives the distribution.
+        shape: (trials, rows, dimension).
+
+    Returns:
+        Inputs of that shape, float64.
+    """
     if plan.inputs == "heavy":
         return rng.standard_t(plan.freedom, shape) * np.sqrt((plan.freedom - 2) / plan.freedom)
     x = rng.standard_normal(shape)

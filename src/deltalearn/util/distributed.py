@@ -83,9 +83,9 @@ class Processes:
                 outcome = work(), None
             except UserError as error:
                 outcome = None, error
-        result, error = self._tell(outcome)
-        if error is not None:
-            raise error
+        result, refusal = self._tell(outcome)
+        if refusal is not None:
+            raise refusal
         return result
 
     def first_then_others(self, work: Callable[[], T]) -> T:
