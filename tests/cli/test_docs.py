@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from pathlib import Path
 
@@ -56,3 +57,23 @@ def test_the_recipe_of_the_generation_guide_is_valid(tmp_path):
     (tmp_path / "served.yaml").write_text(text)
     recipe = load_generate_recipe(tmp_path / "served.yaml", [], {}).recipe
     assert recipe.models["larger"].server.prices.completion == 0.4
+
+
+def test_pitfalls_name_tests_that_exist():
+    text = (ROOT / "docs" / "pitfalls.md").read_text()
+    named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", text)
+    assert len(named) > 40
+    for file, name in named:
+        found = ast.walk(ast.parse((ROOT / file).read_text()))
+        assert name in {n.name for n in found if isinstance(n, ast.FunctionDef)}, f"{file}: {name}"
+    entries = text.split("\n### ")[1:]
+    assert all("`tests/" in entry for entry in entries)
+
+
+def test_code_points_to_documents_that_are_here():
+    """A number in a list that only its writer has, or a page that was moved, helps nobody."""
+    for file in [*(ROOT / "src").rglob("*.py"), *(ROOT / "tests").rglob("*.py")]:
+        text = file.read_text()
+        assert file == Path(__file__) or "PEERS" not in text, file
+        for page in re.findall(r"docs/\w+\.md", text):
+            assert (ROOT / page).exists(), f"{file}: {page}"

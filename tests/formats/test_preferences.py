@@ -1,7 +1,7 @@
 """Protects the reading of pairs: every shape that TRL takes becomes the same small record.
 
-B13 and B14 of the peers' bug list are here: an implicit prompt ends at a turn, never inside one,
-and a string prompt may stand beside conversations. What is no pair is counted, never a crash.
+Pitfalls of this kind (docs/pitfalls.md) are here: an implicit prompt ends at a turn, never inside
+one, and a string prompt may stand beside conversations. What is no pair is counted, never a crash.
 """
 
 from __future__ import annotations
@@ -63,17 +63,17 @@ SHAPES = {  # name: (cells, options, expected parts)
         {},
         ((SYSTEM, ASK, GOOD, MORE), "6", "Five."),
     ),
-    "UltraFeedback (B14)": (
+    "UltraFeedback": (
         {"prompt": ASK["content"], "chosen": [ASK, GOOD], "rejected": [ASK, BAD]},
         {},
         EXPECTED,
     ),
-    "UltraFeedback with a system turn (B14)": (
+    "UltraFeedback with a system turn": (
         {"prompt": ASK["content"], "chosen": [SYSTEM, ASK, GOOD], "rejected": [SYSTEM, ASK, BAD]},
         {},
         ((SYSTEM, ASK), " Four. ", "Five."),
     ),
-    "string prompt of a longer conversation (B14)": (
+    "string prompt of a longer conversation": (
         {
             "prompt": MORE["content"] + "\n",
             "chosen": [ASK, GOOD, MORE, says("6")],
@@ -82,7 +82,7 @@ SHAPES = {  # name: (cells, options, expected parts)
         {},
         ((ASK, GOOD, MORE), "6", "Five."),
     ),
-    "string prompt, assistant's turn alone (B14)": (
+    "string prompt, assistant's turn alone": (
         {"prompt": ASK["content"], "chosen": [GOOD], "rejected": [BAD]},
         {},
         EXPECTED,
@@ -185,7 +185,7 @@ def test_swapped_columns_are_of_the_same_format(read):
 @pytest.mark.parametrize(
     ("chosen", "rejected"), [("same text", "same text"), ("ok", "ok then"), ("a b", "a c")]
 )
-class TestB13:
+class TestImplicitPrompt:
     """TRL makes "same tex" and "t" of an identical pair, and the prompt "o" of "ok", "ok then"."""
 
     def test_no_prompt_is_made_of_shared_characters(self, read, chosen, rejected):
@@ -198,7 +198,7 @@ class TestB13:
 
 
 def test_an_identical_pair_keeps_its_prompt_and_is_dropped_later(read, tiny_tokenizer):
-    """B8: found as what it is, not as an empty answer to everything."""
+    """Found as what it is, not as an empty answer to everything."""
     same = [ASK, says("same text")]
     other = [ASK, BAD]
     _, counts = prepare_examples(

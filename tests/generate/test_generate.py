@@ -576,7 +576,7 @@ def test_broken_chat_template_is_a_user_error(tiny_tokenizer, user_prompt, monke
         prompt_ids(tiny_tokenizer, [user_prompt("a").messages])
 
 
-# -- text and ids (PEERS B1, B3, B5, B6, B7) -----------------------------------------------------
+# -- text and ids (docs/pitfalls.md) -------------------------------------------------------------
 
 AWKWARD = [" lead", "trail ", "\n\nlines\t\n", "Größe 你好 🙂", "don't , do . that", "  ", "a" * 50]
 

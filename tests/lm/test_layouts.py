@@ -1,4 +1,4 @@
-"""Protects the fast paths of answer log-probabilities: padded = packed = shared (PEERS B23).
+"""Protects the fast paths of answer log-probabilities: padded = packed = shared.
 
 Every layout and attention gives the log-probabilities and gradients of a slow float64 reference
 (one row at a time, full logits), over random lengths and for several architectures; what cannot
@@ -367,7 +367,7 @@ def test_layout_by_hand():
 
 @pytest.mark.parametrize("tree", [Tree([], ([1],)), Tree([1], ()), Tree([1], ([2], []))])
 def test_empty_parts_are_refused(tree):
-    """An empty answer would have log-probability 0: certainty about nothing (PEERS B9)."""
+    """An empty answer would have log-probability 0: certainty about nothing."""
     with pytest.raises(ValueError, match="empty prompt, no answer or an empty answer"):
         lay_out([tree], "shared")
 

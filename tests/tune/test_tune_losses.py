@@ -159,7 +159,7 @@ class TestProperties:
     @for_many(pair=PAIRS, beta=BETAS)
     @pytest.mark.parametrize("method", ["dpo", "dpo_norm", "simpo"])
     def test_logged_margin_is_the_argument_over_beta(self, method, pair, beta):
-        """PEERS B17: the loss follows from the logged margin and beta alone."""
+        """The loss follows from the logged margin and beta alone."""
         losses, margins = PREFERENCE_LOSSES[method](*tensors(*pair), beta=beta)
         x = beta * margins.item()
         assert losses.item() == pytest.approx(max(-x, 0) + math.log1p(math.exp(-abs(x))))
@@ -296,7 +296,7 @@ class TestNumbers:
 class TestRefusals:
     @pytest.mark.parametrize("method", ALL)
     def test_one_tensor_of_another_shape(self, method):
-        """PEERS B27: any of these would broadcast against (3,) without a word."""
+        """Any of these would broadcast against (3,) without a word."""
         for place in range(6):
             for shape in [(), (1,), (3, 1), (1, 3), (3, 3)]:
                 a = tensors(*[[-1.0] * 3] * 4, [1] * 3, [1] * 3)

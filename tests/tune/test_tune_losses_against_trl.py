@@ -119,7 +119,7 @@ def test_robust(token_logprobs, references, share):
     ("method", "loss_type"), [("dpo", "sigmoid"), ("dpo_norm", "sigmoid_norm")]
 )
 def test_trl_ignores_label_smoothing_where_we_do_not(token_logprobs, references, method, loss_type):
-    """PEERS B15. TRL takes the option, checks its range and leaves it out of these two losses."""
+    """TRL takes the option, checks its range and leaves it out of these two losses."""
     options = {"beta": 0.5, "label_smoothing": 0.2}
     smoothed, _ = trl_dpo(token_logprobs, references, loss_type, **options)
     plain, _ = trl_dpo(token_logprobs, references, loss_type, beta=0.5)
@@ -130,7 +130,7 @@ def test_trl_ignores_label_smoothing_where_we_do_not(token_logprobs, references,
 
 
 def test_trl_logs_another_margin_than_its_loss_sees(token_logprobs, references):
-    """PEERS B17. TRL logs beta x the summed margin for sigmoid_norm too; we log the normalised."""
+    """TRL logs beta x the summed margin for sigmoid_norm too; we log the normalised."""
     _, metrics = trl_dpo(token_logprobs, references, "sigmoid_norm", beta=5.0)
     _, margins = ours(token_logprobs, references, "dpo_norm", beta=5.0)
     _, summed = ours(token_logprobs, references, "dpo", beta=5.0)

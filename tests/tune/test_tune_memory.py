@@ -1,7 +1,7 @@
 """Protects the memory estimate: counts that must be exact are, and activations are near the truth.
 
 Truth is measured on the CPU: bytes of real parameters, gradients and moments after a real step,
-and bytes that autograd really keeps of a forward (PEERS section 4, number 1).
+and bytes that autograd really keeps of a forward.
 """
 
 from __future__ import annotations
@@ -199,7 +199,7 @@ class TestActivations:
         assert found["activations"] == pytest.approx(kept, rel=0.05)
 
     def test_logits_are_bounded_however_long_the_forward(self):
-        """PEERS section 4, number 1: never the (tokens x vocabulary) matrix."""
+        """Never the (tokens x vocabulary) matrix."""
         size = replace(measured("llama", "bfloat16", None), hidden=4096, head_params=4096 * 128256)
         long = estimate_memory(size, TuneSpec(), "bfloat16", tokens=65536).parts["logits"]
         assert long - 2 * 4 * 65536 * 4096 < 2 * GIB < 2 * 65536 * 128256

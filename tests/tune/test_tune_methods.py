@@ -1,5 +1,5 @@
 """Protects the table of tuning methods: recipe, table and losses name the same, and each option
-of a recipe either changes its loss or is refused by name (PEERS B15, B16).
+of a recipe either changes its loss or is refused by name.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def test_an_option_at_its_default_is_no_error(method):
 
 
 def test_the_normalised_loss_has_its_own_beta():
-    """PEERS B16: 5, as in the paper; the .1 of the summed losses would hardly move a model."""
+    """5, as in the paper; the .1 of the summed losses would hardly move a model."""
     assert METHODS["dpo_norm"].beta == 5
     assert {m.beta for n, m in METHODS.items() if m.reference and n != "dpo_norm"} == {0.1}
 

@@ -1,7 +1,7 @@
 """Protects the reference cache: an answer is scored once for good, and never taken for another.
 
 Content-addressed by weights, precision and ids; crash-safe; shared by every loss, beta, lr, seed
-and pairing (PEERS B18 to B21, and the two stale hits reproduced in TRL).
+and pairing (docs/pitfalls.md; among them two stale hits reproduced in TRL).
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def score(model, answers, path, scope="model:float32", budget=64):
 
 
 def test_values_are_those_of_the_model_and_scored_once_for_good(model, tmp_path):
-    """B19: nothing but weights, precision and ids is in the key."""
+    """Nothing but weights, precision and ids is in the key."""
     values, scored = score(model, ROWS, tmp_path / "r.sqlite")
     expected = dict(score_answers(model, ROWS))
     assert values == pytest.approx([expected[i] for i in range(4)], abs=1e-5)
@@ -59,7 +59,6 @@ def test_values_are_those_of_the_model_and_scored_once_for_good(model, tmp_path)
 
 @pytest.mark.parametrize("scope", ["model:bfloat16", "other:float32"])
 def test_other_weights_or_precision_miss(model, tmp_path, scope):
-    """B18, B20."""
     score(model, ROWS, tmp_path / "r.sqlite")
     assert score(model, ROWS, tmp_path / "r.sqlite", scope)[1] == 3
 

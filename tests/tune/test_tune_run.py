@@ -1,6 +1,6 @@
 """Protects a tuning run as a whole: guards, evaluation on the way, checkpoints, stop and resume.
 
-Each case of the peers' bug list that touches tuning has its number (B1, B2, ...) beside it.
+Pitfalls of tuning that others met are listed in docs/pitfalls.md, with their tests.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def test_arms_share_references_and_other_settings_do_not_score_again(student, to
 
 
 def test_changed_weights_under_the_same_path_score_again(tokenizer, tmp_path):
-    """B20, end to end: the fingerprint is of the files, not of the path."""
+    """End to end: the fingerprint is of the files, not of the path."""
     folder = tmp_path / "model"
     load_model(locate(STUDENT), CPU).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -141,7 +141,7 @@ class TestRun:
         assert any(not torch.equal(a[key], c[key]) for key in a)
 
     def test_first_loss_must_be_ln_2(self, student, tokenizer, tmp_path):
-        """B24: a reference that is not the student's stops the run at once."""
+        """A reference that is not the student's stops the run at once."""
         from deltalearn.tune import train as engine
 
         original = engine.reference_logprobs
@@ -208,7 +208,7 @@ class TestRun:
         assert losses != exact
 
     def test_a_small_beta_is_warned_of(self, student, tokenizer, tmp_path, capsys):
-        """B16: beta 0.1, meant for sums, makes the normalised loss nearly a no-op."""
+        """Beta 0.1, meant for sums, makes the normalised loss nearly a no-op."""
         spec = TuneSpec(lr=1e-4, batch_size=4, steps=1, beta=0.1)
         run(student, tokenizer, tmp_path, spec)
         assert "beta 0.1 is small for dpo_norm" in capsys.readouterr().err
@@ -416,7 +416,7 @@ class TestStop:
 
 
 class TestResume:
-    """B21, B25: killed and resumed equals uninterrupted, to the bit; another run is refused."""
+    """Killed and resumed equals uninterrupted, to the bit; another run is refused."""
 
     spec = TuneSpec(lr=1e-3, batch_size=4, steps=12, checkpoint_every=3)
 

@@ -1,7 +1,7 @@
 """Protects one optimiser step: its loss and gradients, whatever the layout and the split.
 
 A slow float64 reference builds full logits one row at a time; a pair weighs the same however a
-step is split into micro-batches and ranks (PEERS B22).
+step is split into micro-batches and ranks.
 """
 
 from __future__ import annotations
@@ -150,7 +150,7 @@ def test_any_split_gives_the_same_step(student, method, layout, budget, ranks):
 
 
 def test_logged_margin_is_what_the_loss_sees(student):
-    """B17. With one pair, loss = -log s(beta x margin) holds between the two logged numbers."""
+    """With one pair, loss = -log s(beta x margin) holds between the two logged numbers."""
     spec = TuneSpec(batch_size=1, lr=1e-9)
     record, _ = one_step(student, spec, triples=TRIPLES[:1])
     assert record["loss"] == pytest.approx(math.log1p(math.exp(-5 * record["margin"])), rel=1e-5)

@@ -1,7 +1,7 @@
 """Protects text to ids.
 
-Each case of the peers' bug list on text, ends and masks has its number (B1 to B12) beside it; B13
-and B14 are in test_tune_sources. Where TRL's DPOTrainer defines the same, its ids are the judge.
+Pitfalls on text, ends and masks (docs/pitfalls.md) are here. Where TRL's DPOTrainer defines the
+same, its ids are the judge.
 """
 
 from __future__ import annotations
@@ -91,12 +91,12 @@ def trl_ids(tokenizer, *rows: PairRow) -> list[tuple[list[int], list[int], list[
 
 class TestAnswers:
     @pytest.mark.parametrize("text", AWKWARD)
-    def test_b1_white_space_and_bytes_survive(self, tiny_tokenizer, text):
+    def test_white_space_and_bytes_survive(self, tiny_tokenizer, text):
         examples, counts = prepare(tiny_tokenizer, pair(chosen=text))
         assert tiny_tokenizer.decode(examples[0].chosen[:-1]) == text
         assert counts.altered_answers == 0
 
-    def test_b2_b11_a_cut_answer_has_no_end(self, tiny_tokenizer):
+    def test_a_cut_answer_has_no_end(self, tiny_tokenizer):
         """An answer that stopped at the token limit did not end."""
         examples, _ = prepare(tiny_tokenizer, pair(ends=("stop", "length")))
         end = tiny_tokenizer.eos_token_id
@@ -112,21 +112,21 @@ class TestAnswers:
         assert examples[0].rejected[-1] != tiny_tokenizer.eos_token_id
 
     @pytest.mark.parametrize("text", ["good", "good ", "good\n"])
-    def test_b3_nothing_stands_between_answer_and_end(self, tiny_tokenizer, text):
+    def test_nothing_stands_between_answer_and_end(self, tiny_tokenizer, text):
         examples, _ = prepare(tiny_tokenizer, pair(chosen=text))
         bare = tiny_tokenizer(text, add_special_tokens=False)["input_ids"]
         assert examples[0].chosen.tolist() == [*bare, tiny_tokenizer.eos_token_id]
 
     @pytest.mark.parametrize("text", ["good<|end|>", "good<|end|>\n", "good<|end|><|end|>"])
     @pytest.mark.parametrize("finish", ["stop", "length", None])
-    def test_b7_one_end_though_the_text_has_its_own(self, tiny_tokenizer, text, finish):
+    def test_one_end_though_the_text_has_its_own(self, tiny_tokenizer, text, finish):
         examples, _ = prepare(tiny_tokenizer, pair(chosen=text, ends=(finish, "stop")))
         bare = tiny_tokenizer("good", add_special_tokens=False)["input_ids"]
         ended = [] if finish == "length" else [tiny_tokenizer.eos_token_id]
         assert examples[0].chosen.tolist() == [*bare, *ended]
 
     @pytest.mark.parametrize("blank", ["", " \n", "<|end|>"])
-    def test_b9_an_empty_answer_drops_the_pair(self, tiny_tokenizer, blank):
+    def test_an_empty_answer_drops_the_pair(self, tiny_tokenizer, blank):
         rows = [pair(), pair(chosen=blank), pair(rejected=blank), pair(chosen=blank, rejected="")]
         examples, counts = prepare(tiny_tokenizer, *rows)
         assert len(examples) == 1
@@ -137,7 +137,7 @@ class TestAnswers:
             "empty:both": 1,
         }
 
-    def test_b10_the_end_is_trained_though_it_is_the_padding_too(self, tiny_tokenizer):
+    def test_the_end_is_trained_though_it_is_the_padding_too(self, tiny_tokenizer):
         from deltalearn.lm.layout import Tree, lay_out
 
         same = variant(tiny_tokenizer, CHATML, pad_token="<|im_end|>")
@@ -187,7 +187,7 @@ class TestEndOfTurn:
 
 
 class TestPrompts:
-    def test_b4_the_generation_header_survives_any_cut(self, tiny_tokenizer):
+    def test_the_generation_header_survives_any_cut(self, tiny_tokenizer):
         header = tiny_tokenizer.convert_tokens_to_ids("<|assistant|>")
         for max_length in range(1, 20):
             rows = [pair("z" * n, "x" * 9, "y" * 9) for n in range(1, 9)]
@@ -202,7 +202,7 @@ class TestPrompts:
             assert counts.dropped["prompt_too_long"] == 8 - len(examples)
 
     @pytest.mark.parametrize("template", [CHATML, THINKING])
-    def test_b5_training_prompts_are_inference_prompts(self, tiny_tokenizer, template):
+    def test_training_prompts_are_inference_prompts(self, tiny_tokenizer, template):
         tokenizer = variant(tiny_tokenizer, template)
         rows = [pair("a question"), pair("another\n"), pair("a question", "other", "answers")]
         examples, _ = prepare(tokenizer, *rows)
@@ -211,7 +211,7 @@ class TestPrompts:
         theirs = [prompt for prompt, _, _ in trl_ids(tokenizer, *rows)]
         assert (theirs == expected) == (template == CHATML), "TRL cuts the thoughts off"
 
-    def test_b6_exactly_one_bos_in_a_chat(self, tiny_tokenizer):
+    def test_exactly_one_bos_in_a_chat(self, tiny_tokenizer):
         """The template writes the BOS as text, and the tokenizer would add one to every text."""
         tokenizer = variant(
             tiny_tokenizer, "{{ bos_token }}" + CHATML, "<s> $A <|im_end|>", bos_token="<s>"
@@ -224,7 +224,7 @@ class TestPrompts:
         assert (chosen + rejected).count(tokenizer.eos_token_id) == 2
 
     @pytest.mark.parametrize("prompt", ["Once upon", "<s>Once upon"])
-    def test_b6_exactly_one_bos_in_raw_text(self, tiny_tokenizer, prompt):
+    def test_exactly_one_bos_in_raw_text(self, tiny_tokenizer, prompt):
         tokenizer = variant(tiny_tokenizer, CHATML, "<s> $A <|im_end|>", bos_token="<s>")
         examples, _ = prepare(tokenizer, pair(prompt, " a time", " b", raw=True))
         bare = tokenizer("Once upon", add_special_tokens=False)["input_ids"]
@@ -275,7 +275,7 @@ class TestPrompts:
 
 
 class TestJoin:
-    def test_b12_no_token_straddles_the_boundary(self):
+    def test_no_token_straddles_the_boundary(self):
         """Header and answer would merge into one token; the mask still starts with the answer."""
         merging = Tokenizer(models.BPE({"a": 0, ">": 1, ">a": 2, "</s>": 3, "b": 4}, [(">", "a")]))
         merging.add_special_tokens(["</s>"])
@@ -294,7 +294,7 @@ class TestJoin:
     @pytest.mark.parametrize(
         ("header", "gap"), [("<|im_start|>\n", ""), ("[/INST]", " "), ("<|im_start|>", "")]
     )
-    def test_b3_an_answer_starts_as_the_template_lets_it(self, header, gap):
+    def test_an_answer_starts_as_the_template_lets_it(self, header, gap):
         """A tokenizer that puts a space before every text, as that of Llama 2 does.
 
         After "...\\n" that space would be a stray one; after "[/INST]" the template writes it.
@@ -394,7 +394,7 @@ class TestTruncation:
         ]
         assert counts.cut_pairs == 2
 
-    def test_b8_identical_before_and_after_the_cut(self, letters):
+    def test_identical_before_and_after_the_cut(self, letters):
         same = pair("z", "xx", "xx")
         _, counts = prepare(letters, *self.rows, same, max_length=7, truncation="cut")
         assert counts.dropped["identical_ids"] == 1

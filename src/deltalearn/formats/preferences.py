@@ -2,8 +2,8 @@
 
 Read row by row in constant memory. A row that is no pair is counted by reason with the place of
 the first, never a crash. An answer is one turn of text. An implicit prompt is what both
-conversations have in common by turns, never by characters (PEERS B13), and a string prompt may
-stand beside conversations (B14).
+conversations have in common by turns, never by characters, and a string prompt may stand
+beside conversations (docs/pitfalls.md).
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 A prompt is rendered by the model's own chat template with its generation header; an answer is
 tokenised by itself and joined at id level, so that no token can straddle the boundary and the
-mask is exact by construction (PEERS B5, B12).
+mask is exact by construction (docs/pitfalls.md).
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def prompt_ids_or_refusals(
     """
     found = prompt_texts(tokenizer, conversations, arguments)
     texts = [text for text in found if isinstance(text, str)]
-    # The template writes every special token itself, the BOS included (PEERS B6).
+    # The template writes every special token itself, the BOS included.
     ids = iter(tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else [])
     return [next(ids) if isinstance(text, str) else text for text in found]
 

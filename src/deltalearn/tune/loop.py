@@ -247,7 +247,7 @@ class Run:
         return self._reduce(sums)
 
     def _guard(self, step: int, record: dict[str, Any]) -> None:
-        """Stop on a non-finite loss, and unless the first loss is what it must be (PEERS B24)."""
+        """Stop on a non-finite loss, and unless the first loss is what it must be."""
         skipped = self.accelerator.optimizer_step_was_skipped  # float16 finds its loss scale so
         if not math.isfinite(record["loss"]) or not (math.isfinite(record["grad_norm"]) or skipped):
             raise UserError(

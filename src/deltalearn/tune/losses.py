@@ -7,7 +7,7 @@ Reference-free losses ignore the reference, which may then be None. All return (
 each (B,), in the dtype of the log-probabilities; tensors of any other shape are a ValueError.
 
 A margin is what the loss sees before beta, so that the logged margin times beta is the argument
-of the loss (PEERS B17). Where the loss treats the two sides apart (apo_zero, apo_down, sppo) it
+of the loss. Where the loss treats the two sides apart (apo_zero, apo_down, sppo) it
 is their difference; for orpo see there. Below, r is a log-ratio log policy - log reference, |y| a
 length, m the margin and s the label smoothing. Defaults are those of `deltalearn.recipe.methods`.
 """
@@ -32,7 +32,7 @@ PREFERENCE_LOSSES: dict[str, Loss] = {}  # by method name, filled by @_loss
 def _loss(formula: Loss) -> Loss:
     """Name a loss in PREFERENCE_LOSSES and check what it is called with.
 
-    Without the check a (B, 1) or a token mask would broadcast and give a number (PEERS B27).
+    Without the check a (B, 1) or a token mask would broadcast and give a number.
     """
     name = formula.__name__
 
@@ -322,7 +322,7 @@ def bind_loss(settings: LossSettings) -> Loss:
 
 
 def loss_at_start(settings: LossSettings) -> float | None:
-    """The loss of every pair while the policy is the reference, whatever the pair (PEERS B24).
+    """The loss of every pair while the policy is the reference, whatever the pair.
 
     ln 2 for the logistic losses, 1 for hinge and apo, 1 / (4 beta^2) for ipo, 1 / (2 beta^2) for
     sppo; None for sft and reference-free losses, where it depends on the pair. Terms that are

@@ -2,7 +2,7 @@
 
 One row per (weights, precision, prompt ids, answer ids): everything that changes the value is in
 the key, and nothing else is, so that another lr, beta, loss, seed or pairing never scores again
-and changed weights under the same path always do (PEERS B18-B20).
+and changed weights under the same path always do (docs/pitfalls.md).
 """
 
 from __future__ import annotations

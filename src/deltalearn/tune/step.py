@@ -29,7 +29,7 @@ class Batch:
 
     @property
     def weight(self) -> float:
-        """Every pair weighs the same whatever the split (PEERS B22)."""
+        """Every pair weighs the same whatever the split."""
         return 1 / len(self.indices)
 
 
@@ -129,7 +129,7 @@ class Objective:
         if reference_chosen is not None and reference_rejected is not None:
             # per token: how far each side has moved from the reference
             moved = (chosen - reference_chosen) - (rejected - reference_rejected)
-            per_pair["summed_margin"] = moved  # whatever the loss normalises (PEERS B17)
+            per_pair["summed_margin"] = moved  # whatever the loss normalises
             per_pair["chosen_logratio"] = (chosen - reference_chosen) / chosen_lengths
             per_pair["rejected_logratio"] = (rejected - reference_rejected) / rejected_lengths
         else:

@@ -1,7 +1,7 @@
 """Pairs as text to pairs as ids, with everything dropped, cut or altered counted.
 
-The rules (PEERS 3.1): the prompt is what inference would see, each answer is tokenised by itself
-and joined at id level, its end-of-turn id is there exactly once and only if its generator stopped
+The rules (docs/pitfalls.md): the prompt is what inference would see, each answer is tokenised by
+itself and joined at id level, its end-of-turn id is there exactly once and only if its generator stopped
 by itself, and what does not fit is dropped or cut on both sides alike.
 """
 
@@ -175,7 +175,7 @@ class _Preparation:
         return kept
 
     def _raw_prompts(self, rows: Sequence[PairRow]) -> list[np.ndarray]:
-        """Raw text after what the tokenizer itself puts before a text, its BOS (PEERS B6)."""
+        """Raw text after what the tokenizer itself puts before a text, its BOS."""
         start = self._start
         found = []
         for ids in self._text.encode([row.prompt for row in rows]):
@@ -184,7 +184,7 @@ class _Preparation:
         return found
 
     def _chat_prompts(self, rows: Sequence[PairRow]) -> list[np.ndarray | Refusal]:
-        """Prompts as at inference (PEERS B5); equal ones are rendered once."""
+        """Prompts as at inference; equal ones are rendered once."""
         keys = [_key(row) for row in rows]
         groups: dict[str, dict[tuple[str, str], PairRow]] = {}  # one for each set of arguments
         for k, row in zip(keys, rows, strict=True):
@@ -218,7 +218,7 @@ class _Preparation:
         return answers[: len(rows)], answers[len(rows) :]
 
     def _without_end(self, text: str) -> str:
-        """An answer whose text ends with an end of turn must not get a second one (PEERS B7)."""
+        """An answer whose text ends with an end of turn must not get a second one."""
         while (bare := text.rstrip()).endswith(self._end_texts):
             text = next(bare.removesuffix(e) for e in self._end_texts if bare.endswith(e))
         return text

@@ -108,7 +108,7 @@ def tune(
         policy,
         optimizer.optimizer,
     )
-    # Scored before a checkpoint is restored: the reference is the untouched student (PEERS B21).
+    # Scored before a checkpoint is restored: the reference is the untouched student.
     references = None
     if METHODS[settings.method].reference:
         scope = reference_scope(student, settings, placement)
@@ -176,7 +176,7 @@ def _size(directory: Path, dtype: str, lora: Lora | None, sharded: bool) -> Mode
 
 
 def small_beta(settings: Settings) -> str | None:
-    """Why a beta kept from a loss on sums is (nearly) without effect on a normalised one (B16)."""
+    """Why a beta kept from a loss on sums is (nearly) without effect on a normalised one."""
     beta = settings.effective_beta
     if settings.method != "dpo_norm" or beta is None or beta >= 1:
         return None
