@@ -1,8 +1,8 @@
 """Pairs as text to pairs as ids, with everything dropped, cut or altered counted.
 
 The rules (docs/pitfalls.md): the prompt is what inference would see, each answer is tokenised by
-itself and joined at id level, its end-of-turn id is there exactly once and only if its generator stopped
-by itself, and what does not fit is dropped or cut on both sides alike.
+itself and joined at id level, its end-of-turn id is there exactly once and only if its generator
+stopped by itself, and what does not fit is dropped or cut on both sides alike.
 """
 
 from __future__ import annotations
