@@ -218,6 +218,78 @@ def test_length_control_against_alpaca_eval_itself(variant, model, judged, stand
     assert 100 * ours.win_rate == pytest.approx(expected, abs=1e-6)
 
 
+# -- made-up judgements: what needs no data ----------------------------------------------------
+
+# Made with alpaca_eval 0.6.6 and scikit-learn 1.9.1 as BY_PACKAGE: the rates times 100, then the
+# coefficients as there.
+RAW_MADE_UP = 48.96362732919254, 0.9635993996714529
+BY_PACKAGE_MADE_UP = {
+    "length_controlled_minimal": (41.76685660842811, -1.3582665111391805, -0.33235154581915627),
+    "length_controlled_v1": (41.16292184295857, -1.4695864854789153, 0.0, -0.3572343411894353),
+}
+
+
+@pytest.fixture(scope="module")
+def made_up() -> list[dict]:
+    """Rows of an annotations.json: 805 judgements that like length; the model writes more."""
+    rng = random.Random(11)
+    rows = []
+    for i in range(805):
+        ours, theirs = rng.randint(1, 1200), rng.randint(1, 900)
+        share = 1 / (1 + math.exp(0.4 + rng.gauss(0, 1) - (ours - theirs) / 400))
+        row = file_row(1 + round(share, 4), instruction=f"instruction {i}")
+        rows.append(row | {"output_1": "r" * theirs, "output_2": "m" * ours, "index": i})
+    return [row | {"generator_1": "reference", "generator_2": "model"} for row in rows]
+
+
+@pytest.fixture(scope="module")
+def made_up_sides(tmp_path_factory) -> Path:
+    """A df_gamed.csv of two baselines that win by length."""
+    path, rng = tmp_path_factory.mktemp("made up") / "df_gamed.csv", random.Random(5)
+    names = "model", "index", "std_delta_len", "preference", "instruction_difficulty"
+    with path.open("w", newline="") as file:
+        out = csv.writer(file)
+        out.writerow([*names, "not_gamed_baseline"])
+        for model, mean in (("short", 1), ("long", -2)):
+            for i in range(805):
+                x = rng.gauss(mean, 1)
+                out.writerow([model, i, x, round(1 / (1 + math.exp(x)), 4), math.sin(i), False])
+    return path
+
+
+@pytest.mark.parametrize("variant", BY_PACKAGE_MADE_UP)
+def test_made_up_judgements_give_what_alpaca_eval_gave(variant, made_up, made_up_sides, tmp_path):
+    pytest.importorskip("sklearn")
+    (tmp_path / "annotations.json").write_text(json.dumps(made_up))
+    rows = read_annotations(tmp_path / "annotations.json")
+    raw = win_rate(rows)
+    assert (100 * raw.win_rate, 100 * raw.standard_error) == pytest.approx(RAW_MADE_UP, abs=5e-5)
+    sides = read_sides(made_up_sides) if variant == "length_controlled_v1" else None
+    rate, *coefficients = BY_PACKAGE_MADE_UP[variant]
+    found = length_controlled(Judged.from_annotations(rows), sides)
+    assert 100 * found.win_rate == pytest.approx(rate, abs=0.005)
+    own = [found.length, *([found.difficulty] if sides else []), found.constant]
+    assert own == pytest.approx(coefficients, abs=0.001)
+
+
+@pytest.mark.parametrize("variant", BY_PACKAGE_MADE_UP)
+@pytest.mark.filterwarnings("ignore")
+def test_made_up_judgements_give_what_alpaca_eval_gives(
+    variant, made_up, made_up_sides, monkeypatch, tmp_path
+):
+    reason = "alpaca_eval cannot be imported (it needs setuptools<81)"
+    glm = pytest.importorskip(
+        "alpaca_eval.metrics.glm_winrate", reason=reason, exc_type=ImportError
+    )
+    monkeypatch.setattr(glm, "hf_hub_download", lambda **_: str(made_up_sides))
+    theirs = glm.get_length_controlled_winrate(made_up, glm_name=variant, save_weights_dir=None)
+    (tmp_path / "annotations.json").write_text(json.dumps(made_up))
+    judged = Judged.from_annotations(read_annotations(tmp_path / "annotations.json"))
+    sides = read_sides(made_up_sides) if variant == "length_controlled_v1" else None
+    expected = theirs["length_controlled_winrate"]
+    assert 100 * length_controlled(judged, sides).win_rate == pytest.approx(expected, abs=1e-6)
+
+
 @published
 def test_minimal_control_of_a_gamed_baseline_is_called_extreme(judged):
     pytest.importorskip("sklearn")

@@ -14,7 +14,7 @@ import socket
 from pathlib import Path
 
 import pytest
-from helpers.data import DATA, drop_data
+from helpers.data import DATA, GOLDEN, drop_data
 
 pytest.importorskip("lm_eval")
 
@@ -45,7 +45,7 @@ def chat(*turns: str, begun: str | None = None) -> str:
     return text + "<|assistant|>\n" + (begun or "")
 
 
-def rendered(name: str, directory: Path = DATA) -> dict[str, tuple[str, list]]:
+def rendered(name: str, directory: Path = GOLDEN) -> dict[str, tuple[str, list]]:
     """{id: (prompt, continuations)} of three items of each task, as lm_eval asks them."""
     tasks = load_tasks(BY_NAME[name], directory)
     found = {}
@@ -73,21 +73,21 @@ def thirds(rows: list) -> list[tuple[int, dict]]:
 
 
 def lines(path: str) -> list[dict]:
-    file = DATA / path
+    file = GOLDEN / path
     opener = gzip.open if file.suffix == ".gz" else open
     with opener(file, "rt", encoding="utf-8") as text:
         return [json.loads(line) for line in text]
 
 
 def published(name: str) -> list | dict:
-    return json.loads((DATA / "tulu3_fewshot" / name).read_text())
+    return json.loads((GOLDEN / "tulu3_fewshot" / name).read_text())
 
 
 # -- the eleven ----------------------------------------------------------------------------------
 
 
 def mmlu_rows(split: str, subject: str) -> list[dict]:
-    with (DATA / "mmlu" / split / f"{subject}_{split}.csv").open(newline="") as file:
+    with (GOLDEN / "mmlu" / split / f"{subject}_{split}.csv").open(newline="") as file:
         return list(csv.DictReader(file))
 
 
@@ -96,7 +96,6 @@ def mmlu_question(row: dict) -> str:
     return f"Question: {row['question']}\n A. {a}\n B. {b}\n C. {c}\n D. {d}"
 
 
-@pytest.mark.data
 def test_mmlu_mc():
     found = rendered("mmlu_mc")
     assert len(found) == 3 * 57
@@ -116,7 +115,6 @@ def test_mmlu_mc():
             assert continuations == ["A", "B", "C", "D"], "bare letters"
 
 
-@pytest.mark.data
 def test_mmlu_cot():
     found = rendered("mmlu_cot")
     for subject in ("anatomy", "college_physics", "virology"):
@@ -131,7 +129,6 @@ def test_mmlu_cot():
             assert (options["max_gen_toks"], options["until"]) == (512, ["Question:"])
 
 
-@pytest.mark.data
 def test_popqa():
     turns = []
     for shot in published("popqa_15shot.json")[:15]:
@@ -143,40 +140,37 @@ def test_popqa():
         assert (options["max_gen_toks"], options["until"]) == (15, ["\n\n"])
 
 
-@pytest.mark.data
 def test_truthfulqa():
     head = "".join(
         f"Q: {shot['question']}\nA: {shot['choices'][0]}\n\n"
         for shot in published("truthfulqa_6shot.json")
     )
     found = rendered("truthfulqa")
-    for at, row in thirds(json.loads((DATA / "truthfulqa/mc_task.json").read_text())):
+    for at, row in thirds(json.loads((GOLDEN / "truthfulqa/mc_task.json").read_text())):
         prompt, continuations = found[str(at)]
         assert prompt == chat(f"{head}Q: {row['question'].strip()}\nA:")
         assert set(continuations) == {*row["mc1_targets"], *row["mc2_targets"]}
         assert len(set(continuations)) == len(continuations), "each choice once, no space before"
 
 
-@pytest.mark.data
 def test_bbh():
     found = rendered("bbh")
     assert len(found) == 3 * 27
     examples = published("bbh_3shot.json")
     for task in ("boolean_expressions", "dyck_languages", "word_sorting"):
-        text = (DATA / "bbh" / "cot-prompts" / f"{task}.txt").read_text()
+        text = (GOLDEN / "bbh" / "cot-prompts" / f"{task}.txt").read_text()
         description = text.split("-----\n")[1].split("\n\nQ:")[0].strip()
         turns = []
         for shot in examples[task]:
             turns += [f"Q: {shot['input']}\nA: Let's think step by step.", shot["target"]]
         turns[0] = f"{description}\n\n{turns[0]}"
-        rows = json.loads((DATA / "bbh" / "bbh" / f"{task}.json").read_text())["examples"]
+        rows = json.loads((GOLDEN / "bbh" / "bbh" / f"{task}.json").read_text())["examples"]
         for at, row in thirds(rows):
             prompt, (options,) = found[f"{task}/{at}"]
             assert prompt == chat(*turns, f"Q: {row['input']}\nA: Let's think step by step.")
             assert (options["max_gen_toks"], options["until"]) == (512, [])
 
 
-@pytest.mark.data
 def test_gsm8k():
     turns = []
     for shot in published("gsm8k_8shot.json"):
@@ -189,7 +183,6 @@ def test_gsm8k():
         assert options["max_gen_toks"] == 512
 
 
-@pytest.mark.data
 def test_math():
     turns = []
     for shot in published("minerva_math_4shot.json"):
@@ -201,7 +194,6 @@ def test_math():
         assert (options["max_gen_toks"], options["until"]) == (1024, [])
 
 
-@pytest.mark.data
 def test_drop(tmp_path):
     found = rendered("drop", drop_data(tmp_path))
     drawn = random.Random(1234).sample(range(5), 3)
@@ -209,7 +201,7 @@ def test_drop(tmp_path):
         f"Passage: Passage number {i}.\nQuestion: Which one is {i}?\nAnswer: one {i}, two {i}\n\n"
         for i in drawn
     )
-    passages = json.loads((DATA / "drop_fixture" / "drop.json").read_text()).values()
+    passages = json.loads((GOLDEN / "drop_fixture" / "drop.json").read_text()).values()
     rows = [{**pair, "passage": p["passage"]} for p in passages for pair in p["qa_pairs"]]
     for _, row in thirds(rows):
         prompt, (options,) = found[row["query_id"]]
@@ -220,7 +212,6 @@ def test_drop(tmp_path):
         assert options["max_gen_toks"] == 50
 
 
-@pytest.mark.data
 @pytest.mark.parametrize(
     ("name", "file"),
     [
@@ -238,12 +229,11 @@ def test_humaneval(name, file):
         ]  # fmt: skip
         assert (options["temperature"], options["top_p"]) == (0.8, 0.95)
         assert options["do_sample"] is True
-    config = load_tasks(BY_NAME[name], DATA).config
+    config = load_tasks(BY_NAME[name], GOLDEN).config
     assert config.repeats == 20
     assert config.unsafe_code is True, "lm_eval alone asks for permission too"
 
 
-@pytest.mark.data
 def test_ifeval_and_alpaca_eval():
     found = rendered("ifeval")
     for _, row in thirds(lines("ifeval/input_data.jsonl")):
@@ -251,7 +241,7 @@ def test_ifeval_and_alpaca_eval():
         assert prompt == chat(row["prompt"])
         assert (options["max_gen_toks"], options["until"]) == (2048, [])
     found = rendered("alpaca_eval")
-    rows = json.loads((DATA / "alpaca_eval/reference_gpt4_1106_preview.json").read_text())
+    rows = json.loads((GOLDEN / "alpaca_eval/reference_gpt4_1106_preview.json").read_text())
     for at, row in thirds(rows):
         prompt, (options,) = found[str(at)]
         assert prompt == chat(row["instruction"])
@@ -269,7 +259,6 @@ def test_sizes_of_complete_data():
         assert size(load_tasks(BY_NAME[name], DATA)) == BY_NAME[name].full
 
 
-@pytest.mark.data
 def test_examples_are_the_published_ones():
     """From lm_eval's own task files, with OLMES's differences, to the letter."""
     assert gsm8k.worked_examples() == [
@@ -291,7 +280,6 @@ def test_changed_examples_are_refused(monkeypatch):
         bbh.worked_examples("snarks")
 
 
-@pytest.mark.data
 def test_no_network_with_local_data(monkeypatch):
     def refuse(*_):
         raise AssertionError("a network call")
@@ -300,17 +288,16 @@ def test_no_network_with_local_data(monkeypatch):
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     for benchmark in ALL:
         if benchmark.name != "drop":
-            assert size(load_tasks(benchmark, DATA)) > 0
+            assert size(load_tasks(benchmark, GOLDEN)) > 0
 
 
-@pytest.mark.data
 def test_lm_eval_alone_finds_the_suite(monkeypatch):
     """Through its include path, without our command."""
     from lm_eval.tasks import TaskManager
 
     from deltalearn.evaluate.tulu3 import INCLUDE_PATH
 
-    monkeypatch.setenv("DELTALEARN_DATA_DIR", str(DATA))
+    monkeypatch.setenv("DELTALEARN_DATA_DIR", str(GOLDEN))
     manager = TaskManager(include_path=str(INCLUDE_PATH), include_defaults=False)
     loaded = manager.load(["tulu3"])
     assert len(loaded["tasks"]) == 9 + 2 * 57 + 27 - 1
