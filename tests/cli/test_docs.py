@@ -7,8 +7,7 @@ import re
 from pathlib import Path
 
 from deltalearn.lab.tasks import TASKS
-from deltalearn.recipe import load_recipe
-from deltalearn.recipe.generate_file import load_generate_recipe
+from deltalearn.recipe import GENERATE, load_recipe
 
 ROOT = Path(__file__).parents[2]
 
@@ -55,7 +54,7 @@ def test_links_lead_somewhere():
 def test_the_recipe_of_the_generation_guide_is_valid(tmp_path):
     (text,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/generation.md").read_text(), re.DOTALL)
     (tmp_path / "served.yaml").write_text(text)
-    recipe = load_generate_recipe(tmp_path / "served.yaml", [], {}).recipe
+    recipe = load_recipe(tmp_path / "served.yaml", command=GENERATE).recipe
     assert recipe.models["larger"].server.prices.completion == 0.4
 
 

@@ -20,7 +20,7 @@ from helpers.stores import answer, failure, put, requests
 
 from deltalearn.generate import stage
 from deltalearn.pipeline.directory import RunDirectory
-from deltalearn.recipe.generate_file import load_generate_recipe
+from deltalearn.recipe import GENERATE, load_recipe
 from deltalearn.records import Response
 from deltalearn.responses.store import ResponseStore
 
@@ -92,8 +92,12 @@ def test_an_unchanged_store_is_not_read_again(generate, tmp_path, monkeypatch):
         raise AssertionError("it is read again")
 
     monkeypatch.setattr(stage, "fingerprint", fails_)
-    options = {"prompts.source": str(tmp_path / "prompts.jsonl"), "models.server.url": url}
-    loaded = load_generate_recipe(None, ["a=model"], options)
+    options = {
+        "models.a": {"path": "model"},
+        "prompts.source": str(tmp_path / "prompts.jsonl"),
+        "models.*.server.url": url,
+    }
+    loaded = load_recipe(None, command=GENERATE, options=options)
     said: list[str] = []
     generating.run_generate(loaded, tmp_path / "out", say=said.append)
     assert said == [f"{tmp_path / 'out'}: everything is answered already, nothing to do"]
@@ -221,8 +225,12 @@ def test_generate_of_a_whole_recipe_tells_of_errors_and_of_being_done(tmp_path):
 
 def test_nobody_changes_the_store_of_a_run_at_work(tmp_path, write_lines):
     data = write_lines([{"prompt": "q0", "response": "x", "model": "other"}], "data.jsonl")
-    options = {"prompts.source": "p.jsonl", "models.server.url": "http://localhost:1/v1"}
-    loaded = load_generate_recipe(None, ["a=model"], options)
+    options = {
+        "models.a": {"path": "model"},
+        "prompts.source": "p.jsonl",
+        "models.*.server.url": "http://localhost:1/v1",
+    }
+    loaded = load_recipe(None, command=GENERATE, options=options)
     run = RunDirectory(tmp_path / "out", loaded)
     run.save()
     store = put(tmp_path / "out" / "responses.sqlite", answer(requests("M", "q1")[0], "a"), M="m")

@@ -19,8 +19,7 @@ from deltalearn.lm import load
 from deltalearn.pipeline import generate_estimate as generating
 from deltalearn.pipeline.generator import Generator, make_generators
 from deltalearn.prompts.read import read_prompts
-from deltalearn.recipe.generate_file import load_generate_recipe
-from deltalearn.recipe.load import load_recipe
+from deltalearn.recipe import GENERATE, load_recipe
 from deltalearn.records import Request, Response
 from deltalearn.responses.store import ResponseStore
 
@@ -52,7 +51,7 @@ class Planned:
         }  # fmt: skip
         file = folder / "recipe.yaml"
         file.write_text(yaml.safe_dump(values))
-        self.loaded = load_generate_recipe(file, [], {})
+        self.loaded = load_recipe(file, command=GENERATE)
 
     def lines(self, **options: bool) -> list[str]:
         return generating.dry_run(self.loaded, self.out, **options).split("\n")

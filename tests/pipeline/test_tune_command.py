@@ -22,8 +22,7 @@ from safetensors.torch import load_file
 from deltalearn import cli
 from deltalearn.errors import UserError
 from deltalearn.pipeline.tune_preview import check_modes
-from deltalearn.recipe.load import load_recipe
-from deltalearn.recipe.tune_file import load_tune_recipe
+from deltalearn.recipe import TUNE, LoadedRecipe, load_recipe
 
 QUESTIONS = ["fox?", "dog?", "lazy dog?", "over the lazy dog?", "mind?", "brown fox?"]
 SETTINGS = ["--lr", "1e-3", "--batch-size", "2", "--max-length", "90", "--device", "cpu"]
@@ -75,7 +74,7 @@ class Ended:
 
 @pytest.fixture
 def tune(monkeypatch, capsys):
-    """`tune("--model", ...)` runs the command and returns its exit code and what it printed."""
+    """`tune("--student", ...)` runs the command and returns its exit code and what it printed."""
 
     def run(*arguments: str | Path) -> Ended:
         monkeypatch.setattr(sys, "argv", ["deltalearn", "tune", *map(str, arguments)])
@@ -97,7 +96,7 @@ def pairs(tmp_path) -> Path:
 @pytest.fixture
 def base(tiny_model, pairs) -> list[str]:
     """Arguments of a small run without --out."""
-    return ["--model", str(tiny_model), "--pairs", str(pairs), *SETTINGS]
+    return ["--student", str(tiny_model), "--pairs", str(pairs), *SETTINGS]
 
 
 @pytest.fixture
@@ -139,7 +138,7 @@ class TestPairs:
         source = written(shaped(shape), tmp_path / f"pairs.{ending}")
         columns = LADDER if shape == "ladder" else []
         out = tmp_path / "out"
-        ended = tune("--model", tiny_model, "--pairs", source, *SETTINGS, *columns, "--out", out)
+        ended = tune("--student", tiny_model, "--pairs", source, *SETTINGS, *columns, "--out", out)
         assert ended.code == 0, ended.err
         assert "pairs: 6 of 6 used" in ended.out
         log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
@@ -152,7 +151,7 @@ class TestPairs:
             source = written(shaped(shape), tmp_path / f"{shape}.jsonl")
             columns = LADDER if shape == "ladder" else []
             out = tmp_path / shape
-            tune("--model", tiny_model, "--pairs", source, *SETTINGS, *columns, "--out", out)
+            tune("--student", tiny_model, "--pairs", source, *SETTINGS, *columns, "--out", out)
             found.append(weights(out))
         for other in found[1:]:
             assert all((found[0][name] == other[name]).all() for name in found[0])
@@ -191,7 +190,7 @@ class TestPairs:
         for split, number in (("train", 4), ("test", 6)):
             name = f"{split}-00000-of-00001.parquet"
             written(shaped("conversational")[:number], tmp_path / "data" / name)
-        arguments = ["--model", tiny_model, "--pairs", tmp_path, *SETTINGS]
+        arguments = ["--student", tiny_model, "--pairs", tmp_path, *SETTINGS]
         ended = tune(*arguments, "--out", tmp_path / "one")
         assert f"split train of {tmp_path}: data/train-00000-of-00001.parquet\n" in ended.out
         assert "pairs: 4 of 4 used" in ended.out
@@ -257,7 +256,7 @@ class TestAgain:
         tune(*base, "--out", out)
         ended = tune(*base, "--beta", "9", "--seed", "1", "--out", out)
         assert ended.code == 2
-        assert "other settings (seed, tune.beta)" in ended.err
+        assert "other settings (seeds, tune.beta)" in ended.err
         assert "--update" in ended.err
 
     def test_update_starts_over(self, tune, base, tmp_path):
@@ -309,10 +308,10 @@ class TestAgain:
     def test_a_changed_model_is_named(self, tune, tiny_model, pairs, tmp_path):
         model, out = tmp_path / "model", tmp_path / "out"
         shutil.copytree(tiny_model, model)
-        arguments = ["--model", model, "--pairs", pairs, *SETTINGS, "--out", out]
+        arguments = ["--student", model, "--pairs", pairs, *SETTINGS, "--out", out]
         tune(*arguments)
         (model / "generation_config.json").write_text('{"eos_token_id": 1}')
-        assert "holds a run on other model (content)." in tune(*arguments).err
+        assert "holds a run on other student (content)." in tune(*arguments).err
 
     @pytest.mark.parametrize(
         ("arguments", "text"),
@@ -341,7 +340,7 @@ class TestAgain:
         (tmp_path / "data").mkdir()
         written(shaped("conversational"), tmp_path / "data" / "pairs.jsonl")
         out = tmp_path / "out"
-        arguments = ["--model", tiny_model, "--pairs", tmp_path / "data", *SETTINGS, "--out", out]
+        arguments = ["--student", tiny_model, "--pairs", tmp_path / "data", *SETTINGS, "--out", out]
         tune(*arguments)
         (tmp_path / "data" / "README.md").write_text("about these pairs")
         assert "finished already" in tune(*arguments).out
@@ -350,7 +349,7 @@ class TestAgain:
         "mistake",
         [
             ["--pairs", "./nowhere.jsonl"],
-            ["--model", "./nowhere"],
+            ["--student", "./nowhere"],
             ["--batch-size", "100"],
             ["--set", "layout=packed", "--set", "attention=flex"],  # refused when weights are read
         ],
@@ -391,7 +390,7 @@ class TestModes:
     def test_preview_needs_no_weights(self, tune, tiny_model, pairs, tmp_path):
         model = tmp_path / "model"
         shutil.copytree(tiny_model, model, ignore=shutil.ignore_patterns("*.safetensors"))
-        assert tune("--model", model, "--pairs", pairs, "--preview").code == 0
+        assert tune("--student", model, "--pairs", pairs, "--preview").code == 0
 
     def test_preview_reads_on_until_there_is_something_to_show(self, tune, base, pairs):
         same = turn("assistant", "same")
@@ -407,7 +406,7 @@ class TestModes:
     def test_dry_run_counts_real_pairs_without_weights(self, tune, tiny_model, pairs, tmp_path):
         model = tmp_path / "model"
         shutil.copytree(tiny_model, model, ignore=shutil.ignore_patterns("*.safetensors"))
-        ended = tune("--model", model, "--pairs", pairs, *SETTINGS, "--dry-run", "--tflops", "1")
+        ended = tune("--student", model, "--pairs", pairs, *SETTINGS, "--dry-run", "--tflops", "1")
         assert ended.code == 0, ended.err
         assert "ASSUMED" not in ended.out
         assert "pairs: 6 of 6 used" in ended.out
@@ -437,7 +436,7 @@ class TestModes:
         (tmp_path / "mine.yaml").write_text(yaml.safe_dump(recipe))
         here = tune("--recipe", tmp_path / "mine.yaml", "--dry-run")
         assert "ASSUMED" not in here.out and "3 steps of 2 pairs" in here.out
-        gone = tune("--recipe", tmp_path / "mine.yaml", "--model", "no/such", "--dry-run")
+        gone = tune("--recipe", tmp_path / "mine.yaml", "--student", "no/such", "--dry-run")
         assert "no/such: not on this disk; ASSUMED: the architecture of llama-3.2-3b" in gone.out
         assert "its pairs are here, but not the tokenizer; ASSUMED: 80 usable" in gone.out
         assert "40 steps of 2 pairs" in gone.out
@@ -477,13 +476,14 @@ class TestMessages:
             (["--set", "tune.learning_rate=1e-4"], ["did you mean 'lr'?"]),
             (["--method", "sft", "--beta", "3"], ["beta has no effect on sft"]),
             (["--method", "dpoo"], ["tune.method", "dpo_norm", "given: 'dpoo'"]),
-            (["--set", "seed=1"], ["--set seed=1", "give --seed"]),
-            (["--set", "tune.dtype=float32"], ["give --dtype"]),
-            (["--set", "pairs.split=test"], ["give --split"]),
+            (["--set", "seed=1"], ["seed: unknown key; did you mean 'seeds'?"]),
+            (["--set", "model.path=x"], ["model: unknown key; did you mean 'student'?"]),
+            (["--set", "tune.dtype=float32"], ["tune.dtype: unknown key"]),
+            (["--set", "pairs.split=test"], ["split 'test' has no effect on files"]),
             (["--lr=-1"], ["command line: tune.lr", "greater than 0"]),
             (["--steps", "3", "--epochs", "1"], ["give one of them"]),
             (["--split", "train"], ["split 'train' has no effect on files"]),
-            (["--model", "./nowhere"], ["./nowhere: no such model directory"]),
+            (["--student", "./nowhere"], ["./nowhere: no such model directory"]),
             (["--pairs", "nowhere.jsonl"], ["nowhere.jsonl: no such file"]),
         ],
     )
@@ -494,7 +494,7 @@ class TestMessages:
             assert text in ended.err, ended.err
 
     def test_nothing_to_tune(self, tune, pairs):
-        assert "give --model, or a recipe" in tune("--pairs", pairs).err
+        assert "give --student, or a recipe" in tune("--pairs", pairs).err
 
     def test_a_folder_with_other_things_is_left_alone(self, tune, base, tmp_path):
         (tmp_path / "out").mkdir()
@@ -502,30 +502,28 @@ class TestMessages:
         assert "not a run of deltalearn" in tune(*base, "--out", tmp_path / "out").err
 
 
+def tune_recipe(place: str | Path, options: dict, *overrides: str) -> LoadedRecipe:
+    return load_recipe(place, overrides, command=TUNE, options=options)
+
+
 class TestRecipe:
     def test_options_win_over_set_values_of_the_file(self):
-        loaded = load_tune_recipe("tulu3-8b", {"tune.lr": 1e-6}, ["beta=3", "tune.batch_size=64"])
+        loaded = tune_recipe("tulu3-8b", {"tune.lr": 1e-6}, "beta=3", "tune.batch_size=64")
         tune = loaded.recipe.tune
         assert (tune.lr, tune.beta, tune.batch_size, tune.max_length) == (1e-6, 3, 64, 2048)
         assert loaded.origins["tune.lr"] == "command line"
         assert loaded.origins["tune.max_length"] == "tulu3-8b.yaml"
 
     def test_another_method_does_not_inherit_beta_nor_steps_epochs(self):
-        tune = load_tune_recipe("tulu3-8b", {"tune.method": "dpo", "tune.steps": 5}).recipe.tune
+        tune = tune_recipe("tulu3-8b", {"tune.method": "dpo", "tune.steps": 5}).recipe.tune
         assert (tune.effective_beta, tune.steps, tune.epochs) == (0.1, 5, None)
 
     def test_an_option_below_a_null_of_the_file(self, tmp_path):
-        text = load_tune_recipe("tulu3-8b", {}).resolved_yaml()
+        text = tune_recipe("tulu3-8b", {}).resolved_yaml()
         (tmp_path / "mine.yaml").write_text(text)
         assert yaml.safe_load(text)["tune"]["lora"] is None
-        loaded = load_tune_recipe(tmp_path / "mine.yaml", {"tune.lora.r": 8})
+        loaded = tune_recipe(tmp_path / "mine.yaml", {"tune.lora.r": 8})
         assert loaded.recipe.tune.lora.r == 8
-
-    def test_the_two_kinds_of_recipe_are_told_apart(self):
-        with pytest.raises(UserError, match=r"deltalearn tune --recipe tulu3-8b --out DIR"):
-            load_recipe("tulu3-8b")
-        with pytest.raises(UserError, match="use `deltalearn run lab`"):
-            load_tune_recipe("lab", {})
 
 
 def test_help_imports_nothing_heavy():
@@ -551,7 +549,7 @@ def test_under_a_launcher_one_process_speaks_for_all(tiny_model, pairs, tmp_path
 
     def launch(*arguments: str) -> subprocess.CompletedProcess:
         command = [sys.executable, "-m", *launcher, "-m", "deltalearn", "tune"]
-        command += ["--model", str(tiny_model), "--pairs", str(pairs)]
+        command += ["--student", str(tiny_model), "--pairs", str(pairs)]
         return subprocess.run(
             [*command, *SETTINGS, "--out", str(tmp_path / "out"), *arguments],
             capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -564,4 +562,4 @@ def test_under_a_launcher_one_process_speaks_for_all(tiny_model, pairs, tmp_path
     changed = launch("--seed", "4")
     assert changed.returncode != 0
     assert changed.stderr.count("error: ") == 1
-    assert "other settings (seed)" in changed.stderr
+    assert "other settings (seeds)" in changed.stderr

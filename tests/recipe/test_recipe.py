@@ -17,8 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deltalearn.errors import UserError
-from deltalearn.recipe.load import LoadedRecipe, load_recipe, parse_override
-from deltalearn.recipe.schema import Recipe
+from deltalearn.recipe import GENERATE, RUN, TUNE, LoadedRecipe, Recipe, load_recipe, parse_override
 
 MINIMAL = """
     name: minimal
@@ -151,8 +150,9 @@ def test_several_mistakes_are_reported_together(error):
 
 def test_missing_sections_are_named(error):
     text = error(text="name: x\nstudent: {}\n")
-    for key in ("student.path", "models", "prompts", "arms", "evaluate"):
+    for key in ("student.path", "arms"):
         assert f"my.yaml: {key}: missing" in text
+    assert "`deltalearn run` needs it" in text
 
 
 @pytest.mark.parametrize(
@@ -510,7 +510,7 @@ def test_merge_keys_share_settings_between_arms(load):
 def reload(loaded: LoadedRecipe, tmp_path: Path) -> LoadedRecipe:
     path = tmp_path / "resolved.yaml"
     path.write_text(loaded.resolved_yaml(), encoding="utf-8")
-    return load_recipe(path)
+    return load_recipe(path, command=loaded.command)
 
 
 def test_resolved_recipe_loads_again_to_the_same_recipe(tmp_path):
@@ -586,3 +586,102 @@ def test_model_names_that_look_like_other_yaml_survive_the_resolved_recipe(load,
     loaded = load(text=MINIMAL.replace("big:", f"'{name}':").replace(": big,", f": '{name}',"))
     assert name in loaded.recipe.models
     assert reload(loaded, tmp_path).recipe == loaded.recipe
+
+
+# -- what each command needs ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("command", "text", "says"),
+    [
+        (
+            TUNE,
+            "name: x\n",
+            "my.yaml: student.path: missing; `deltalearn tune` needs it: give --s",
+        ),
+        (TUNE, MINIMAL, "pairs.source: missing; `deltalearn tune` needs it: give --pairs"),
+        (GENERATE, "name: x\n", "models: missing; `deltalearn generate` needs it: give --model"),
+        (RUN, "student: {path: x}\npairs: {source: p}\n", "it has what `deltalearn tune` needs"),
+        (RUN, "models: {a: {path: x}}\nprompts: {source: p}\n", "what `deltalearn generate` needs"),
+        (RUN, MINIMAL.replace("prompts: {source: prompts.jsonl}", ""), "prompts: missing; big, sm"),
+        (RUN, MINIMAL + "    pairs: {source: p}\n", "pairs.source has no effect beside arms"),
+        (TUNE, "seeds: [1, 2]\nstudent: {path: x}\npairs: {source: p}\n", "give --seed"),
+    ],
+)
+def test_a_command_names_what_it_misses_and_where_it_would_be(tmp_path, command, text, says):
+    path = tmp_path / "my.yaml"
+    path.write_text(textwrap.dedent(text))
+    with pytest.raises(UserError) as caught:
+        load_recipe(path, command=command)
+    assert says in str(caught.value)
+
+
+def test_a_command_takes_its_sections_of_a_whole_recipe(load, tmp_path):
+    """What it resolves to has nothing else, so that other sections may change meanwhile."""
+    load()
+    tuned = load_recipe(
+        tmp_path / "my.yaml", ["lr=1e-4"], command=TUNE,
+        options={"pairs.source": "p.jsonl", "seeds": [3]},
+    )  # fmt: skip
+    assert list(tuned.values()) == list(TUNE.sections)
+    assert (tuned.recipe.name, tuned.recipe.tune.lr, tuned.recipe.seeds) == ("minimal", 1e-4, (3,))
+    assert reload(tuned, tmp_path).values() == tuned.values()
+    answered = load_recipe(tmp_path / "my.yaml", command=GENERATE)
+    assert list(answered.values()) == list(GENERATE.sections)
+
+
+def test_single_commands_have_a_name_and_a_seed_of_their_own():
+    options = {"student.path": "x", "pairs.source": "p"}
+    recipe = load_recipe(None, command=TUNE, options=options).recipe
+    assert (recipe.name, recipe.seeds) == ("tune", (0,))
+    options = {"models.a.b": {"path": "x"}, "prompts.source": "p", "models.*.system": "Be brief."}
+    recipe = load_recipe(None, command=GENERATE, options=options).recipe
+    assert recipe.name == "generate"
+    assert recipe.models["a.b"].system == "Be brief."
+
+
+@pytest.mark.parametrize(("key", "new"), [("model={path: x}", "student"), ("seed=1", "seeds")])
+@pytest.mark.parametrize("command", [RUN, TUNE, GENERATE])
+def test_keys_of_older_recipes_are_recognised(load, tmp_path, key, new, command):
+    load()
+    with pytest.raises(UserError, match=f"{key.split('=')[0]}: unknown key; did you mean '{new}'"):
+        load_recipe(tmp_path / "my.yaml", [key], command=command)
+
+
+# -- pairs from outside --------------------------------------------------------------------------
+
+OUTSIDE = "arms.strong={pairs: {source: strong.jsonl, chosen_column: a, limit: 9}}"
+
+
+def test_an_arm_may_train_on_pairs_from_outside(load):
+    recipe = load(OUTSIDE, "arms.strong.tune={lr: 1e-6}").recipe
+    assert recipe.tuned_arms == ["delta", "strong"]
+    assert recipe.pairings == [("big", "small")]
+    assert recipe.arms["strong"].pairs.chosen_column == "a"
+    assert recipe.tune_of("strong").lr == 1e-6
+
+
+def test_a_recipe_of_outside_pairs_alone_needs_no_answers(load):
+    text = """
+        name: outside
+        student: {path: student-model}
+        arms: {base: {}, strong: {pairs: {source: strong.jsonl}}}
+    """
+    recipe = load(text=text).recipe
+    assert (recipe.generators, recipe.prompts, recipe.evaluate) == ([], None, None)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        ([OUTSIDE, "arms.strong.chosen=big", "arms.strong.rejected=small"], "give one"),
+        (["arms.strong={pairs: {source: p, truncated: keep}}"], "arms.strong.pairs.truncated: unk"),
+        (["pairs.split=train"], "pairs: split has no effect without source"),
+        (
+            ["pairs={source: p, truncated: keep}"],
+            "pairs: truncated has no effect on pairs from outside",
+        ),
+    ],
+)
+def test_pairs_are_made_or_from_outside(error, overrides, says):
+    assert says in error(*overrides)

@@ -148,7 +148,12 @@ def test_sharded_run_goes_on_without_its_reference(tmp_path, alone):
 def test_dev_scores_of_sharded_adapters(tmp_path, lab_ladder, write_lines, metric):
     """Weights outside the layers are gathered by peft's wrapper, which the suite does not call."""
     pairs = [{"prompt": f"rev {w}", "chosen": w[::-1], "rejected": w[:0:-1]} for w in WORDS]
-    arguments = ["--model", "package://deltalearn.lab/ladder/m", "--pairs", str(write_lines(pairs))]
+    arguments = [
+        "--student",
+        "package://deltalearn.lab/ladder/m",
+        "--pairs",
+        str(write_lines(pairs)),
+    ]
     arguments += ["--lora", "4", "--lr", "1e-2", "--steps", "2", "--batch-size", "4"]
     dev = {"source": lab_ladder / "eval.jsonl", "metric": metric, "limit": 20, "max_tokens": 8}
     for key, value in {**{f"dev.{k}": v for k, v in dev.items()}, "eval_every": 1}.items():

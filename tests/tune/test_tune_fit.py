@@ -97,7 +97,7 @@ def tune(monkeypatch, capsys, tmp_path):
             monkeypatch.setattr(engine, "load_student", None)
         rows = [{"prompt": p, "chosen": SHORT, "rejected": answer} for p in ("fox?", "dog?")]
         (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        command = ["--model", model, "--pairs", tmp_path / "pairs.jsonl", "--batch-size", "2"]
+        command = ["--student", model, "--pairs", tmp_path / "pairs.jsonl", "--batch-size", "2"]
         command += ["--device", "cpu", "--out", tmp_path / "out", *arguments]
         monkeypatch.setattr(sys, "argv", ["deltalearn", "tune", *map(str, command)])
         code = 0

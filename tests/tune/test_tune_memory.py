@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, Qwen2Con
 from deltalearn.lm.layout import Tree
 from deltalearn.lm.scoring import choose_rows, layout_logprobs, make_layout
 from deltalearn.lm.torch_private import storage_id
-from deltalearn.recipe.schema import LoraSpec, TuneSpec
+from deltalearn.recipe import LoraSpec, TuneSpec
 from deltalearn.tune.estimate import known_config
 from deltalearn.tune.memory import (
     GIB,

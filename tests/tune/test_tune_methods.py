@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from deltalearn.recipe import TuneSpec
 from deltalearn.recipe.methods import DEFAULT_SMOOTHING, METHODS
-from deltalearn.recipe.schema import MethodName
+from deltalearn.recipe.tuning import MethodName
 from deltalearn.tune.losses import PREFERENCE_LOSSES, bind_loss
 
 # A value of each option that is nobody's default, and the loss that shows whether it counts.

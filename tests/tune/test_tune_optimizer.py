@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from deltalearn.errors import UserError
-from deltalearn.recipe.schema import TuneSpec
+from deltalearn.recipe import TuneSpec
 from deltalearn.tune.optimizer import make_optimizer
 
 CPU = torch.device("cpu")

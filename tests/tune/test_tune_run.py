@@ -30,10 +30,8 @@ from deltalearn.lm.load import load_model, load_tokenizer, place
 from deltalearn.lm.locate import locate
 from deltalearn.lm.scoring import choose_rows, score_answers
 from deltalearn.pipeline.tune import run_tune
-from deltalearn.recipe import TuneSpec
+from deltalearn.recipe import TUNE, DevSpec, LoraSpec, TuneSpec, load_recipe
 from deltalearn.recipe.methods import METHODS
-from deltalearn.recipe.schema import DevSpec, LoraSpec
-from deltalearn.recipe.tune_file import load_tune_recipe
 from deltalearn.tune import PairRow, ReferenceCache, prepare_examples, tune
 from deltalearn.tune.loop import Run
 from deltalearn.tune.train import split_held_out
@@ -317,12 +315,24 @@ class TestEvaluation:
         left = iter(losses)
         monkeypatch.setattr(Run, "held_out_metrics", lambda self: {"loss": next(left)})
         texts = [{"prompt": t, "chosen": t[::-1], "rejected": t[1:]} for t in TEXTS]
-        options = {"model.path": STUDENT, "pairs.source": str(write_lines(texts)), "device": "cpu"}
-        settings = ["batch_size=2", "steps=40", "eval_pairs=2", "eval_every=2", "lr=1e-5"]
+        options = {
+            "student.path": STUDENT,
+            "pairs.source": str(write_lines(texts)),
+            "device": "cpu",
+        }
+        settings = [
+            "device=cpu",
+            "batch_size=2",
+            "steps=40",
+            "eval_pairs=2",
+            "eval_every=2",
+            "lr=1e-5",
+        ]
         patience = 1 if len(losses) == 2 else 40
         settings += [f"patience={patience}", f"keep_best={str(best).lower()}"]
         said = []
-        run_tune(load_tune_recipe(None, options, settings), tmp_path / "out", say=said.append)
+        loaded = load_recipe(None, settings, command=TUNE, options=options)
+        run_tune(loaded, tmp_path / "out", say=said.append)
         shown = re.sub(r"in [\d.]+ s", "in # s", said[-1])
         assert shown.startswith(f"{tmp_path / 'out' / 'final'}: {told}"), said[-1]
 

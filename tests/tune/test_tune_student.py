@@ -27,7 +27,7 @@ from transformers import (
 from deltalearn.errors import UserError
 from deltalearn.lm.load import Placement, device_name, load_model
 from deltalearn.lm.locate import ModelFiles, locate
-from deltalearn.recipe.schema import TuneSpec
+from deltalearn.recipe import TuneSpec
 from deltalearn.tune.student import (
     load_student,
     reference_view,

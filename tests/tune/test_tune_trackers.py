@@ -14,7 +14,7 @@ import pytest
 from accelerate import Accelerator
 
 from deltalearn.errors import UserError
-from deltalearn.recipe.schema import TuneSpec
+from deltalearn.recipe import TuneSpec
 from deltalearn.tune.trackers import start_trackers, tracker_arguments
 
 SECRET = "not-for-the-eyes-of-others"

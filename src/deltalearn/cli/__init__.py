@@ -85,19 +85,18 @@ def run(
     """Run the whole pipeline of a recipe; run it again to resume."""
     from deltalearn.errors import UserError
     from deltalearn.pipeline.run import STAGES, run_recipe
-    from deltalearn.recipe.load import load_recipe
+    from deltalearn.recipe import load_recipe
 
     if until not in STAGES:
         raise UserError(f"--until {until}: no such stage; there are {', '.join(STAGES)}")
-    directory = run_recipe(
-        load_recipe(recipe, set_), out, update=update, until=until, retry_errors=retry_errors
-    )
+    loaded = load_recipe(recipe, set_ or ())
+    directory = run_recipe(loaded, out, update=update, until=until, retry_errors=retry_errors)
     if directory is None:  # one of several processes, and not the one that speaks
         return
     if not directory.done_now:
         typer.echo(f"{directory.path}: everything is done already, nothing to do")
     answers.say_errors(directory)
-    if until == STAGES[-1]:
+    if until == STAGES[-1] and loaded.recipe.evaluate:
         from deltalearn.report.terminal import print_summary
 
         print_summary(directory.path)
@@ -105,8 +104,8 @@ def run(
 
 @app.command()
 def tune(
-    model: Annotated[
-        str | None, typer.Option(help="Student: a directory or a Hugging Face hub id.")
+    student: Annotated[
+        str | None, typer.Option(help="The model to tune: a directory or a Hugging Face hub id.")
     ] = None,
     pairs: Annotated[
         str | None, typer.Option(help="Pairs: Parquet, JSONL, a folder of them, or a hub id.")
@@ -182,18 +181,18 @@ def tune(
     """Tune a model on pairs that you have; run it again to resume."""
     from deltalearn.pipeline.tune import run_tune
     from deltalearn.pipeline.tune_preview import check_modes, preview_pairs, report_dry_run
-    from deltalearn.recipe.tune_file import load_tune_recipe
+    from deltalearn.recipe import TUNE, load_recipe
     from deltalearn.util.distributed import is_first_process
 
     check_modes(preview=preview, dry_run=dry_run, tflops=tflops, reference=reference, update=update)
     options = {
-        "model.path": model,
+        "student.path": student,
         "pairs.source": pairs,
         "pairs.split": split,
         "pairs.prompt_column": prompt_column,
         "pairs.chosen_column": chosen_column,
         "pairs.rejected_column": rejected_column,
-        "seed": seed,
+        "seeds": None if seed is None else [seed],
         "device": device,
         "dtype": dtype,
         "tune.method": method,
@@ -214,7 +213,7 @@ def tune(
         "tune.eval_pairs": eval_pairs,
         "tune.tracker": tracker,
     }
-    loaded = load_tune_recipe(recipe, options, set_)
+    loaded = load_recipe(recipe, set_ or (), command=TUNE, options=options)
     if not (preview or dry_run):
         run_tune(loaded, out, reference=reference, update=update)
     elif is_first_process():

@@ -73,14 +73,16 @@ def generate(
     """Let models answer prompts; run it again to resume. Exit code 3 if some ended in errors."""
     from deltalearn.pipeline.generate import run_generate
     from deltalearn.pipeline.generate_estimate import dry_run as report_dry_run
-    from deltalearn.recipe.generate_file import is_whole_recipe, load_generate_recipe
+    from deltalearn.recipe import GENERATE, load_recipe
+    from deltalearn.recipe.load import read_values
+    from deltalearn.recipe.options import named_models, refuse_idle
 
     options = {
         "prompts.source": prompts,
         "prompts.limit": limit,
-        "models.server.url": url,
-        "models.server.key_env": key_env,
-        "models.server.concurrency": concurrency,
+        "models.*.server.url": url,
+        "models.*.server.key_env": key_env,
+        "models.*.server.concurrency": concurrency,
         "generate.engine": engine,
         "generate.temperature": temperature,
         "generate.top_p": top_p,
@@ -91,12 +93,14 @@ def generate(
         "device": device,
         "dtype": dtype,
     }
-    if recipe is not None and is_whole_recipe(recipe):
+    if recipe is not None and "arms" in read_values(recipe)[1]:
         _of_whole_recipe(
             recipe, model, options, set_, out, retry=retry_errors, update=update, dry=dry_run
         )
         return
-    loaded = load_generate_recipe(recipe, model or [], options, set_)
+    refuse_idle(options)
+    options = named_models(model or []) | options
+    loaded = load_recipe(recipe, set_ or (), command=GENERATE, options=options)
     if dry_run:
         typer.echo(report_dry_run(loaded, out, retry_errors=retry_errors))
     elif run_generate(loaded, out, update=update, retry_errors=retry_errors):
@@ -115,21 +119,19 @@ def _of_whole_recipe(
     dry: bool,
 ) -> None:
     """The generate stage of a recipe of `run`, in that run's directory."""
-    import json
-
     from deltalearn.errors import UserError
     from deltalearn.pipeline.generate_estimate import dry_run
     from deltalearn.pipeline.run import run_recipe
-    from deltalearn.recipe.load import load_recipe
+    from deltalearn.recipe import load_recipe
 
     if models:
         raise UserError(f"{recipe}: it names its models already; change them with --set models.X=")
-    given = [f"{key}={json.dumps(value)}" for key, value in options.items() if value is not None]
-    if served := [text for text in given if text.startswith("models.")]:
-        raise UserError(
-            f"{recipe}: a server belongs to one model: --set models.NAME{served[0][6:]}"
-        )
-    loaded = load_recipe(recipe, given + (set_ or []))
+    for key, value in options.items():
+        if key.startswith("models.*.") and value is not None:
+            raise UserError(
+                f"{recipe}: a server belongs to one model: --set models.NAME{key[8:]}={value}"
+            )
+    loaded = load_recipe(recipe, set_ or (), options=options)
     if dry:
         typer.echo(dry_run(loaded, out, retry_errors=retry))
         return

@@ -11,7 +11,7 @@ from deltalearn.lm.locate import ModelFiles
 from deltalearn.pipeline.directory import RunDirectory
 from deltalearn.pipeline.generator import Generator, make_generators
 from deltalearn.pipeline.stage import Say, Stage, stage_line
-from deltalearn.recipe.schema import Recipe
+from deltalearn.recipe import Recipe
 
 if TYPE_CHECKING:
     from deltalearn.lm.load import Placement

@@ -14,7 +14,7 @@ from deltalearn.errors import UserError
 from deltalearn.pipeline.lock import LOCK, Hold
 from deltalearn.pipeline.manifest import DONE, MANIFEST, RUNNING, Manifest, StageRecord
 from deltalearn.pipeline.stage import Stage
-from deltalearn.recipe.load import LoadedRecipe
+from deltalearn.recipe import LoadedRecipe
 from deltalearn.util.files import write_text
 
 RECIPE = "recipe.yaml"
@@ -50,7 +50,7 @@ class RunDirectory:
         self.path = path
         self.done_now = 0  # stages that had to work in this process
         self._writing = threading.Lock()
-        recipe = loaded.recipe.model_dump(mode="json")
+        recipe = loaded.values()
         _existing_manifest(path, may_hold)  # says what is in the way before anything is written
         self._hold = Hold(path)
         try:
@@ -61,7 +61,7 @@ class RunDirectory:
             self._hold.release()
             raise
         self._new = existing is None
-        self.manifest = Manifest(loaded.recipe.name, recipe, list(loaded.recipe.seeds))
+        self.manifest = Manifest(loaded.recipe.name, recipe, recipe.get("seeds", []))
         if existing is not None:
             for kept in ("machine", "created", "models", "stages", "answers"):
                 setattr(self.manifest, kept, getattr(existing, kept))

@@ -15,7 +15,7 @@ from deltalearn.pipeline.generator import Generator, asked_models
 from deltalearn.pipeline.manifest import AnswersLeft
 from deltalearn.pipeline.prompts import PROMPTS, PromptFile, prompts_stage
 from deltalearn.pipeline.stage import Say, Stage
-from deltalearn.recipe.load import LoadedRecipe
+from deltalearn.recipe import LoadedRecipe
 from deltalearn.records import Request
 from deltalearn.util.files import digest
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from deltalearn.pipeline.generate import STORE
 from deltalearn.pipeline.generator import asked_models, make_generators
-from deltalearn.recipe.load import LoadedRecipe
+from deltalearn.recipe import LoadedRecipe
 
 if TYPE_CHECKING:
     from deltalearn.lm.load import Placement

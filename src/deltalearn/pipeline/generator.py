@@ -13,13 +13,7 @@ from typing import TYPE_CHECKING, Any
 from deltalearn.lm.locate import ModelFiles, locate
 from deltalearn.pipeline.manifest import Manifest, ModelRecord
 from deltalearn.pipeline.stage import Say
-from deltalearn.recipe.schema import (
-    STUDENT,
-    GenerateSpec,
-    GeneratorSpec,
-    Recipe,
-    ServerSpec,
-)
+from deltalearn.recipe import STUDENT, GenerateSpec, GeneratorSpec, Recipe, ServerSpec
 from deltalearn.records import Prompt, Request, Sampling
 
 if TYPE_CHECKING:
@@ -167,8 +161,8 @@ def make_generators(
     manifest: of the run, with the commits of hub models that it began with.
     """
     models: dict[str, GeneratorSpec] = dict(recipe.models)
-    if (student := getattr(recipe, STUDENT, None)) is not None:
-        models = {STUDENT: GeneratorSpec(**student.model_dump()), **models}
+    if recipe.student is not None:
+        models = {STUDENT: recipe.model(STUDENT), **models}
     found = {}
     for name, model in models.items():
         pinned = manifest.pinned(name, model.path) if manifest else None
@@ -178,4 +172,4 @@ def make_generators(
 
 def asked_models(recipe: Recipe) -> list[str]:
     """Names of the models that answer: those that an arm needs, or all where there are no arms."""
-    return list(recipe.generators if getattr(recipe, "arms", None) else recipe.models)
+    return list(recipe.generators if recipe.arms else recipe.models)

@@ -13,8 +13,8 @@ from deltalearn.errors import UserError
 from deltalearn.pipeline.context import Context
 from deltalearn.pipeline.generate import STORE, Answers
 from deltalearn.pipeline.stage import Stage, counts_line
+from deltalearn.recipe import PairRules
 from deltalearn.recipe.load import OPTIONS, explain
-from deltalearn.recipe.schema import PairsSpec
 
 
 def pairs_name(chosen: str, rejected: str) -> str:
@@ -24,7 +24,7 @@ def pairs_name(chosen: str, rejected: str) -> str:
 
 def pairs_stage(context: Context, chosen: str, rejected: str) -> Stage:
     """The Parquet file of one pairing, a pure function of the store."""
-    spec, name = context.recipe.pairs, pairs_name(chosen, rejected)
+    spec, name = context.recipe.pairs.rules, pairs_name(chosen, rejected)
     output = f"{name}.parquet"
 
     def work() -> dict[str, Any]:
@@ -59,9 +59,9 @@ def write_pairs_of_store(
     from deltalearn.responses.store import ResponseStore
 
     try:
-        spec = PairsSpec(**rules)
+        spec = PairRules(**rules)
     except ValidationError as error:
-        raise UserError(explain(OPTIONS, error, PairsSpec)) from error
+        raise UserError("\n".join(explain(OPTIONS, error, PairRules))) from error
     _check_settings(settings)
     if out.suffix != ".parquet":
         raise UserError(f"{out}: pairs are written to a .parquet file")
@@ -72,7 +72,7 @@ def write_pairs_of_store(
 
 
 def _write(
-    out: Path, candidates: Iterable[Any], chosen: str, rejected: str, spec: PairsSpec
+    out: Path, candidates: Iterable[Any], chosen: str, rejected: str, spec: PairRules
 ) -> dict[str, Any]:
     """Pairs by the rules of `spec`, into a file; their counts."""
     from deltalearn.pairs import PairCounts, build_pairs, write_pairs

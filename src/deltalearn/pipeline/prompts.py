@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from deltalearn.formats.rows import source_digest
 from deltalearn.pipeline.context import Context
 from deltalearn.pipeline.stage import Say, Stage
-from deltalearn.recipe.schema import PromptsSpec
+from deltalearn.recipe import PromptsSpec
 from deltalearn.records import Prompt
 from deltalearn.util.files import read_jsonl_lazily, write_jsonl
 

@@ -21,9 +21,8 @@ from deltalearn.pipeline.pairs import pairs_name, pairs_stage
 from deltalearn.pipeline.prompts import prompts_stage
 from deltalearn.pipeline.stage import Say, Stage
 from deltalearn.pipeline.tune import TuneJob, Tuning, follow, free_settings, tune_stage
-from deltalearn.recipe.load import LoadedRecipe
-from deltalearn.recipe.schema import STUDENT
-from deltalearn.recipe.tune_file import PairsSource
+from deltalearn.pipeline.tune_inputs import pairs_digest
+from deltalearn.recipe import STUDENT, LoadedRecipe, PairsSource
 from deltalearn.util.distributed import Processes
 from deltalearn.util.files import digest
 
@@ -57,6 +56,7 @@ def run_recipe(
                 processes=processes,
             )  # fmt: skip
             stages = STAGES[: STAGES.index(until) + 1]
+            stages = tuple(stage for stage in stages if stage not in pipeline.left_out)
             pipeline.check(stages)
             for stage in stages:
                 getattr(pipeline, stage)()
@@ -78,9 +78,17 @@ class Pipeline(Context):
     ) -> None:
         self.run(Stage(name, inputs, tuple(outputs), work))
 
+    @property
+    def left_out(self) -> set[str]:
+        """Stages for which the recipe has no section: it needs no answers, or no scores."""
+        answers = set() if self.recipe.generators else {"prompts", "generate", "pairs"}
+        scores = set() if self.recipe.evaluate else {"evaluate", "report"}
+        return answers | scores
+
     def check(self, stages: tuple[str, ...]) -> None:
         """UserError for what is missing, before anything works: a mistake costs no waiting."""
-        prompts_stage(self)
+        if "prompts" in stages:
+            prompts_stage(self)
         if stages != ("prompts",):
             self.generators  # noqa: B018 (finds and identifies all models)
 
@@ -108,22 +116,31 @@ class Pipeline(Context):
 
     def _job(self, arm: str, seed: int) -> TuneJob:
         spec, recipe = self.recipe.tune_of(arm), self.recipe
-        pairs = pairs_name(recipe.arms[arm].chosen, recipe.arms[arm].rejected)
+        pairs, pairs_key, called = self._pairs_of(arm)
         # Arms that read the same pairs in the same way share their ids.
-        ids = digest([pairs, spec.max_pairs, spec.max_length, spec.truncation])[:8]
+        ids = digest([called, spec.max_pairs, spec.max_length, spec.truncation])[:8]
         return TuneJob(
             title=f"tune {arm} (seed {seed})",
             student=self.models[STUDENT],
-            pairs=PairsSource(source=str(self.path(f"{pairs}.parquet"))),
-            pairs_key=self.keys[pairs],
+            pairs=pairs,
+            pairs_key=pairs_key,
             tune=spec,
             seed=seed,
             device=recipe.device,
             dtype=recipe.dtype,
             out=self.path("arms", arm, f"seed-{seed}"),
-            examples=self.path("examples", f"{Path(pairs).name}-{ids}"),
+            examples=self.path("examples", f"{Path(called).name}-{ids}"),
             reference=self.path("reference"),
         )
+
+    def _pairs_of(self, arm: str) -> tuple[PairsSource, Any, str]:
+        """Where an arm's pairs are read, what makes them the same, and what they are called."""
+        spec = self.recipe.arms[arm]
+        if spec.pairs is not None:
+            called = f"outside-{digest(spec.pairs.model_dump())[:8]}"
+            return spec.pairs, pairs_digest(spec.pairs), called
+        name = pairs_name(spec.chosen, spec.rejected)
+        return PairsSource(source=str(self.path(f"{name}.parquet"))), self.keys[name], name
 
     def evaluate(self) -> None:
         """Scores of the student, of every weak model that is here and of every tuned student."""

@@ -28,9 +28,9 @@ from deltalearn.pipeline.tune_inputs import (
     read_examples,
     split_line,
 )
+from deltalearn.recipe import STUDENT, LoadedRecipe, PairsSource, TuneSpec
+from deltalearn.recipe.base import Spec
 from deltalearn.recipe.methods import FREE_TO_CHANGE, METHODS
-from deltalearn.recipe.schema import STUDENT, Spec, TuneSpec
-from deltalearn.recipe.tune_file import LoadedTune, PairsSource
 from deltalearn.util.distributed import Processes
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ COSTLY = ("final", "checkpoints")  # what is worth keeping of a run
 SCRATCH = (*COSTLY, "adapter", "tracker", "log.jsonl", "evals.jsonl")
 CALLED = {
     "pairs": "pairs (content)",
-    "student": "model (content)",
+    "student": "student (content)",
     "dev": "tune.dev (content)",
     "spec": "settings",
 }
@@ -204,7 +204,7 @@ def free_settings(arms: tuple[str, ...] = ()) -> set[str]:
 
 
 def run_tune(
-    loaded: LoadedTune,
+    loaded: LoadedRecipe,
     out: Path | None = None,
     *,
     reference: Path | None = None,
@@ -219,6 +219,8 @@ def run_tune(
     and not `update`.
     """
     recipe = loaded.recipe
+    spec, pairs = recipe.student, recipe.pairs.outside
+    assert spec is not None and pairs is not None  # the command needs them
     method = recipe.tune.method
     if reference is not None and not METHODS[method].reference:
         raise UserError(f"--reference has no effect on {method}, which has none; remove it")
@@ -227,15 +229,15 @@ def run_tune(
 
     def lead() -> None:
         with RunDirectory(out, loaded, update=update, free=free_settings()) as directory:
-            pinned = directory.manifest.pinned(STUDENT, recipe.model.path)
-            student = locate(recipe.model.path, recipe.model.revision or pinned)
+            pinned = directory.manifest.pinned(STUDENT, spec.path)
+            student = locate(spec.path, spec.revision or pinned)
             job = TuneJob(
                 title=recipe.name,
                 student=student,
-                pairs=recipe.pairs,
-                pairs_key=[pairs_digest(recipe.pairs), recipe.pairs.model_dump()],
+                pairs=pairs,
+                pairs_key=pairs_digest(pairs),
                 tune=recipe.tune,
-                seed=recipe.seed,
+                seed=recipe.seeds[0],
                 device=recipe.device,
                 dtype=recipe.dtype,
                 out=out,
@@ -247,7 +249,7 @@ def run_tune(
             def prepare() -> None:
                 tuning.prepare()
                 manifest = directory.manifest
-                manifest.models[STUDENT] = model_record(recipe.model.path, student)
+                manifest.models[STUDENT] = model_record(spec.path, student)
                 manifest.machine |= {"device": tuning.device, "dtype": tuning.placement.dtype}
 
             stage = tune_stage("tune", job, tuning)

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 from deltalearn.errors import UserError
 from deltalearn.formats.rows import DEFAULT_SPLIT, source_digest, split_files
 from deltalearn.lm.locate import WANTED, ModelFiles
-from deltalearn.recipe.schema import ModelSpec, TuneSpec
-from deltalearn.recipe.tune_file import PairsSource
+from deltalearn.recipe import ModelSpec, PairsSource, TuneSpec
 from deltalearn.util.paths import local_path
 
 if TYPE_CHECKING:
@@ -22,8 +21,8 @@ WITHOUT_WEIGHTS = [pattern for pattern in WANTED if pattern != "*.safetensors"]
 
 
 def pairs_digest(pairs: PairsSource) -> Any:
-    """Identity of the pairs by the files that are read."""
-    return source_digest(pairs.source, split_files(pairs.source, pairs.split))
+    """Identity of the pairs by the files that are read, and how."""
+    return [source_digest(pairs.source, split_files(pairs.source, pairs.split)), pairs.model_dump()]
 
 
 def split_line(pairs: PairsSource) -> str | None:
@@ -53,8 +52,8 @@ def read_examples(
     from deltalearn.lm.load import load_tokenizer
     from deltalearn.tune.tokenize import prepare_examples
 
-    columns = pairs.model_dump(exclude={"source"})
-    limit = tune.max_pairs
+    columns = pairs.model_dump(exclude={"source", "limit"})
+    limit = min(filter(None, (pairs.limit, tune.max_pairs)), default=None)
     folder, content = kept or (None, None)
     return prepare_examples(
         load_tokenizer(student, chat=False),

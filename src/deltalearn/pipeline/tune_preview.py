@@ -14,7 +14,7 @@ from deltalearn.pipeline.tune_inputs import (
     split_line,
     tokenizer_files,
 )
-from deltalearn.recipe.tune_file import LoadedTune, TuneRecipe
+from deltalearn.recipe import LoadedRecipe, Recipe
 from deltalearn.util.paths import local_path
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def check_modes(
         raise UserError(f"--tflops {tflops:g}: a rate above zero is needed")
 
 
-def preview_pairs(loaded: LoadedTune) -> str:
+def preview_pairs(loaded: LoadedRecipe) -> str:
     """Two pairs among the first ones, token by token, as the model will see them.
 
     More is read only where the first ones cannot be used.
@@ -56,18 +56,18 @@ def preview_pairs(loaded: LoadedTune) -> str:
     from deltalearn.tune.preview import preview
 
     recipe = loaded.recipe
-    files = tokenizer_files(recipe.model)
+    files = tokenizer_files(recipe.student)
     examples, counts = read_examples(
-        recipe.pairs, recipe.tune, files, enough=PREVIEW_PAIRS, batch=PREVIEW_FROM
+        recipe.pairs.outside, recipe.tune, files, enough=PREVIEW_PAIRS, batch=PREVIEW_FROM
     )
     lengths = PairLengths.of(examples)
     warning = check_fit(read_config(files), lengths, recipe.tune.method, examples.largest_id)
     page = preview(load_tokenizer(files, chat=False), examples, PREVIEW_PAIRS, counts).rstrip()
     head = f"Of the first {counts.pairs:,} pairs of {recipe.pairs.source}: "
-    return "\n".join(filter(None, [split_line(recipe.pairs), warning, head + page]))
+    return "\n".join(filter(None, [split_line(recipe.pairs.outside), warning, head + page]))
 
 
-def report_dry_run(loaded: LoadedTune, tflops: float | None = None) -> str:
+def report_dry_run(loaded: LoadedRecipe, tflops: float | None = None) -> str:
     """What the run would take, without weights, and without network if the recipe has `expect`.
 
     Lengths are counted where pairs and tokenizer are on this disk (or can be had, if there is
@@ -82,7 +82,7 @@ def report_dry_run(loaded: LoadedTune, tflops: float | None = None) -> str:
     recipe = loaded.recipe
     files = None
     try:
-        files = tokenizer_files(recipe.model, network=recipe.expect is None)
+        files = tokenizer_files(recipe.student, network=recipe.expect is None)
         config = read_config(files)
         about_model = "config read"
     except UserError:
@@ -100,19 +100,17 @@ def report_dry_run(loaded: LoadedTune, tflops: float | None = None) -> str:
         measure_model(config, dtype, recipe.tune.lora, shard=shard) for shard in (False, True)
     )
     obstacle = find_obstacle(config, lengths, method)
-    plan = dry_run(lengths, sizes[0], recipe.tune, recipe.seed, train=train, obstacle=obstacle)
+    plan = dry_run(lengths, sizes[0], recipe.tune, recipe.seeds[0], train=train, obstacle=obstacle)
     head = [
         f"Dry run of {recipe.name}: no weights read, nothing trained",
-        f"model     {recipe.model.path}: {about_model}",
+        f"model     {recipe.student.path}: {about_model}",
         f"pairs     {recipe.pairs.source}: {about_pairs}",
         *filter(None, [warning]),
     ]
     return "\n".join(head) + "\n" + format_dry_run(plan, sizes, recipe.tune, dtype, tflops)
 
 
-def _lengths(
-    recipe: TuneRecipe, files: ModelFiles | None
-) -> tuple[PairLengths, Examples | None, str]:
+def _lengths(recipe: Recipe, files: ModelFiles | None) -> tuple[PairLengths, Examples | None, str]:
     """Lengths of all usable pairs, the pairs if they are here, and how lengths were come by."""
     from deltalearn.tune.estimate import draw_lengths
     from deltalearn.tune.fit import PairLengths
@@ -120,13 +118,13 @@ def _lengths(
     expect, settings = recipe.expect, recipe.tune
     here = local_path(recipe.pairs.source).exists()
     if files is not None and (here or expect is None):
-        examples, counts = read_examples(recipe.pairs, recipe.tune, files)
-        lines = filter(None, [counts_text(counts), split_line(recipe.pairs)])
+        examples, counts = read_examples(recipe.pairs.outside, recipe.tune, files)
+        lines = filter(None, [counts_text(counts), split_line(recipe.pairs.outside)])
         return PairLengths.of(examples), examples, "\n".join(lines)
     assert expect is not None
     medians = expect.prompt_tokens, expect.chosen_tokens, expect.rejected_tokens
-    pairs = min(expect.pairs, settings.max_pairs or expect.pairs)
-    drawn = draw_lengths(pairs, medians, expect.spread, settings.max_length, recipe.seed)
+    pairs = min(filter(None, (expect.pairs, settings.max_pairs, recipe.pairs.limit)))
+    drawn = draw_lengths(pairs, medians, expect.spread, settings.max_length, recipe.seeds[0])
     missing = "its pairs are here, but not the tokenizer" if here else "not on this disk"
     assumed = (
         f"{missing}; ASSUMED: {pairs:,} usable pairs with lognormal lengths, medians of "

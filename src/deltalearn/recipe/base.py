@@ -1,4 +1,9 @@
-"""What all parts of a recipe share: the base class and the types of their keys."""
+"""What all parts of a recipe share: the base class and the types of their keys.
+
+Every key has an effect; a key that would have none is an error. Errors raised by the parts name the
+key; `deltalearn.recipe.load` adds the file and the nearest valid one. A field's description is the
+help of the option that is made of it.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
 Name = Annotated[str, Field(pattern=NAME)]
+Seed = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]  # of a running mean, which at 1 would never move
 T = TypeVar("T")

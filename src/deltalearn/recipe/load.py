@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType
@@ -13,15 +14,18 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from deltalearn.errors import UserError
-from deltalearn.recipe.schema import Recipe, TuneSpec
+from deltalearn.recipe.commands import COMMANDS, RUN, Command
+from deltalearn.recipe.schema import Recipe
+from deltalearn.recipe.tuning import TuneSpec, replaced
 
 SHIPPED = Path(__file__).parents[1] / "recipes"  # in a wheel
 CHECKOUT = Path(__file__).parents[3] / "recipes"  # in a clone
 
+MOVED = ("model", "seed")  # top-level keys of older recipes: never meant for another section
 OPTIONS = "command line"  # what errors and recipe.yaml call a value given as an option
 
-# What other libraries call our keys, so that a key brought along from one is recognised.
-ALIASES = {
+# What other libraries, and older recipes, call our keys, so that one brought along is recognised.
+ALIASES: dict[str, str | tuple[str, ...]] = {
     "learning_rate": "lr",
     "per_device_train_batch_size": "batch_size",
     "batch": "batch_size",
@@ -33,7 +37,8 @@ ALIASES = {
     "max_steps": "steps",
     "loss_type": "method",
     "max_new_tokens": "max_tokens",
-    "model": "path",
+    "model": ("path", "student"),
+    "seed": "seeds",
     "name_or_path": "path",
     "dataset": "source",
     "api_base": "url",
@@ -55,16 +60,20 @@ ALIASES = {
 
 @dataclass(frozen=True)
 class LoadedRecipe:
-    """A validated recipe and the origin of each given value, keyed by dotted path."""
+    """A validated recipe, the origin of each given value by its dotted path, and whose it is."""
 
     recipe: Recipe
     origins: dict[str, str]
+    command: Command = RUN
+
+    def values(self) -> dict[str, Any]:
+        """What the command reads of the recipe, every value spelled out, as JSON has it."""
+        return self.recipe.model_dump(mode="json", include=set(self.command.sections))
 
     def resolved_yaml(self) -> str:
-        """The recipe with every value spelled out, each with a comment saying where it is from."""
-        values = self.recipe.model_dump(mode="json")
+        """The same as YAML, each value with a comment saying where it is from."""
         lines = [f"# {self.recipe.name}: as resolved; a comment says where a value came from"]
-        lines += _commented(values, self.origins)
+        lines += _commented(self.values(), self.origins)
         return "\n".join(lines) + "\n"
 
 
@@ -137,36 +146,106 @@ def _dump_yaml(value: Any) -> str:
     return text.removesuffix("\n").removesuffix("\n...")
 
 
-def load_recipe(place: str | Path, overrides: list[str] | None = None) -> LoadedRecipe:
-    """Read, override and validate a recipe.
+def load_recipe(
+    place: str | Path | None,
+    overrides: Sequence[str] = (),
+    *,
+    command: Command = RUN,
+    options: Mapping[str, Any] | None = None,
+) -> LoadedRecipe:
+    """Read a recipe, or start from nothing, and put options and overrides on top, and validate it.
 
     Relative paths inside it are taken from the working directory, as on the command line.
-    Raises UserError naming the file, the key and, for a misspelt key, the nearest valid one.
+
+    Args:
+        place: a file, the name of a shipped recipe, or None for nothing but options.
+        overrides: `key=value` with dotted keys, the value as YAML; they win over options, and
+            those over the file. A key without a section is one of the command's home section.
+        command: what asks for the recipe; it says what must be there.
+        options: values by dotted key, None where an option was not given. `models.*.KEY` is given
+            to every model.
+
+    Raises:
+        UserError: names the file, the key and, for a misspelt key, the nearest valid one; or what
+            the command needs and nobody gave.
     """
-    path, values = read_values(place)
-    if "model" in values and "arms" not in values:
-        raise UserError(
-            f"{path}: a recipe for `deltalearn tune`, which tunes one model on given pairs; use "
-            f"`deltalearn tune --recipe {place} --out DIR`"
-        )
-    if "models" in values and not {"arms", "student", "evaluate"} & values.keys():
-        raise UserError(
-            f"{path}: a recipe for `deltalearn generate`, without a student and arms; use "
-            f"`deltalearn generate {place}`"
-        )
-    origins = dict.fromkeys(leaves(values), path.name)
-    for text in overrides or []:
-        override(values, origins, *parse_override(text), "--set")
+    where: str | Path = OPTIONS
+    values: dict[str, Any] = {}
+    if place is not None:
+        where, values = read_values(place)
+    origins = dict.fromkeys(leaves(values), getattr(where, "name", OPTIONS))
+    given = [*_from_options(options or {}, values), *_from_overrides(overrides, command)]
+    _make_room(values, origins, {k[1]: v for k, v, _ in given if k[0] == "tune" and len(k) > 1})
+    for keys, value, origin in given:
+        override(values, origins, keys, value, origin)
+    recipe = _validated({**command.defaults, **values}, where, command)
+    return LoadedRecipe(command.part(recipe), origins, command)
+
+
+Given = tuple[list[str], Any, str]  # keys, value, origin
+
+
+def _from_options(options: Mapping[str, Any], values: dict[str, Any]) -> list[Given]:
+    """What options set, in order; those of all models once for each that there is by then."""
+    found: list[Given] = []
+    models = list(values.get("models") or {})
+    for dotted, value in options.items():
+        if value is None:
+            continue
+        section, _, rest = dotted.partition(".")
+        if section != "models":
+            found.append((dotted.split("."), value, OPTIONS))
+        elif rest.startswith("*."):
+            keys = rest.split(".")[1:]
+            found += [(["models", name, *keys], value, OPTIONS) for name in models]
+        else:  # a model by its name, in which dots are letters
+            models.append(rest)
+            found.append((["models", rest], value, OPTIONS))
+    return found
+
+
+def _from_overrides(overrides: Sequence[str], command: Command) -> list[Given]:
+    found = []
+    for text in overrides:
+        keys, value = parse_override(text)
+        if command.home and keys[0] not in Recipe.model_fields and keys[0] not in MOVED:
+            keys = [command.home, *keys]
+        found.append((keys, value, "--set"))
+    return found
+
+
+def _make_room(values: dict[str, Any], origins: dict[str, str], given: Mapping[str, Any]) -> None:
+    """Drop what the file says for another method, and its steps where epochs are given.
+
+    So that an option can replace it; what is given together must still agree.
+    """
+    section = values.get("tune")
+    if isinstance(section, dict):
+        for key in replaced(section.get("method", TuneSpec().method), given):
+            section.pop(key, None)
+            origins.pop(f"tune.{key}", None)
+
+
+def _validated(values: dict[str, Any], where: str | Path, command: Command) -> Recipe:
+    """The recipe, or a UserError with a line for everything that is wrong with it."""
+    lines = [f"{where}: {line}" for line in command.lacks(values)]
+    if lines and (others := [c.name for c in COMMANDS if c is not command and not c.lacks(values)]):
+        fitting = " and ".join(f"`deltalearn {name}`" for name in others)
+        lines.append(f"{where}: it has what {fitting} needs")
     try:
         recipe = Recipe.model_validate(values)
     except ValidationError as error:
-        raise UserError(explain(path, error, Recipe)) from error
+        raise UserError("\n".join([*lines, *explain(where, error, Recipe)])) from error
+    if fault := None if lines else command.refuses(recipe):
+        lines.append(f"{where}: {fault}")
     for arm in recipe.tuned_arms:
         try:
             recipe.tune_of(arm)
         except ValidationError as error:
-            raise UserError(explain(path, error, TuneSpec, f"arms.{arm}.tune")) from error
-    return LoadedRecipe(recipe, origins)
+            lines += explain(where, error, TuneSpec, f"arms.{arm}.tune")
+    if lines:
+        raise UserError("\n".join(lines))
+    return recipe
 
 
 def read_values(place: str | Path) -> tuple[Path, dict[str, Any]]:
@@ -225,7 +304,7 @@ def _commented(
 
 def explain(
     path: Path | str, error: ValidationError, root: type[BaseModel], inside: str = ""
-) -> str:
+) -> list[str]:
     """What is wrong, a line for each fault: file, key, and for a misspelt key the nearest one."""
     lines = []
     for item in error.errors():
@@ -240,12 +319,16 @@ def explain(
             given = item.get("input")
             shown = "" if isinstance(given, (dict, BaseModel)) else f" (given: {given!r})"
             lines.append(prefix + message + shown)
-    return "\n".join(lines)
+    return lines
 
 
 def _suggestion(root: type[BaseModel], location: tuple) -> str:
     valid = _keys_at(root, location[:-1])
-    meant = {alias: key for alias, key in ALIASES.items() if key in valid}
+    meant = {}
+    for alias, keys in ALIASES.items():
+        for key in (keys,) if isinstance(keys, str) else keys:
+            if key in valid:
+                meant[alias] = key
     meant |= {key: key for key in valid}
     near = difflib.get_close_matches(str(location[-1]), meant, n=1, cutoff=0.5)
     if near:

@@ -78,6 +78,9 @@ def _how(view: RunView, arm: Arm, first: Measure) -> str:
             return f"{one_line(name)} (behind a server, not scored)"
         return f"{one_line(name)} ({first.score(view.scores(name)[first.key]['mean'])})"
 
+    if arm.outside is not None:
+        learned = "Imitated the chosen answers" if arm.supervised else "Learned the preferences"
+        return f"{learned} of {one_line(arm.outside)}"
     if arm.supervised:
         return f"Imitated answers of {own(arm.chosen)}{_relation(view, [arm.chosen], first)}"
     sides = [arm.chosen, arm.rejected]
@@ -104,9 +107,10 @@ def _tiles(view: RunView, first: Measure) -> list[dict[str, str]]:
     best = max(view.arms, key=lambda a: arms[a.name][first.key]["mean"])
     means = {name: entry[first.key]["mean"] for name, entry in summary["teachers"].items()}
     weak = max(means, key=means.__getitem__, default=None)
-    prompts = view.stages["prompts"]["counts"]["prompts"]
+    asked = view.stages.get("prompts")  # none where all pairs are from outside
     pairs = count(sum(pairing.counts["pairs"] for pairing in view.pairings))
-    tables, tasks, seeds = len(view.pairings), len(summary["tasks"]), len(summary["seeds"])
+    made = f"{pairs} pairs in {_plural(len(view.pairings), 'pairing')}"
+    tasks, seeds = len(summary["tasks"]), len(summary["seeds"])
     seconds = sum(record["seconds"] for record in view.stages.values())
     difference = first.difference(arms[best.name]["diff_vs_base"][first.key]["mean"])
     return [
@@ -117,7 +121,7 @@ def _tiles(view: RunView, first: Measure) -> list[dict[str, str]]:
             first.score(arms[best.name][first.key]["mean"]),
             f"{best.name}, {difference} {first.unit}",
         ),
-        _tile("prompts", count(prompts), f"{pairs} pairs in {_plural(tables, 'pairing')}"),
+        *([_tile("prompts", count(asked["counts"]["prompts"]), made)] if asked else []),
         _tile(
             "evaluation items",
             count(summary["items"]),

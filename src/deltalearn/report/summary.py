@@ -99,8 +99,8 @@ def _per_seed(own: dict[str, Any], base: dict[str, Any], metrics: list[str]) -> 
 def _load_scores(run: Path, recipe: dict[str, Any], metrics: list[str]) -> dict[str, Any]:
     """Per model or arm: metric -> (seeds, items) array, and the items' tasks."""
     sources = {name: [f"models/{name}"] for name in [STUDENT, *scored_models(recipe)]}
-    for arm, spec in recipe["arms"].items():
-        if spec["chosen"]:
+    for arm in recipe["arms"]:
+        if arm != "base":
             sources[f"arms/{arm}"] = [f"arms/{arm}/seed-{seed}" for seed in recipe["seeds"]]
     loaded: dict[str, Any] = {}
     for name, places in sources.items():

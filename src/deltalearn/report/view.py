@@ -15,14 +15,18 @@ BASE = "base"
 
 @dataclass(frozen=True)
 class Arm:
-    """A tuned arm: whose answers it was trained on, how, and its place among the colours."""
+    """A tuned arm: what it was trained on, how, and its place among the colours.
+
+    chosen, rejected: whose answers; None where `outside` is where its pairs are from.
+    """
 
     name: str
     method: str
-    chosen: str
-    rejected: str
+    chosen: str | None
+    rejected: str | None
     index: int
     max_grad_norm: float
+    outside: str | None = None
 
     @property
     def supervised(self) -> bool:
@@ -32,6 +36,8 @@ class Arm:
     @property
     def trained_on(self) -> str:
         """Whose answers, in words."""
+        if self.outside is not None:
+            return self.outside
         if self.supervised:
             return f"answers of {self.chosen}"
         return f"{self.chosen} over {self.rejected}"
@@ -76,16 +82,19 @@ class RunView:
         """Every tuned arm in recipe order."""
         found: list[Arm] = []
         for name, spec in self.recipe["arms"].items():
-            if spec["chosen"]:
+            if name != BASE:
                 tune = {**self.recipe["tune"], **spec["tune"]}
+                outside = (spec.get("pairs") or {}).get("source")
                 sides = spec["chosen"], spec["rejected"]
-                found.append(Arm(name, tune["method"], *sides, len(found), tune["max_grad_norm"]))
+                how = tune["max_grad_norm"], outside
+                found.append(Arm(name, tune["method"], *sides, len(found), *how))
         return found
 
     @cached_property
     def pairings(self) -> list[Pairing]:
         """Every table of pairs in the order of first use."""
-        sides = dict.fromkeys((arm.chosen, arm.rejected) for arm in self.arms)
+        made = [arm for arm in self.arms if arm.outside is None]
+        sides = dict.fromkeys((arm.chosen, arm.rejected) for arm in made)
         return [
             Pairing(
                 chosen,

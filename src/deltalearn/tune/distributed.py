@@ -16,9 +16,9 @@ from transformers import PreTrainedModel
 from deltalearn.errors import UserError
 from deltalearn.lm.load import Placement
 from deltalearn.lm.transformers_private import layer_classes
+from deltalearn.recipe import TuneSpec
 from deltalearn.tune.checkpoint import trainable_state
 from deltalearn.tune.optimizer import make_optimizer
-from deltalearn.tune.settings import Settings
 from deltalearn.tune.student import trainable_parameters
 from deltalearn.tune.trackers import tracker_arguments
 from deltalearn.util.distributed import reset_precision
@@ -26,7 +26,7 @@ from deltalearn.util.distributed import reset_precision
 PRECISION = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
 
 
-def make_accelerator(placement: Placement, settings: Settings, out: Path) -> Accelerator:
+def make_accelerator(placement: Placement, settings: TuneSpec, out: Path) -> Accelerator:
     """Processes, device and precision, from the launcher's environment and the settings."""
     on_cpu = placement.device == "cpu"
     if on_cpu and placement.dtype == "float16":
@@ -59,7 +59,7 @@ def make_accelerator(placement: Placement, settings: Settings, out: Path) -> Acc
     return accelerator
 
 
-def set_up_deepspeed(accelerator: Accelerator, settings: Settings) -> None:
+def set_up_deepspeed(accelerator: Accelerator, settings: TuneSpec) -> None:
     """Fill in what a ZeRO configuration from the launcher leaves open; refuse what it cannot do."""
     for name, wanted in {"shard": settings.shard, "keep_best": settings.keep_best}.items():
         if wanted:
@@ -71,7 +71,7 @@ def set_up_deepspeed(accelerator: Accelerator, settings: Settings) -> None:
     config["gradient_clipping"] = settings.max_grad_norm
 
 
-def prepare(accelerator: Accelerator, model: nn.Module, settings: Settings) -> tuple[Any, Any]:
+def prepare(accelerator: Accelerator, model: nn.Module, settings: TuneSpec) -> tuple[Any, Any]:
     """The model on its device, wrapped or sharded for several processes, with its optimiser."""
     if settings.shard:
         shard(model, accelerator)

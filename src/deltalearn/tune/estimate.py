@@ -12,12 +12,12 @@ from transformers import AutoConfig, PretrainedConfig
 
 from deltalearn.errors import UserError
 from deltalearn.lm.layout import LAYOUTS
+from deltalearn.recipe import TuneSpec
 from deltalearn.recipe.methods import METHODS
 from deltalearn.tune.batching import Lengths, plan_step, plan_tokens
 from deltalearn.tune.fit import PairLengths, steps_on
 from deltalearn.tune.memory import GIB, ModelSize, estimate_memory
 from deltalearn.tune.schedule import batch_at
-from deltalearn.tune.settings import Settings
 
 MODEL_CONFIGS = Path(__file__).with_name("model_configs")
 GPUS = (1, 2, 4, 8)
@@ -88,7 +88,7 @@ def draw_lengths(
     return PairLengths(prompts, *(np.minimum(a, max_length - prompts) for a in answers))
 
 
-def _layout(settings: Settings, obstacle: str) -> str:
+def _layout(settings: TuneSpec, obstacle: str) -> str:
     """The layout of the run; UserError where the run would refuse what was asked for."""
     if obstacle and settings.layout in ("shared", "packed"):
         raise UserError(
@@ -106,7 +106,7 @@ def _layout(settings: Settings, obstacle: str) -> str:
 def dry_run(
     lengths: PairLengths,
     size: ModelSize,
-    settings: Settings,
+    settings: TuneSpec,
     seed: int,
     *,
     train: np.ndarray | None = None,
@@ -171,7 +171,7 @@ def _plan(batches: Sequence[Sequence[Lengths]], budget: int, kind: str) -> Layou
 
 
 def useful_flops(
-    lengths: PairLengths, size: ModelSize, settings: Settings
+    lengths: PairLengths, size: ModelSize, settings: TuneSpec
 ) -> tuple[np.ndarray, np.ndarray]:
     """Floating-point operations of each pair, two arrays (N,): (training, one forward of both).
 
@@ -198,7 +198,7 @@ def useful_flops(
 def format_dry_run(
     plan: DryRun,
     sizes: tuple[ModelSize, ModelSize],
-    settings: Settings,
+    settings: TuneSpec,
     dtype: str,
     tflops: float | None = None,
 ) -> str:
@@ -213,7 +213,7 @@ def format_dry_run(
     return "\n\n".join("\n".join(block) for block in blocks)
 
 
-def _run_lines(plan: DryRun, settings: Settings) -> list[str]:
+def _run_lines(plan: DryRun, settings: TuneSpec) -> list[str]:
     beta = settings.effective_beta
     floor = "" if settings.scheduler == "constant" else f" down to {settings.min_lr_ratio:g} of it"
     return [
@@ -245,7 +245,7 @@ def _layout_lines(plan: DryRun) -> list[str]:
 
 
 def _memory_lines(
-    plan: DryRun, sizes: tuple[ModelSize, ModelSize], settings: Settings, dtype: str
+    plan: DryRun, sizes: tuple[ModelSize, ModelSize], settings: TuneSpec, dtype: str
 ) -> list[str]:
     size = sizes[0]
     lines = [
@@ -276,7 +276,7 @@ def _memory_lines(
     return lines
 
 
-def _can_shard(settings: Settings) -> bool:
+def _can_shard(settings: TuneSpec) -> bool:
     """Whether a recipe with these settings may have `shard`."""
     return settings.optimizer == "adamw" and (settings.lora is None or settings.lora.bits is None)
 

@@ -12,9 +12,9 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from deltalearn.errors import UserError
 from deltalearn.lm.layout import Tree
 from deltalearn.lm.scoring import find_obstacle as obstacle_of
+from deltalearn.recipe import TuneSpec
 from deltalearn.tune.dataset import Examples
 from deltalearn.tune.schedule import total_steps
-from deltalearn.tune.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class PairLengths:
         return [self.chosen] if method == "sft" else [self.chosen, self.rejected]
 
 
-def steps_on(pairs: int, held_out: int, settings: Settings) -> int:
+def steps_on(pairs: int, held_out: int, settings: TuneSpec) -> int:
     """Steps of a run on `pairs`, not counting those held out; UserError if they fill no batch."""
     steps = total_steps(pairs, settings.batch_size, settings.steps, settings.epochs)
     if steps == 0:

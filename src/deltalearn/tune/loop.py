@@ -25,12 +25,12 @@ from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
 from deltalearn.errors import UserError
+from deltalearn.recipe import TuneSpec
 from deltalearn.tune.batching import plan_step
 from deltalearn.tune.checkpoint import Checkpoints
 from deltalearn.tune.distributed import base_model
 from deltalearn.tune.losses import loss_at_start
 from deltalearn.tune.schedule import batch_at, learning_rate
-from deltalearn.tune.settings import Settings
 from deltalearn.tune.step import Objective
 from deltalearn.util.files import write_text
 from deltalearn.util.progress import progress
@@ -72,7 +72,7 @@ class Run:
     objective: Objective
     train: np.ndarray  # indices of the pairs that are trained on
     held_out: np.ndarray
-    settings: Settings
+    settings: TuneSpec
     seed: int
     steps: int
     checkpoints: Checkpoints

@@ -16,12 +16,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial, wraps
-from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from deltalearn.recipe import TuneSpec
 from deltalearn.recipe.methods import DEFAULT_GAMMA, DEFAULT_SMOOTHING, METHODS
 
 Loss = Callable[..., tuple[Tensor, Tensor]]
@@ -292,20 +292,7 @@ def orpo(
     return -chosen - beta * F.logsigmoid(margins), margins
 
 
-class LossSettings(Protocol):
-    """What a loss needs to know; `deltalearn.recipe.TuneSpec` has it."""
-
-    @property
-    def method(self) -> str: ...
-    @property
-    def effective_beta(self) -> float | None: ...
-    @property
-    def effective_smoothing(self) -> float: ...
-    @property
-    def effective_gamma(self) -> float: ...
-
-
-def bind_loss(settings: LossSettings) -> Loss:
+def bind_loss(settings: TuneSpec) -> Loss:
     """The loss of `settings.method` with its options set: a function of the six tensors alone.
 
     Raises ValueError for sft, which compares nothing.
@@ -321,7 +308,7 @@ def bind_loss(settings: LossSettings) -> Loss:
     return partial(PREFERENCE_LOSSES[settings.method], **options)
 
 
-def loss_at_start(settings: LossSettings) -> float | None:
+def loss_at_start(settings: TuneSpec) -> float | None:
     """The loss of every pair while the policy is the reference, whatever the pair.
 
     ln 2 for the logistic losses, 1 for hinge and apo, 1 / (4 beta^2) for ipo, 1 / (2 beta^2) for

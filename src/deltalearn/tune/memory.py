@@ -20,7 +20,7 @@ from transformers.pytorch_utils import Conv1D
 
 from deltalearn.lm.head import CHUNK_BYTES, CHUNK_BYTES_GPU, KEEP_BYTES
 from deltalearn.lm.torch_private import FakeTensorMode, storage_id
-from deltalearn.tune.settings import Lora, Settings
+from deltalearn.recipe import LoraSpec, TuneSpec
 
 GIB = 1 << 30
 GPU_CONTEXT = GIB  # CUDA context, cuBLAS workspace, what the allocator cannot use: a rule of thumb
@@ -85,7 +85,7 @@ class MemoryEstimate:
 
 
 def measure_model(
-    config: PretrainedConfig, dtype: str, lora: Lora | None = None, *, shard: bool = False
+    config: PretrainedConfig, dtype: str, lora: LoraSpec | None = None, *, shard: bool = False
 ) -> ModelSize:
     """Count the model of `config` as tuning runs it under `dtype` (a torch dtype's name).
 
@@ -150,7 +150,7 @@ class _Adapted(nn.Module):
         return (result + self.up(self.down(x.to(self.down.weight.dtype)))).to(result.dtype)
 
 
-def _add_adapters(model: nn.Module, lora: Lora) -> None:
+def _add_adapters(model: nn.Module, lora: LoraSpec) -> None:
     """Freeze `model` and give the linear maps that `lora` names adapters, as peft selects them."""
     model.requires_grad_(False)
     head = model.get_output_embeddings()
@@ -216,7 +216,7 @@ def saved_bytes() -> Iterator[dict[int, int]]:
 
 def estimate_memory(
     size: ModelSize,
-    settings: Settings,
+    settings: TuneSpec,
     dtype: str,
     *,
     tokens: int,
@@ -257,7 +257,7 @@ def estimate_memory(
     )
 
 
-def _weights(size: ModelSize, lora: Lora | None, low: int) -> int:
+def _weights(size: ModelSize, lora: LoraSpec | None, low: int) -> int:
     """Float32 if all are trained; with adapters (float32) the base in the run's own precision."""
     if lora is None:
         return 4 * size.total
@@ -292,7 +292,7 @@ def _logits(size: ModelSize, tokens: int, low: int, device: str) -> int:
 
 
 def _working(
-    size: ModelSize, settings: Settings, low: int, parts_of: int, one_layer: int, device: str
+    size: ModelSize, settings: TuneSpec, low: int, parts_of: int, one_layer: int, device: str
 ) -> int:
     """What lives for a moment: gradients not yet added up, and what a GPU takes by itself."""
     working = one_layer + (0 if device == "cpu" else GPU_CONTEXT)

@@ -6,11 +6,11 @@ import torch
 from torch import nn
 
 from deltalearn.errors import UserError
-from deltalearn.tune.settings import Settings
+from deltalearn.recipe import TuneSpec
 
 
 def make_optimizer(
-    model: nn.Module, settings: Settings, device: torch.device
+    model: nn.Module, settings: TuneSpec, device: torch.device
 ) -> torch.optim.Optimizer:
     """An optimiser over the trainable parameters of `model`, on `device` or still to be moved.
 

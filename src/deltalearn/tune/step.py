@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from deltalearn.lm.layout import Tree
 from deltalearn.lm.scoring import RowLayout, answer_logprobs, make_layout
+from deltalearn.recipe import TuneSpec
 from deltalearn.tune.batching import Lengths
 from deltalearn.tune.dataset import Examples
 from deltalearn.tune.losses import bind_loss
-from deltalearn.tune.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Objective:
 
     examples: Examples
     references: tuple[Tensor, Tensor] | None
-    settings: Settings
+    settings: TuneSpec
     rows: RowLayout
     device: torch.device
 

@@ -16,7 +16,7 @@ from transformers.pytorch_utils import Conv1D
 from deltalearn.errors import UserError
 from deltalearn.lm.load import Placement, load_model, load_tokenizer, require_device
 from deltalearn.lm.locate import ModelFiles
-from deltalearn.tune.settings import Lora, Settings
+from deltalearn.recipe import LoraSpec, TuneSpec
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -25,7 +25,7 @@ ALL_LINEAR = "all-linear"  # peft's name for every linear layer but the head
 
 
 def load_student(
-    files: ModelFiles, settings: Settings, placement: Placement, seed: int
+    files: ModelFiles, settings: TuneSpec, placement: Placement, seed: int
 ) -> PreTrainedModel | PeftModel:
     """Load the student in evaluation mode, with what is to be trained requiring gradients.
 
@@ -60,7 +60,7 @@ def _this_device(device: str) -> str:
     return f"cuda:{torch.cuda.current_device()}" if device == "cuda" else device
 
 
-def _quantization(lora: Lora, placement: Placement) -> BitsAndBytesConfig:
+def _quantization(lora: LoraSpec, placement: Placement) -> BitsAndBytesConfig:
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
@@ -69,7 +69,7 @@ def _quantization(lora: Lora, placement: Placement) -> BitsAndBytesConfig:
     )
 
 
-def _require_bitsandbytes(lora: Lora) -> None:
+def _require_bitsandbytes(lora: LoraSpec) -> None:
     try:
         import bitsandbytes  # noqa: F401
     except ImportError as error:
@@ -79,7 +79,7 @@ def _require_bitsandbytes(lora: Lora) -> None:
         ) from error
 
 
-def _adapted(base: PreTrainedModel, lora: Lora, files: ModelFiles, seed: int) -> PeftModel:
+def _adapted(base: PreTrainedModel, lora: LoraSpec, files: ModelFiles, seed: int) -> PeftModel:
     """`base` frozen, in place, with fresh adapters that change nothing yet."""
     try:
         from peft import LoraConfig, get_peft_model
@@ -104,7 +104,7 @@ def _adapted(base: PreTrainedModel, lora: Lora, files: ModelFiles, seed: int) ->
     return model.eval()
 
 
-def _check_targets(base: PreTrainedModel, lora: Lora, files: ModelFiles) -> None:
+def _check_targets(base: PreTrainedModel, lora: LoraSpec, files: ModelFiles) -> None:
     """UserError for a target that peft would pass over, or whose adapter could not be merged."""
     layers = [
         name
@@ -172,7 +172,7 @@ def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 def save_student(
     weights: Mapping[str, Tensor],
     files: ModelFiles,
-    settings: Settings,
+    settings: TuneSpec,
     placement: Placement,
     out: Path,
 ) -> None:

@@ -12,14 +12,14 @@ from typing import Any
 from accelerate import Accelerator
 
 from deltalearn.errors import UserError
-from deltalearn.tune.settings import Settings
+from deltalearn.recipe import TuneSpec
 from deltalearn.util.files import write_text
 
 PROJECT = "deltalearn"
 Track = Callable[[Mapping[str, float], int], None]
 
 
-def tracker_arguments(settings: Settings, out: Path) -> dict[str, Any]:
+def tracker_arguments(settings: TuneSpec, out: Path) -> dict[str, Any]:
     """What `Accelerator(...)` must be given for `start_trackers` to work.
 
     UserError if the tracker's package is missing, which accelerate itself would pass over.
@@ -37,7 +37,7 @@ def tracker_arguments(settings: Settings, out: Path) -> dict[str, Any]:
 
 def start_trackers(
     accelerator: Accelerator,
-    settings: Settings,
+    settings: TuneSpec,
     out: Path,
     config: Mapping[str, Any],
     start: int = 0,

@@ -18,6 +18,7 @@ from deltalearn.lm.layout import Tree
 from deltalearn.lm.load import Placement
 from deltalearn.lm.locate import ModelFiles
 from deltalearn.lm.scoring import RowLayout, choose_rows
+from deltalearn.recipe import LoraSpec, TuneSpec
 from deltalearn.recipe.methods import FREE_TO_CHANGE, METHODS
 from deltalearn.tune.checkpoint import Checkpoints
 from deltalearn.tune.dataset import Examples
@@ -32,7 +33,6 @@ from deltalearn.tune.memory import (
     measure_model,
 )
 from deltalearn.tune.reference import ReferenceCache, reference_logprobs
-from deltalearn.tune.settings import Lora, Settings
 from deltalearn.tune.step import Objective
 from deltalearn.tune.student import (
     load_student,
@@ -51,7 +51,7 @@ Say = Callable[[str], None]
 def tune(
     student: ModelFiles,
     examples: Examples,
-    settings: Settings,
+    settings: TuneSpec,
     seed: int,
     out: Path,
     *,
@@ -157,7 +157,7 @@ def tune(
 def estimate(
     student: ModelFiles,
     examples: Examples,
-    settings: Settings,
+    settings: TuneSpec,
     placement: Placement,
     accelerator: Accelerator,
 ) -> MemoryEstimate:
@@ -170,12 +170,12 @@ def estimate(
 
 
 @cache  # the arms and seeds of a recipe have the same student
-def _size(directory: Path, dtype: str, lora: Lora | None, sharded: bool) -> ModelSize:
+def _size(directory: Path, dtype: str, lora: LoraSpec | None, sharded: bool) -> ModelSize:
     config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
     return measure_model(config, dtype, lora, shard=sharded)
 
 
-def small_beta(settings: Settings) -> str | None:
+def small_beta(settings: TuneSpec) -> str | None:
     """Why a beta kept from a loss on sums is (nearly) without effect on a normalised one."""
     beta = settings.effective_beta
     if settings.method != "dpo_norm" or beta is None or beta >= 1:
@@ -190,7 +190,7 @@ def _silent(line: str) -> None:
     pass
 
 
-def reference_scope(student: ModelFiles, settings: Settings, placement: Placement) -> str:
+def reference_scope(student: ModelFiles, settings: TuneSpec, placement: Placement) -> str:
     """What besides the ids decides a reference log-probability: weights and their precision."""
     ways = [student.fingerprint, placement.dtype]
     if settings.lora and settings.lora.bits:
@@ -215,7 +215,7 @@ def split_held_out(examples: Examples, count: int) -> tuple[np.ndarray, np.ndarr
     return np.array(sorted(order[count:])), np.array(sorted(order[:count]))
 
 
-def _sample(examples: Examples, settings: Settings) -> list[Tree]:
+def _sample(examples: Examples, settings: TuneSpec) -> list[Tree]:
     """Some pairs spread over the data and the longest one, to choose a layout by."""
     total = examples.prompt_lengths + np.maximum(examples.chosen_lengths, examples.rejected_lengths)
     places = {int(total.argmax()), *range(0, len(examples), max(1, len(examples) // SAMPLE))}
@@ -231,7 +231,7 @@ def _references(
     cache: ReferenceCache,
     scope: str,
     rows: RowLayout,
-    settings: Settings,
+    settings: TuneSpec,
     accelerator: Accelerator,
 ) -> tuple[Tensor, Tensor]:
     """Reference log-probabilities of both sides, from the cache or from the untrained model."""

@@ -1,0 +1,69 @@
+"""Section `pairs`: rules by which pairs are made of answers, or pairs from outside."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from deltalearn.recipe.base import Spec
+
+
+class PairRules(Spec):
+    """Which pairs are dropped, and counted. Identical and empty answers never make a pair."""
+
+    truncated: Literal["drop", "keep"] = Field("drop", description="Of answers cut at max_tokens.")
+    reasoning: Literal["keep", "strip"] = Field(
+        "keep", description="Thinking traces before answers."
+    )
+    max_length_difference: int | None = Field(
+        None, ge=0, description="Most tokens by which the chosen answer may be longer."
+    )
+
+
+class PairsSource(Spec):
+    """Where pairs are read from, and in which columns they stand."""
+
+    source: str = Field(
+        min_length=1, description="Pairs: Parquet, JSONL, a folder of them, or a hub id."
+    )
+    split: str | None = Field(
+        None, description="Of a hub data set or a folder of one; default train."
+    )
+    prompt_column: str | None = Field(None, description="Default: by its usual names.")
+    chosen_column: str | None = Field(None, description="Default: chosen.")
+    rejected_column: str | None = Field(None, description="Default: rejected.")
+    limit: int | None = Field(None, ge=1, description="Use the first so many pairs.")
+
+
+class PairsSpec(PairRules):
+    """How pairs are made of answers, or, with `source`, where they are read from; never both."""
+
+    source: str | None = Field(None, min_length=1)
+    split: str | None = None
+    prompt_column: str | None = None
+    chosen_column: str | None = None
+    rejected_column: str | None = None
+    limit: int | None = Field(None, ge=1)
+
+    @model_validator(mode="after")
+    def _not_mixed(self) -> PairsSpec:
+        given = self.source is not None
+        idle = PairRules.model_fields if given else PairsSource.model_fields
+        for key in idle:
+            if self.changed(key):
+                why = "on pairs from outside (source)" if given else "without source"
+                raise ValueError(f"{key} has no effect {why}; remove it")
+        return self
+
+    @property
+    def rules(self) -> PairRules:
+        """How pairs are made of answers."""
+        return PairRules(**self.model_dump(include=set(PairRules.model_fields)))
+
+    @property
+    def outside(self) -> PairsSource | None:
+        """Where pairs from outside are read, if they are."""
+        if self.source is None:
+            return None
+        return PairsSource(**self.model_dump(include=set(PairsSource.model_fields)))

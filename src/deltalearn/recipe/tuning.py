@@ -1,0 +1,190 @@
+"""Section `tune`: how the student is tuned; and `expect`: what a dry run assumes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from deltalearn.recipe.base import Decay, Fraction, Listed, Spec
+from deltalearn.recipe.evaluation import Metric
+from deltalearn.recipe.methods import DEFAULT_GAMMA, DEFAULT_SMOOTHING, METHODS
+
+MethodName = Literal[
+    "dpo_norm", "dpo", "ipo", "hinge", "robust", "apo_zero", "apo_down", "sppo", "simpo", "orpo",
+    "sft",
+]  # fmt: skip
+
+
+class LoraSpec(Spec):
+    """Low-rank adapters instead of all weights; `bits` keeps the frozen weights quantised (QLoRA).
+
+    Defaults are peft's own, but for alpha = 2 r, the common choice.
+    """
+
+    r: int = Field(16, ge=1, description="Adapters of rank R, not all weights.")
+    alpha: int | None = Field(None, ge=1, description="Default: 2 r.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Of what goes into an adapter.")
+    targets: Listed[tuple[str, ...]] = Field(
+        ("all-linear",), description="Names of the layers that get adapters."
+    )
+    bits: Literal[4] | None = Field(None, description="Of the frozen weights (QLoRA).")
+
+
+class DevSpec(Spec):
+    """Questions scored while tuning, to choose when to stop; never those of the final report."""
+
+    source: str = Field(min_length=1)
+    prompt_column: str = "prompt"
+    answer_column: str = "answer"
+    metric: Metric = "expected_accuracy"
+    max_tokens: int = Field(512, ge=1, description="Of a greedy answer.")
+    limit: int | None = Field(None, ge=1)
+
+
+class TuneSpec(Spec):
+    """How the student is tuned. Defaults are the paper's, except lr, which has no good default."""
+
+    method: MethodName = Field("dpo_norm", description="Loss.")
+    lr: float = Field(5e-7, gt=0, description="Peak learning rate.")
+    beta: float | None = Field(None, gt=0, description="Default: the method's own.")
+    label_smoothing: float | None = Field(
+        None, ge=0, lt=0.5, description="Share of flipped labels."
+    )
+    gamma: float | None = Field(None, ge=0, description="Simpo's target margin.")
+    nll_coef: float = Field(
+        0.0, ge=0, description="Adds this x NLL per token of the chosen answer."
+    )
+    batch_size: int = Field(32, ge=1, description="Pairs a step, over all processes.")
+    steps: int | None = Field(None, ge=1, description="Instead of epochs.")
+    epochs: float | None = Field(None, gt=0, description="Default: 1, unless steps is given.")
+    scheduler: Literal["cosine", "linear", "constant"] = Field(
+        "cosine", description="Of the learning rate."
+    )
+    warmup_ratio: Fraction = Field(0.03, description="Share of the steps.")
+    min_lr_ratio: Fraction = Field(0.1, description="Of the peak, at the end.")
+    optimizer: Literal["adamw", "adamw_8bit", "adafactor"] = "adamw"
+    adam_betas: Listed[tuple[Decay, Decay]] = (0.9, 0.95)
+    weight_decay: float = Field(0.0, ge=0)
+    max_grad_norm: float = Field(1.0, gt=0)
+    max_length: int = Field(2048, ge=2, description="Tokens of prompt and answer together.")
+    truncation: Literal["drop", "cut", "error"] = Field(
+        "drop", description="Of pairs longer than that."
+    )
+    max_pairs: int | None = Field(
+        None, ge=1, description="Use the first so many pairs, in stored order."
+    )
+    layout: Literal["auto", "shared", "packed", "padded"] = Field(
+        "auto", description="Of pairs in a forward."
+    )
+    attention: Literal["auto", "segments", "sdpa", "flex"] = Field(
+        "auto", description="Of shared and packed rows."
+    )
+    token_budget: int = Field(8192, ge=1, description="Tokens of one forward, on each device.")
+    gradient_checkpointing: bool = Field(
+        False, description="Compute activations again instead of keeping them."
+    )
+    lora: LoraSpec | None = None
+    shard: bool = Field(
+        False, description="FSDP2: weights, gradients and moments split over processes."
+    )
+    eval_pairs: int | None = Field(None, ge=1, description="Pairs held out of training.")
+    dev: DevSpec | None = None
+    eval_every: int | None = Field(None, ge=1, description="Steps; default: a tenth of the run.")
+    keep_best: bool = Field(
+        False, description="Final is the model best on dev, else on held-out pairs."
+    )
+    patience: int | None = Field(
+        None, ge=1, description="Stop after so many evaluations without gain."
+    )
+    checkpoint_every: int | None = Field(
+        None, ge=1, description="Steps; default: a fifth of the run."
+    )
+    tracker: Literal["none", "tensorboard", "wandb", "trackio"] = Field(
+        "none", description="Where curves go besides log.jsonl."
+    )
+
+    @model_validator(mode="after")
+    def _effective(self) -> TuneSpec:
+        method = METHODS[self.method]
+        if method.beta is None and self.beta is not None:
+            raise ValueError(f"beta has no effect on {self.method}; remove it")
+        for key in ("label_smoothing", "gamma", "nll_coef"):
+            if self.changed(key) and key not in method.options:
+                raise ValueError(f"{key} has no effect on {self.method}; remove it")
+        if self.method == "robust" and self.label_smoothing == 0:
+            raise ValueError("robust with label_smoothing 0 is dpo; use dpo")
+        if self.scheduler == "constant" and self.changed("min_lr_ratio"):
+            raise ValueError("min_lr_ratio has no effect on a constant schedule; remove it")
+        if self.optimizer == "adafactor" and self.changed("adam_betas"):
+            raise ValueError("adam_betas has no effect on adafactor; remove it")
+        if self.shard and self.optimizer != "adamw":
+            raise ValueError(f"shard cannot split the moments of {self.optimizer}; use adamw")
+        if self.shard and self.lora is not None and self.lora.bits is not None:
+            raise ValueError(
+                "shard cannot split the quantised weights of lora.bits; leave one of them out"
+            )
+        if self.steps is not None and self.epochs is not None:
+            raise ValueError("steps and epochs both set the length of the run; give one of them")
+        if self.eval_pairs is None and self.dev is None:
+            for key in ("eval_every", "keep_best", "patience"):
+                if self.changed(key):
+                    raise ValueError(f"{key} has no effect without eval_pairs or dev; give one")
+        if self.layout == "padded" and self.changed("attention"):
+            raise ValueError("attention has no effect on padded rows; remove it")
+        return self
+
+    @property
+    def effective_beta(self) -> float | None:
+        """beta, or the default of the method; None for sft."""
+        return self.beta if self.beta is not None else METHODS[self.method].beta
+
+    @property
+    def effective_smoothing(self) -> float:
+        """label_smoothing, or the default of the method."""
+        if self.label_smoothing is not None:
+            return self.label_smoothing
+        return DEFAULT_SMOOTHING.get(self.method, 0.0)
+
+    @property
+    def effective_gamma(self) -> float:
+        """gamma, or simpo's default."""
+        return self.gamma if self.gamma is not None else DEFAULT_GAMMA
+
+    def with_changes(self, own: dict[str, Any]) -> TuneSpec:
+        """These settings with `own` on top, which need not fit what they replace."""
+        shared = {key: getattr(self, key) for key in self.model_fields_set}
+        for key in replaced(self.method, own):
+            shared.pop(key, None)
+        return TuneSpec(**{**shared, **own})
+
+
+def replaced(method: str, own: Mapping[str, Any]) -> set[str]:
+    """Settings meant for `method` that settings `own` leave no place for.
+
+    Another method does not inherit a beta meant for this one, nor options that it does not take,
+    and steps (epochs) replace epochs (steps).
+    """
+    gone = {key for key, other in (("steps", "epochs"), ("epochs", "steps")) if other in own}
+    new = METHODS.get(str(own.get("method", method)))
+    if new is not None and new != METHODS.get(str(method)):
+        gone |= {"beta", "label_smoothing", "gamma", "nll_coef"} - new.options
+    return gone
+
+
+class ExpectSpec(Spec):
+    """What a dry run assumes where it cannot have pairs or config; it has no other effect.
+
+    Lengths are drawn from lognormal distributions with these medians, in tokens, and this spread
+    (standard deviation of the logarithm).
+    """
+
+    pairs: int = Field(ge=1, description="Usable ones.")
+    architecture: str = Field(
+        min_length=1, description="A model whose config ships with the package."
+    )
+    prompt_tokens: int = Field(ge=1)
+    chosen_tokens: int = Field(ge=1)
+    rejected_tokens: int = Field(ge=1)
+    spread: float = Field(ge=0)
