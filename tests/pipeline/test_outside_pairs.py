@@ -1,7 +1,7 @@
 """Protects arms that train on pairs from outside, beside arms on pairs of answers.
 
-Their pairs are read where they are, by the columns that the arm names, and what is done is done
-again exactly when they change.
+Their pairs are read where they are, by the columns that the arm names, and a student is trained
+again only on other pairs, and only if that is wanted.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from deltalearn.errors import UserError
 from deltalearn.pipeline.run import run_recipe
 from deltalearn.recipe import load_recipe
 from tests.helpers.cli import small
@@ -52,7 +53,9 @@ def test_an_arm_on_outside_pairs_stands_beside_one_on_answers(tmp_path, strong):
     done, said = run(recipe, tmp_path / "run")
     assert (done, said) == (stages, [])
     strong.write_text("".join(strong.read_text().splitlines(keepends=True)[::-1]))
-    changed, _ = run(recipe, tmp_path / "run")
+    with pytest.raises(UserError, match=r"other pairs \(content\)"):
+        run(recipe, tmp_path / "run")
+    changed, _ = run(recipe, tmp_path / "run", update=True)
     again = {name for name in stages if changed[name] != stages[name]}
     assert again == {"tune/strong/seed-0", "evaluate/arms/strong/seed-0", "report"}
 
