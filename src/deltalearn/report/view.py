@@ -17,13 +17,13 @@ BASE = "base"
 class Arm:
     """A tuned arm: what it was trained on, how, and its place among the colours.
 
-    chosen, rejected: whose answers; None where `outside` is where its pairs are from.
+    chosen, rejected: whose answers; empty where `outside` is where its pairs are from.
     """
 
     name: str
     method: str
-    chosen: str | None
-    rejected: str | None
+    chosen: str
+    rejected: str
     index: int
     max_grad_norm: float
     outside: str | None = None
@@ -85,7 +85,7 @@ class RunView:
             if name != BASE:
                 tune = {**self.recipe["tune"], **spec["tune"]}
                 outside = (spec.get("pairs") or {}).get("source")
-                sides = spec["chosen"], spec["rejected"]
+                sides = spec["chosen"] or "", spec["rejected"] or ""
                 how = tune["max_grad_norm"], outside
                 found.append(Arm(name, tune["method"], *sides, len(found), *how))
         return found
