@@ -93,7 +93,7 @@ MAY_IMPORT = {
     "tune": {"formats", "lm", "recipe"},
     "evaluate": {"formats", "judge", "lm", "openai_api", "stats"},
     "compare": {"evaluate", "stats"},
-    "report": {"evaluate"},
+    "report": {"evaluate", "stats"},
     # what drives and shows them
     "pipeline": {
         "evaluate", "formats", "generate", "judge", "lm", "openai_api", "pairs", "prompts",

@@ -202,7 +202,7 @@ TOP = {
 NUMBERS = {"a", "b", "difference", "se", "df", "test", "detectable", "variance", "verdict"}
 ROW = {
     "name", "title", "n", "full_n", "subset", "strata", "clusters", "unpaired_se", "correlation",
-    "discordant", "holm", "measured",
+    "constant", "discordant", "holm", "measured",
 }  # fmt: skip
 
 

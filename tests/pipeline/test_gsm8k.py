@@ -105,9 +105,9 @@ def test_summary_has_every_arm(run):
     assert set(summary["arms"]) == {"base", "delta", "sft"}
     assert set(summary["teachers"]) == {"larger", "smaller"}
     for arm in ("delta", "sft"):
-        difference = summary["arms"][arm]["diff_vs_base"]["loglik"]
+        difference = summary["arms"][arm]["diff_vs_base"]["questions.loglik"]
         assert difference["lo"] <= difference["mean"] <= difference["hi"]
         assert difference["mean"] != 0
-    better = summary["teachers"]["larger"]["loglik"]["mean"]
-    assert summary["arms"]["base"]["loglik"]["mean"] > better
-    assert better > summary["teachers"]["smaller"]["loglik"]["mean"]
+    better = summary["teachers"]["larger"]["questions.loglik"]["mean"]
+    assert summary["arms"]["base"]["questions.loglik"]["mean"] > better
+    assert better > summary["teachers"]["smaller"]["questions.loglik"]["mean"]

@@ -113,7 +113,7 @@ def hostile_run(tmp_path_factory) -> Path:
     names = [text.replace("/", "") for text in HOSTILE]
     return make_run(
         tmp_path_factory.mktemp("hostile") / "run",
-        effects={name: 0.1 * (i - 2) for i, name in enumerate([*names, "x" * 80, UNSEEN[4:20]])},
+        effects={name: 0.04 * (i - 2) for i, name in enumerate([*names, "x" * 80, UNSEEN[4:20]])},
         models=("<script>alert(3)", "$y^{ {{ 6*6 }}"),
         tasks=(*HOSTILE, UNSEEN, "t" * 300),
         texts=(SCRIPT + UNSEEN, IMAGE + "{{ 7*7 }}\r\n$x_{" + "y" * 5000, "</pre><script>alert(2)"),
@@ -211,7 +211,7 @@ def test_report_stage_of_an_earlier_writing_does_not_show(plain_run, tmp_path):
 def test_verdict_is_no_difference_exactly_when_the_interval_includes_zero(lo, hi, said):
     entry = {"mean": (lo + hi) / 2, "lo": lo, "hi": hi}
     assert verdict(entry) == said
-    claim = measure("expected_accuracy", [entry]).claim(entry)
+    claim = measure("gsm8k", {"title": "GSM8K"}, [entry]).claim(entry)
     assert claim.startswith("no difference shown:") == (said == NONE)
     assert ("gains" in claim, "loses" in claim) == (said == GAIN, said == LOSS)
 
@@ -221,7 +221,7 @@ def test_the_page_says_no_difference_of_those_arms_only(plain_run):
     entries = [
         (arm, metric, entry["diff_vs_base"][metric])
         for arm, entry in summary["arms"].items()
-        for metric in summary["metrics"]
+        for metric in summary["benchmarks"]
         if arm != "base"
     ]
     crossing = [entry for *_, entry in entries if entry["lo"] <= 0 <= entry["hi"]]

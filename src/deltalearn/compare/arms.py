@@ -1,114 +1,25 @@
-"""Result directories of `deltalearn evaluate`, and the arms that they make."""
+"""What stands on either side of a comparison: addresses -> arms."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from deltalearn.errors import UserError
-from deltalearn.evaluate.harness.results import read_results
-from deltalearn.util.wording import one_line
-
-COLUMNS = ("id", "stratum", "cluster", "score", "gold")
-NAME_LENGTH = 60
-
-
-@dataclass(frozen=True)
-class Items:
-    """The items of one benchmark of one run, by name.
-
-    facts: what must be the same in every run, (stratum, cluster, gold). score: in [0, 1]. outputs:
-    the answers; empty unless asked for.
-    """
-
-    ids: list[str]
-    facts: dict[str, tuple[str, str, str]]
-    score: dict[str, float]
-    outputs: dict[str, str]
-
-
-@dataclass(frozen=True)
-class Run:
-    """One evaluated model: a directory and its results.json."""
-
-    directory: Path
-    results: dict[str, Any]
-
-    @property
-    def name(self) -> str:
-        """Of the model, on one line, nothing invisible in it."""
-        return one_line(str(self._model.get("name") or self.directory.name), NAME_LENGTH)
-
-    @property
-    def identity(self) -> str | None:
-        """Of the weights; None for what is known by name only."""
-        identity = self._model.get("identity")
-        served = not isinstance(identity, str) or identity.startswith("served:")
-        return None if served else identity
-
-    @property
-    def _model(self) -> dict[str, Any]:
-        model = self.results.get("model")
-        return model if isinstance(model, dict) else {}
-
-    @cached_property
-    def benchmarks(self) -> dict[str, dict[str, Any]]:
-        """Entries of results.json that have a score."""
-        found = self.results.get("benchmarks")
-        if not isinstance(found, dict) or not all(isinstance(e, dict) for e in found.values()):
-            raise UserError(f"{self.directory / 'results.json'}: no benchmarks in it")
-        return {name: entry for name, entry in found.items() if entry.get("score") is not None}
-
-    def items(self, benchmark: str, *, outputs: bool = False) -> Items:
-        """The items of a benchmark. UserError if the file is not what results.json speaks of."""
-        path = self.directory / "items" / f"{benchmark}.parquet"
-        columns = [*COLUMNS, *(["output"] if outputs else [])]
-        try:
-            table = pq.read_table(path, columns=columns)
-        except (OSError, pa.ArrowInvalid) as error:
-            raise UserError(
-                f"{path}: cannot be read ({error}); evaluate {benchmark} again"
-            ) from error
-        if missing := [name for name in columns if name not in table.column_names]:
-            raise UserError(f"{path}: no column {missing[0]!r}; evaluate {benchmark} again")
-        cells = {name: table.column(name).to_pylist() for name in columns}
-        ids, scores = cells["id"], np.array(cells["score"], dtype=float)
-        if len(set(ids)) != len(ids):
-            twice = next(name for name in ids if ids.count(name) > 1)
-            raise UserError(f"{path}: the item {one_line(str(twice), 40)!r} is there twice")
-        if len(ids) != self.benchmarks[benchmark].get("n"):
-            raise UserError(
-                f"{path}: {len(ids):,} items, results.json speaks of "
-                f"{self.benchmarks[benchmark].get('n')}; evaluate {benchmark} again"
-            )
-        if not ids or not ((scores >= 0) & (scores <= 1)).all():
-            raise UserError(f"{path}: scores must be in [0, 1]; evaluate {benchmark} again")
-        facts = zip(cells["stratum"], cells["cluster"], cells["gold"], strict=True)
-        return Items(
-            ids,
-            dict(zip(ids, facts, strict=True)),
-            dict(zip(ids, scores.tolist(), strict=True)),
-            dict(zip(ids, cells["output"], strict=True)) if outputs else {},
-        )
-
-
-@dataclass(frozen=True)
-class Arm:
-    """What stands on one side: a run for each training seed."""
-
-    name: str
-    runs: tuple[Run, ...]
+from deltalearn.evaluate.arms import NAME_LENGTH, Arm, Run
+from deltalearn.util.wording import listing, one_line
 
 
 def read_arms(a: Sequence[Path], b: Sequence[Path]) -> tuple[Arm, Arm]:
-    """Both arms, with names that tell them apart. UserError if a directory has no results."""
+    """Both arms, with names that tell them apart.
+
+    Args:
+        a, b: addresses of each side: a result directory, a directory with one of those for each
+            training seed, or RUN:ARM, an arm or a model of a run directory.
+
+    Raises:
+        UserError: if an address has no results, or if evaluations are given twice.
+    """
     runs_a, runs_b = _runs(a), _runs(b)
     both = {run.directory.resolve() for run in runs_a} & {run.directory.resolve() for run in runs_b}
     if both:
@@ -129,10 +40,10 @@ def _tails(a: Path, b: Path) -> tuple[str, str]:
 
 
 def _name(runs: Sequence[Run], given: Sequence[Path]) -> str:
-    """What all runs are called, or else what the arm was given as."""
-    names = {run.name for run in runs}
-    if len(names) == 1:
-        return names.pop()
+    """What all runs are called, as seeds of an arm or as models, or else what was given."""
+    for names in ({run.arm for run in runs}, {run.name for run in runs}):
+        if len(names) == 1 and (name := names.pop()):
+            return name
     return one_line(given[0].resolve().name, NAME_LENGTH)
 
 
@@ -142,7 +53,7 @@ def _runs(given: Sequence[Path]) -> tuple[Run, ...]:
     if len(set(places)) < len(places):
         twice = next(place for place in places if places.count(place) > 1)
         raise UserError(f"{twice}: is twice in one arm; a run counts once")
-    runs = tuple(Run(directory, read_results(directory)) for directory in directories)
+    runs = tuple(Run.read(directory) for directory in directories)
     seen: dict[str, Run] = {}
     for run in runs:
         if run.identity is None:
@@ -158,13 +69,45 @@ def _runs(given: Sequence[Path]) -> tuple[Run, ...]:
 
 
 def _directories(path: Path) -> list[Path]:
-    """`path` itself if it has results, else its sub-directories that have."""
+    """`path` itself if it has results, else its sub-directories that have, or those of RUN:ARM."""
     if (path / "results.json").is_file():
         return [path]
+    run, _, arm = str(path).rpartition(":")
+    if not path.exists() and (Path(run) / "run.json").is_file():
+        return _of_run(Path(run), arm)
+    if (path / "run.json").is_file():
+        raise UserError(
+            f"{path}: a run with several models in it; say which, as {path}:ARM: "
+            f"{listing(_scored(path)) or 'none is scored yet'}"
+        )
     found = sorted(file.parent for file in path.glob("*/results.json"))
     if not found:
         raise UserError(
             f"{path}: no results.json in it or in a directory of it; give what `deltalearn "
-            "evaluate` wrote with --out, or a directory with one of those for each training seed"
+            "evaluate` wrote with --out, a directory with one of those for each training seed, or "
+            "RUN:ARM, an arm of a run directory"
         )
+    return found
+
+
+def _of_run(run: Path, arm: str) -> list[Path]:
+    """Result directories of one arm, a seed each, or of one model; `base` is the student."""
+    found = _scored(run).get(arm)
+    if not found:
+        raise UserError(
+            f"{run}:{arm}: no scores of it; this run has "
+            f"{listing(_scored(run)) or 'none: its evaluate stage has not run'}"
+        )
+    return found
+
+
+def _scored(run: Path) -> dict[str, list[Path]]:
+    """What is scored in a run directory: arms by name, then its models."""
+    found: dict[str, list[Path]] = {}
+    for file in sorted((run / "scores").glob("arms/*/**/results.json")):
+        arm = file.relative_to(run / "scores" / "arms").parts[0]
+        found.setdefault(arm, []).append(file.parent)
+    for file in sorted((run / "scores").glob("models/*/results.json")):
+        name = file.parent.name
+        found.setdefault("base" if name == "student" else name, [file.parent])
     return found

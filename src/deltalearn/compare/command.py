@@ -9,12 +9,12 @@ from pathlib import Path
 
 from deltalearn.compare.arms import read_arms
 from deltalearn.compare.comparable import check, shared_benchmarks
-from deltalearn.compare.differences import Settings, compare_all
-from deltalearn.compare.match import match
+from deltalearn.compare.differences import compare_all
 from deltalearn.compare.power_plan import Plan, plan_json, print_plan
 from deltalearn.compare.result import Comparison
 from deltalearn.compare.verdict import verdict
 from deltalearn.errors import UserError
+from deltalearn.evaluate.matching import Settings, match
 from deltalearn.evaluate.tulu3.suite import MMLU
 from deltalearn.stats.bootstrap import DRAWS
 from deltalearn.util.files import write_text
@@ -82,7 +82,7 @@ def compare(options: Options) -> Comparison:
         clustered=not options.no_clusters,
         mmlu=_mmlu(options.mmlu, names),
     )
-    rows, averages, cautions = compare_all([match(name, a, b) for name in names], settings)
+    rows, averages, cautions = compare_all([match(name, (a, b), settings) for name in names])
     return Comparison(
         a, b, tuple(rows), tuple(averages), (*notes, *cautions), settings.draws, settings.seed
     )
@@ -137,8 +137,9 @@ def _refuse_idle(options: Options) -> None:
         raise UserError(f"{given[0]} has no effect without --plan")
     if options.a is None or options.b is None:
         raise UserError(
-            "give two arms, A and B: directories that `deltalearn evaluate` wrote, or directories "
-            "with one of those for each training seed (or --plan, for what could be seen)"
+            "give two arms, A and B: directories that `deltalearn evaluate` wrote, directories "
+            "with one of those for each training seed, or RUN:ARM for an arm of a run directory "
+            "(or --plan, for what could be seen)"
         )
     if options.draws is not None and options.draws < LEAST_DRAWS:
         raise UserError(f"--draws {options.draws}: too few for the ends of a 95% interval")

@@ -7,9 +7,10 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from deltalearn.compare.arms import Arm, Run
 from deltalearn.errors import UserError
-from deltalearn.evaluate.tulu3.suite import ALL, BY_NAME, MMLU
+from deltalearn.evaluate.arms import Arm, Run
+from deltalearn.evaluate.matching import title
+from deltalearn.evaluate.tulu3.suite import ALL, MMLU
 from deltalearn.util.files import canonical_json
 from deltalearn.util.wording import listing, one_line
 
@@ -19,12 +20,6 @@ WORTH_A_NOTE = ("backend", "data")  # of an evaluation: may move scores a little
 RAN_WITH = ("dtype", "arguments")  # of a benchmark: likewise
 CUT = re.compile("^the context left .* less than the limit$|to fit the context$")  # of its notes
 SHOWN = 8  # lines of an error
-JUDGED = "alpaca_eval"
-
-
-def title(name: str) -> str:
-    """How a benchmark is called in tables."""
-    return BY_NAME[name].title if name in BY_NAME else one_line(name, 24)
 
 
 def shared_benchmarks(a: Arm, b: Arm, wanted: Sequence[str] | None) -> tuple[list[str], list[str]]:

@@ -10,13 +10,21 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.text import Text
-from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from deltalearn.compare.result import Comparison, Difference, Row
-from deltalearn.compare.verdict import headline, interval, judge, p_text, points, seeds
+from deltalearn.compare.verdict import headline, interval, is_bounded, judge, p_text, points, seeds
 from deltalearn.util.files import replacing
-from deltalearn.util.svg import GRID, INK, MUTED, PAPER, drawing
-from deltalearn.util.wording import GAIN, LOSS, NONE, count, one_line, signed
+from deltalearn.util.svg import (
+    GRID,
+    INK,
+    MUTED,
+    drawing,
+    interval_mark,
+    margins,
+    short_signed,
+    value_axis,
+)
+from deltalearn.util.wording import GAIN, LOSS, NONE, count, one_line
 
 WIDTH, ROW, GAP = 800, 25, 10  # SVG units; GAP before the averages
 LEFT, RIGHT, BOTTOM, SIDE = 244, 248, 46, 16
@@ -42,8 +50,7 @@ def save_forest(comparison: Comparison, path: Path) -> list[Path]:
         figure.text(
             SIDE / WIDTH, 1 - 12 / height, "\n".join(title), weight="bold", size=13, **place
         )
-        box = (LEFT / WIDTH, below / height, 1 - (LEFT + RIGHT) / WIDTH, plot / height)
-        _draw(figure.add_axes(box), rows, len(comparison.rows), plot)
+        _draw(margins(figure, LEFT, RIGHT, top, below), rows, len(comparison.rows), plot)
         at = (FOOT_LINE * len(foot) + 4) / height
         figure.text(SIDE / WIDTH, at, "\n".join(foot), size=10.5, color=MUTED, **place)
         _save(figure, paths)
@@ -82,40 +89,39 @@ def _split(comparison: Comparison) -> str:
 
 
 def _draw(axes: Axes, rows: Sequence[Difference], first: int, plot: float) -> None:
-    axes.set_ylim(plot, 0)
-    axes.set_xlim(*_limits(rows))
-    axes.yaxis.set_visible(False)
-    axes.spines["left"].set_visible(False)
+    drawn = [one for one in rows if is_bounded(one)] or rows
+    scale = 100 if is_bounded(drawn[0]) else 1
+    ends = [end for one in drawn for end in (one.difference, one.test.lo, one.test.hi)]
+    values = [0.0, *(scale * end for end in ends if end is not None)]
+    label = "points" if scale == 100 else "difference"
+    value_axis(axes, plot, values, f"{label}, A minus B, with 95% intervals", short_signed)
     axes.grid(axis="x")
     axes.set_axisbelow(True)
     axes.tick_params(axis="x", length=0)
     axes.axvline(0, color=INK, linewidth=1.1, zorder=2)
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 2.5, 5, 10]))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _tick(value)))
-    axes.set_xlabel("points, A minus B, with 95% intervals", labelpad=4)
     for edge, text, side in _cells("", "items", "A − B", "95% interval", "p"):
         _write(axes, edge, -9, text, side, color=MUTED, size=10.5)
     for i, row in enumerate(rows):
         offset = GAP if i >= first else 0
         if i == first:
             _rule(axes, ROW * i + GAP / 2)
-        _row(axes, row, ROW * (i + 0.5) + offset)
+        _row(axes, row, ROW * (i + 0.5) + offset, scale if row in drawn else None)
 
 
-def _row(axes: Axes, one: Difference, at: float) -> None:
-    colour = COLOURS[one.verdict]
+def _row(axes: Axes, one: Difference, at: float, scale: float | None) -> None:
+    """A row's text and, unless its unit is not that of the axis (`scale` None), its interval."""
     benchmark = isinstance(one, Row)
-    if one.test.lo is not None:
-        ends = [100 * one.test.lo, 100 * one.test.hi]
-        axes.plot(ends, [at, at], color=colour, linewidth=2.6 if benchmark else 3.6, zorder=3)
-    face = PAPER if one.verdict == NONE else colour
-    style = {"markersize": 7.5, "markerfacecolor": face, "markeredgewidth": 1.7}
-    marker = "o" if benchmark else "D"
-    axes.plot([100 * one.difference], [at], marker, color=colour, zorder=4, **style)
+    if scale is not None:
+        ends = (None, None)
+        if one.test.lo is not None:
+            ends = (scale * one.test.lo, scale * one.test.hi)
+        style = {"filled": one.verdict != NONE, "bold": not benchmark}
+        style |= {"marker": "o" if benchmark else "D"}
+        interval_mark(axes, at, scale * one.difference, ends, COLOURS[one.verdict], **style)
     name = one.title + (" *" if one.subset else "") if benchmark else one.label
     p = p_text(one.holm if benchmark else one.test.p)
     cells = _cells(
-        name, count(one.n) if benchmark else "", points(one.difference), interval(one), p
+        name, count(one.n) if benchmark else "", points(one, one.difference), interval(one), p
     )
     for edge, text, side in cells:
         _write(axes, edge, at, one_line(text, 40), side, size=11, weight="normal")
@@ -146,18 +152,3 @@ def _rule(axes: Axes, at: float) -> None:
     ends = [(SIDE - LEFT) / inner, (WIDTH - SIDE - LEFT) / inner]
     style = {"color": GRID, "linewidth": 1.2, "clip_on": False}
     axes.plot(ends, [at, at], transform=axes.get_yaxis_transform(), **style)
-
-
-def _limits(rows: Sequence[Difference]) -> tuple[float, float]:
-    """Of all intervals and zero, with some room."""
-    values = [0.0]
-    for one in rows:
-        values.append(100 * one.difference)
-        if one.test.lo is not None:
-            values += [100 * one.test.lo, 100 * one.test.hi]
-    room = 0.05 * (max(values) - min(values)) or 1.0
-    return min(values) - room, max(values) + room
-
-
-def _tick(value: float) -> str:
-    return signed(value, 0) if value == round(value) else signed(value, 2).rstrip("0")

@@ -6,51 +6,12 @@ import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from deltalearn.compare.arms import Arm
+from deltalearn.evaluate.arms import Arm
 from deltalearn.stats import power
+from deltalearn.stats.paired import Difference
 from deltalearn.util.wording import GAIN, LOSS, NONE
 
 FORMAT = 1
-
-
-@dataclass(frozen=True)
-class Test:
-    """A 95% interval and a p value, each with the method that gave it; None: not to be had.
-
-    interval_by: "score" (of two counts), "bootstrap" or "t". p_by: "McNemar", "bootstrap", "t", or
-    "signs" (all items differ alike).
-    """
-
-    lo: float | None
-    hi: float | None
-    interval_by: str | None
-    p: float | None
-    p_by: str | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Difference:
-    """A minus B, in [-1, 1], with its standard error and the degrees of freedom of that.
-
-    detectable: the minimum detectable effect, at 5% two-sided and 80% power. variance: the parts
-    of se^2, of items and of the training seeds of each arm (0 where there is one run).
-    """
-
-    a: float
-    b: float
-    difference: float
-    se: float
-    df: float
-    test: Test
-    detectable: float
-    variance: dict[str, float]
-
-    @property
-    def verdict(self) -> str:
-        """GAIN or LOSS of A if the interval lies on one side of zero, else NONE."""
-        if self.test.lo is None or self.test.lo <= 0 <= self.test.hi:
-            return NONE
-        return GAIN if self.test.lo > 0 else LOSS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,8 +19,9 @@ class Row(Difference):
     """One benchmark.
 
     strata: number of them, if it is a macro average, else 1. clusters: number, None if each item is
-    drawn by itself. discordant: (only A right, only B right) for 0/1 scores of single runs. entry:
-    how it was measured, from results.json.
+    drawn by itself. discordant: (only A right, only B right) for 0/1 scores of single runs.
+    constant: the one
+    score of all runs on all items, if there is one. entry: how it was measured, from results.json.
     """
 
     name: str
@@ -70,6 +32,7 @@ class Row(Difference):
     unpaired_se: float
     correlation: float | None
     discordant: tuple[int, int] | None
+    constant: float | None
     entry: dict[str, Any] = field(repr=False)
     holm: float | None = None
 
@@ -79,6 +42,11 @@ class Row(Difference):
         if self.holm is None or self.holm >= power.ALPHA or self.difference == 0:
             return NONE
         return GAIN if self.difference > 0 else LOSS
+
+    @property
+    def bounded(self) -> bool:
+        """Whether its scores are in [0, 1]."""
+        return bool(self.entry.get("bounded", True))
 
     @property
     def full(self) -> int | None:

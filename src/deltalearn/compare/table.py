@@ -8,9 +8,9 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from deltalearn.compare.result import Comparison, Difference, Row
-from deltalearn.compare.verdict import interval, p_text, points, verdict
+from deltalearn.compare.verdict import amount, interval, is_bounded, p_text, points, verdict
 from deltalearn.util.terminal import console
-from deltalearn.util.wording import GAIN, LOSS, NONE, count, listing, one_line
+from deltalearn.util.wording import GAIN, LOSS, NONE, count, listing, one_line, plain
 
 PLAIN = {"box": SIMPLE_HEAD, "padding": (0, 1, 0, 0), "pad_edge": False}
 WIDE = 104  # columns that the whole table needs
@@ -78,9 +78,10 @@ def _table(comparison: Comparison, *, narrow: bool) -> Table:
 def _cells(one: Difference, n: str, holm: str) -> list[str]:
     test = one.test
     p = f"{p_text(test.p)} {MARKS[test.p_by]}" if test.p_by else "–"
-    detectable = f"{100 * one.detectable:.2f}" if one.detectable > 0 else "–"
-    scores = [f"{100 * one.a:.1f}", f"{100 * one.b:.1f}"]
-    return [n, *scores, points(one.difference), interval(one), p, holm, detectable]
+    detectable = amount(one, one.detectable) if one.detectable > 0 else "–"
+    sides = (one.a, one.b)
+    scores = [f"{100 * x:.1f}" if is_bounded(one) else plain(x, 4) for x in sides]
+    return [n, *scores, points(one, one.difference), interval(one), p, holm, detectable]
 
 
 def _n(row: Row) -> str:
@@ -92,12 +93,10 @@ def _how(comparison: Comparison) -> list[str]:
     alike: dict[str, list[str]] = {}
     for row in comparison.rows:
         entry = row.entry
-        parts = [
-            _short(entry.get("metric")),
-            _averaging(row),
-            f"{_short(entry.get('shots'))} shots",
-        ]
-        parts += [] if entry.get("chat") else ["no chat template"]
+        parts = [_short(entry.get("metric")), _averaging(row)]
+        parts += [f"{_short(entry['shots'])} shots"] if "shots" in entry else []
+        parts += [] if entry.get("chat", True) else ["no chat template"]
+        parts += [] if row.bounded else ["in its own unit"]
         if entry.get("max_tokens") is not None:
             parts.append(f"{_short(entry['max_tokens'])} tokens")
         if stops := entry.get("stops"):

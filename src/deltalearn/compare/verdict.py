@@ -4,25 +4,41 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from deltalearn.compare.comparable import JUDGED
 from deltalearn.compare.result import Comparison, Difference, Row
+from deltalearn.evaluate.matching import JUDGED
 from deltalearn.util.wording import GAIN, LOSS, NONE, count, listing, one_line, signed
 
 DECIMALS = 2
+UNBOUNDED_DECIMALS = 4
 FEW_RUNS = 3
 SHOWN = 4  # subsets named one by one if all are
 
 
-def points(value: float) -> str:
-    """A signed difference in points."""
-    return signed(100 * value, DECIMALS)
+def is_bounded(one: Difference) -> bool:
+    """Whether it is a difference of scores in [0, 1], which are told in points."""
+    return not isinstance(one, Row) or one.bounded
+
+
+def unit(one: Difference) -> str:
+    """What `points` counts."""
+    return "points" if is_bounded(one) else "in its own unit"
+
+
+def points(one: Difference, value: float) -> str:
+    """A signed difference in points, or in units of a score without bounds."""
+    return signed(100 * value, DECIMALS) if is_bounded(one) else signed(value, UNBOUNDED_DECIMALS)
+
+
+def amount(one: Difference, value: float) -> str:
+    """`points` without a sign."""
+    return points(one, abs(value)).removeprefix("+")
 
 
 def interval(one: Difference) -> str:
     """`−0.31 to +1.20`; `none` where there is no interval."""
     if one.test.lo is None:
         return "none"
-    return f"{points(one.test.lo)} to {points(one.test.hi)}"
+    return f"{points(one, one.test.lo)} to {points(one, one.test.hi)}"
 
 
 def p_text(p: float | None) -> str:
@@ -56,10 +72,10 @@ def headline(comparison: Comparison) -> str:
 
 def _claim(a: str, b: str, one: Difference, what: str) -> str:
     if one.verdict == NONE:
-        return f"No difference shown between {a} and {b} on {what}: {points(one.difference)} points"
+        shown = f"{points(one, one.difference)} {unit(one)}"
+        return f"No difference shown between {a} and {b} on {what}: {shown}"
     how = "better" if one.verdict == GAIN else "worse"
-    amount = f"{100 * abs(one.difference):.{DECIMALS}f}"
-    return f"{a} is {how} than {b} on {what} by {amount} points"
+    return f"{a} is {how} than {b} on {what} by {amount(one, one.difference)} {unit(one)}"
 
 
 def _numbers(one: Difference) -> str:
@@ -74,10 +90,10 @@ def _relation(p: float | None) -> str:
 def _missed(one: Difference) -> str:
     if one.verdict != NONE or not one.detectable > 0:
         return ""
-    size = f"{100 * one.detectable:.{DECIMALS}f}"
     return (
         " That does not show that there is none: a true difference of "
-        f"{size} points would be missed one time in five, a smaller one more often."
+        f"{amount(one, one.detectable)} {unit(one)} would be missed one time in five, a smaller "
+        "one more often."
     )
 
 
@@ -115,8 +131,7 @@ def _by_benchmark(comparison: Comparison) -> str:
 
 def _without(one: Difference) -> str:
     words = {GAIN: "better by", LOSS: "worse by", NONE: "no difference shown,"}[one.verdict]
-    amount = one.difference if one.verdict == NONE else abs(one.difference)
-    text = points(amount).lstrip("+") if one.verdict != NONE else points(amount)
+    text = (points if one.verdict == NONE else amount)(one, one.difference)
     return f"Without AlpacaEval: {words} {text} points ({_numbers(one)})."
 
 

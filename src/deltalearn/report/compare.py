@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from deltalearn.report.figures import Dot, Row, rows_figure
+from deltalearn.report.figures import Row, dot, rows_figure
 from deltalearn.report.summary import STUDENT
 from deltalearn.report.view import Arm, RunView
+from deltalearn.util.svg import short_signed
 from deltalearn.util.wording import (
     GAIN,
     LOSS,
@@ -16,7 +17,6 @@ from deltalearn.util.wording import (
     duration,
     listing,
     one_line,
-    signed,
     verdict,
 )
 
@@ -26,8 +26,13 @@ FULL_TINT = 0.45  # opacity of the heat cell with the largest difference
 
 
 def headline(view: RunView) -> dict[str, Any]:
-    """The verdict on the first metric, one sentence per arm, and the key tiles."""
-    first = view.measures[0]
+    """The verdict on the first benchmark, one sentence per arm, and the key tiles."""
+    if not view.main or not view.arms:
+        verdict = "No score tells the students apart" if view.arms else "No student was tuned"
+        if not view.summary["benchmarks"]:
+            verdict = "Tuned, not scored: the recipe has no evaluate section"
+        return {"verdict": verdict, "sentences": [], "tiles": _tiles(view, None)}
+    first = view.main[0]
     return {
         "verdict": _verdict(view, first),
         "sentences": [_sentence(view, arm) for arm in view.arms],
@@ -56,7 +61,7 @@ def _verdict(view: RunView, first: Measure) -> str:
 
 def _sentence(view: RunView, arm: Arm) -> dict[str, Any]:
     """What may be said of one arm: its difference in each metric, and what it learned from."""
-    first, *others = view.measures
+    first, *others = view.main
     difference = view.difference(arm.name)
     return {
         "arm": arm,
@@ -95,6 +100,8 @@ def _relation(view: RunView, models: list[str], first: Measure) -> str:
     student = view.base[first.key]
     scored = [view.scores(name)[first.key] for name in models]
     both = "both " if len(models) > 1 else ""
+    if any(entry["lo"] is None for entry in [student, *scored]):
+        return f"; the student has {first.score(student['mean'])}"
     if all(entry["hi"] < student["lo"] for entry in scored):
         return f", {both}below the student ({first.score(student['mean'])})"
     if any(entry["lo"] > student["hi"] for entry in scored):
@@ -102,33 +109,41 @@ def _relation(view: RunView, models: list[str], first: Measure) -> str:
     return f", not clearly below the student ({first.score(student['mean'])})"
 
 
-def _tiles(view: RunView, first: Measure) -> list[dict[str, str]]:
-    arms, summary = view.summary["arms"], view.summary
-    best = max(view.arms, key=lambda a: arms[a.name][first.key]["mean"])
-    means = {name: entry[first.key]["mean"] for name, entry in summary["teachers"].items()}
-    weak = max(means, key=means.__getitem__, default=None)
-    asked = view.stages.get("prompts")  # none where all pairs are from outside
+def _tiles(view: RunView, first: Measure | None) -> list[dict[str, str]]:
     pairs = count(sum(pairing.counts["pairs"] for pairing in view.pairings))
+    asked = view.stages.get("prompts")  # none where all pairs are from outside
     made = f"{pairs} pairs in {_plural(len(view.pairings), 'pairing')}"
-    tasks, seeds = len(summary["tasks"]), len(summary["seeds"])
     seconds = sum(record["seconds"] for record in view.stages.values())
-    difference = first.difference(arms[best.name]["diff_vs_base"][first.key]["mean"])
+    return [
+        *(_score_tiles(view, first) if first else []),
+        *([_tile("prompts", count(asked["counts"]["prompts"]), made)] if asked else []),
+        *([_items_tile(view)] if view.summary["benchmarks"] else []),
+        _tile("time, all stages", duration(seconds), f"on {view.recipe['device']}"),
+    ]
+
+
+def _score_tiles(view: RunView, first: Measure) -> list[dict[str, str]]:
+    arms = view.summary["arms"]
+    best = max(view.arms, key=lambda a: arms[a.name][first.key]["mean"])
+    means = {name: own[first.key]["mean"] for name, own in view.summary["teachers"].items()}
+    weak = max(means, key=means.__getitem__, default=None)
+    difference = first.difference(view.difference(best.name)[first.key]["mean"])
+    reached = first.score(arms[best.name][first.key]["mean"])
     return [
         _tile("student, untouched", first.score(view.base[first.key]["mean"]), first.label),
         *([_tile("best weak model", first.score(means[weak]), weak)] if weak else []),
-        _tile(
-            "best tuned student",
-            first.score(arms[best.name][first.key]["mean"]),
-            f"{best.name}, {difference} {first.unit}",
-        ),
-        *([_tile("prompts", count(asked["counts"]["prompts"]), made)] if asked else []),
-        _tile(
-            "evaluation items",
-            count(summary["items"]),
-            f"{_plural(tasks, 'task')}, {_plural(seeds, 'training seed')}",
-        ),
-        _tile("time, all stages", duration(seconds), f"on {view.recipe['device']}"),
+        _tile("best tuned student", reached, f"{best.name}, {difference} {first.unit}"),
     ]
+
+
+def _items_tile(view: RunView) -> dict[str, str]:
+    summary = view.summary
+    entries = [e for e in summary["benchmarks"].values() if e["kind"] != "average"]
+    tasks = max(len(e["tasks"]) for e in entries)
+    own = all(e["kind"] == "reference" for e in entries)
+    parts = _plural(tasks, "task") if own else _plural(len(entries), "benchmark")
+    note = f"{parts}, {_plural(len(summary['seeds']), 'training seed')}"
+    return _tile("evaluation items", count(summary["items"]), note)
 
 
 def _tile(label: str, value: str, note: str) -> dict[str, str]:
@@ -140,42 +155,38 @@ def _plural(number: int, noun: str) -> str:
 
 
 def forests(view: RunView) -> list[dict[str, Any]]:
-    """One forest plot per metric: every arm's difference from base."""
+    """A forest plot of each main benchmark: every arm's difference from base."""
     return [
         {"title": measure.label, "svg": _forest(view, measure, f"forest{i}")}
-        for i, measure in enumerate(view.measures)
+        for i, measure in enumerate(view.main)
+        if view.arms
     ]
 
 
 def _forest(view: RunView, measure: Measure, name: str) -> Any:
     rows, told = [], []
     for arm in view.arms:
-        entry = {k: v * measure.scale for k, v in view.difference(arm.name)[measure.key].items()}
         seeds = view.summary["arms"][arm.name]["per_seed"][measure.key]
         points = [value * measure.scale for value in seeds] if len(seeds) > 1 else []
         raw = view.difference(arm.name)[measure.key]
         note = f"{measure.difference(raw['mean'])}  {measure.interval(raw)}"
-        rows.append(Row(arm.name, note, arm.index, [Dot(**entry)], points))
+        rows.append(Row(arm.name, note, arm.index, [dot(raw, measure)], points))
         told.append(f"{one_line(arm.name)} {note}")
     description = f"Difference from base in {measure.label}, {measure.unit}: {'; '.join(told)}"
     axis = f"{measure.unit} of {measure.label}"
     if measure.scale == 1:
         axis = f"{measure.label}, {measure.unit}"
-    return rows_figure(name, rows, (0.0, "base"), _short_signed, axis, description)
-
-
-def _short_signed(value: float) -> str:
-    return signed(value, 0) if value == round(value) else signed(value, 3).rstrip("0")
+    return rows_figure(name, rows, (0.0, "base"), short_signed, axis, description)
 
 
 def arm_rows(view: RunView) -> list[dict[str, Any]]:
-    """Base and every arm with absolute scores and differences, for the table."""
+    """Base and every arm with absolute scores and differences on the main benchmarks."""
     summary = view.summary["arms"]
-    base = [{"score": _score(m, view.base[m.key])} for m in view.measures]
+    base = [{"score": _score(m, view.base[m.key])} for m in view.main]
     rows = [{"name": "base", "trained_on": "student, untouched", "method": "", "cells": base}]
     for arm in view.arms:
         cells = []
-        for m in view.measures:
+        for m in view.main:
             difference = view.difference(arm.name)[m.key]
             cells.append(
                 {
@@ -195,29 +206,54 @@ def _score(measure: Measure, entry: dict[str, float]) -> tuple[str, str]:
     return measure.score(entry["mean"]), measure.score_interval(entry)
 
 
-def task_tables(view: RunView) -> list[dict[str, Any]]:
-    """Per metric a table of differences from base by task; none if there is one task only."""
-    tasks = view.summary["tasks"]
-    if len(tasks) < 2:
-        return []
-    return [_task_table(view, measure, tasks) for measure in view.measures]
-
-
-def _task_table(view: RunView, measure: Measure, tasks: list[str]) -> dict[str, Any]:
-    by_arm = {arm.name: view.difference(arm.name)["by_task"][measure.key] for arm in view.arms}
-    largest = max((abs(d["mean"]) for own in by_arm.values() for d in own.values()), default=0)
+def benchmark_table(view: RunView) -> dict[str, Any] | None:
+    """Differences from base by benchmark; None where the main table has all of them."""
+    if len(view.main) == len(view.measures):
+        return None
     rows = []
-    for task in tasks:
-        base = view.base["by_task"][measure.key][task]
-        cells = [_heat(measure, by_arm[arm.name][task], largest) for arm in view.arms]
-        rows.append({"task": task, "base": _score(measure, base), "cells": cells})
-    tallies = [_tally(arm.name, list(by_arm[arm.name].values())) for arm in view.arms]
-    return {"metric": measure.label, "unit": measure.unit, "rows": rows, "tallies": tallies}
+    for measure in view.measures:
+        cells = {arm.name: view.difference(arm.name)[measure.key] for arm in view.arms}
+        rows.append((measure.label, measure, view.base[measure.key], cells))
+    return _heat_table(view, rows, "points, or the unit of a score without bounds")
+
+
+def task_tables(view: RunView) -> list[dict[str, Any]]:
+    """Per benchmark a table of differences from base by task (stratum), where there are several."""
+    tables = []
+    for measure in view.measures:
+        tasks = view.base["by_task"].get(measure.key)
+        if not tasks:
+            continue
+        rows = []
+        for task, base in tasks.items():
+            own = {a.name: view.difference(a.name)["by_task"][measure.key][task] for a in view.arms}
+            rows.append((task, measure, base, own))
+        tables.append({"metric": measure.label, **_heat_table(view, rows, measure.unit)})
+    return tables
+
+
+def _heat_table(
+    view: RunView, rows: list[tuple[str, Measure, dict[str, Any], dict[str, Any]]], unit: str
+) -> dict[str, Any]:
+    """rows: name, how it is written, base's score, and each arm's difference."""
+    amounts = [abs(d["mean"]) * m.scale for _, m, _, own in rows for d in own.values()]
+    largest = max(amounts, default=0)
+    shown = [
+        {
+            "task": name,
+            "base": _score(measure, base),
+            "cells": [_heat(measure, own[arm.name], largest) for arm in view.arms],
+        }
+        for name, measure, base, own in rows
+    ]
+    tallies = [_tally(arm.name, [own[arm.name] for *_, own in rows]) for arm in view.arms]
+    return {"unit": unit, "rows": shown, "tallies": tallies}
 
 
 def _heat(measure: Measure, difference: dict[str, float], largest: float) -> dict[str, Any]:
     style = STYLES[verdict(difference)]
-    tint = FULL_TINT * abs(difference["mean"]) / largest if largest and style != "flat" else 0
+    amount = abs(difference["mean"]) * measure.scale
+    tint = FULL_TINT * amount / largest if largest and style != "flat" else 0
     return {
         "mean": measure.difference(difference["mean"]),
         "interval": measure.interval(difference),

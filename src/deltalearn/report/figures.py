@@ -5,17 +5,27 @@ All are narrow (a phone's width at readable text sizes); the page sets several s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from deltalearn.util.svg import GRID, INK, MUTED, PAPER, SERIES, drawing, inline
-from deltalearn.util.wording import one_line, plain
+from deltalearn.util.svg import (
+    GRID,
+    INK,
+    MUTED,
+    SERIES,
+    drawing,
+    inline,
+    interval_mark,
+    margins,
+    value_axis,
+)
+from deltalearn.util.wording import Measure, one_line, plain
 
 WIDTH = 400
 CURVE_WIDTH = 340  # these stand three to a row
@@ -30,12 +40,18 @@ Formatter = Callable[[float], str]
 
 @dataclass(frozen=True)
 class Dot:
-    """A value with its interval; hollow or filled."""
+    """A value with its interval, if it has one; hollow or filled."""
 
     mean: float
-    lo: float
-    hi: float
+    lo: float | None
+    hi: float | None
     filled: bool = True
+
+
+def dot(entry: Mapping[str, Any], measure: Measure, *, filled: bool = True) -> Dot:
+    """An entry of the summary in the measure's own scale."""
+    ends = (entry[key] for key in ("mean", "lo", "hi"))
+    return Dot(*(None if end is None else end * measure.scale for end in ends), filled)
 
 
 @dataclass(frozen=True)
@@ -85,18 +101,11 @@ def rows_figure(
     top, bottom = 22, 42
     height = top + BAND * len(rows) + bottom
     with drawing(name, WIDTH, height) as figure:
-        axes = _axes(figure, SIDE, SIDE, top, bottom)
-        axes.set_ylim(BAND * len(rows), 0)
-        axes.set_xlim(*_limits(rows, line[0]))
-        axes.yaxis.set_visible(False)
-        axes.spines["left"].set_visible(False)
+        axes = margins(figure, SIDE, SIDE, top, bottom)
+        value_axis(axes, BAND * len(rows), [line[0], *_values(rows)], axis, tick)
         _mark(axes, *line, len(rows))
         for i, row in enumerate(rows):
             _row(axes, i, row)
-        axes.xaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 2.5, 5, 10]))
-        if tick is not None:
-            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: tick(value)))
-        axes.set_xlabel(axis, labelpad=3)
         return inline(figure, name, one_line(description))
 
 
@@ -114,10 +123,7 @@ def _row(axes: Axes, index: int, row: Row) -> None:
         arrow = {"arrowstyle": "->", "color": colour, "linewidth": 1.6, "shrinkA": 5, "shrinkB": 4}
         axes.annotate("", (end, at), (start, at), arrowprops=arrow)
     for dot in row.dots:
-        axes.plot([dot.lo, dot.hi], [at, at], color=colour, linewidth=3.2, alpha=0.45, zorder=3)
-        face = colour if dot.filled else PAPER
-        style = {"markersize": 8.5, "markerfacecolor": face, "markeredgewidth": 1.8}
-        axes.plot([dot.mean], [at], "o", color=colour, zorder=4, **style)
+        interval_mark(axes, at, dot.mean, (dot.lo, dot.hi), colour, filled=dot.filled)
     if row.points:
         places = [at + 9] * len(row.points)
         style = {"markersize": 4, "markeredgewidth": 0, "alpha": 0.75}
@@ -137,13 +143,9 @@ def _mark(axes: Axes, where: float, label: str, rows: int) -> None:
     axes.annotate(one_line(label), (where, 1), **place)
 
 
-def _limits(rows: Sequence[Row], line: float) -> tuple[float, float]:
-    values = [line]
-    for row in rows:
-        values += [end for dot in row.dots for end in (dot.lo, dot.hi, dot.mean)]
-        values += row.points
-    pad = 0.06 * (max(values) - min(values)) or 1e-3
-    return min(values) - pad, max(values) + pad
+def _values(rows: Sequence[Row]) -> list[float]:
+    ends = [end for row in rows for dot in row.dots for end in (dot.lo, dot.hi, dot.mean)]
+    return [*(end for end in ends if end is not None), *(p for row in rows for p in row.points)]
 
 
 def curves_figure(
@@ -159,7 +161,7 @@ def curves_figure(
     right = 24 + 7.2 * max(map(len, labels))
     height = max(225, LABEL_STEP * len(curves) + 60)
     with drawing(name, CURVE_WIDTH, height) as figure:
-        axes = _axes(figure, 44, right, 10, 40)
+        axes = margins(figure, 44, right, 10, 40)
         axes.grid(axis="y")
         axes.set_axisbelow(True)
         axes.spines["left"].set_visible(False)
@@ -225,13 +227,6 @@ def spread(values: Sequence[float], distance: float, high: float) -> list[float]
     result = np.empty_like(places)
     result[order] = places
     return result.tolist()
-
-
-def _axes(figure: Figure, left: float, right: float, top: float, bottom: float) -> Axes:
-    """Axes with these margins in SVG units."""
-    width, height = figure.get_size_inches() * 72
-    box = (left / width, bottom / height, 1 - (left + right) / width, 1 - (top + bottom) / height)
-    return figure.add_axes(box)
 
 
 def percent(value: float) -> str:

@@ -21,7 +21,8 @@ def render_page(run: Path, summary: dict[str, Any]) -> str:
         name=view.summary["name"],
         summary=view.summary,
         items=count(view.summary["items"]),
-        measures=view.measures,
+        measures=view.main,
+        benchmark_table=compare.benchmark_table(view),
         several_seeds=len(view.summary["seeds"]) > 1,
         headline=compare.headline(view),
         **_teachers(view),
@@ -43,7 +44,7 @@ def _teachers(view: RunView) -> dict[str, Any]:
 def _arms(view: RunView) -> dict[str, Any]:
     return {
         "forests": compare.forests(view),
-        "arm_rows": compare.arm_rows(view),
+        "arm_rows": compare.arm_rows(view) if view.main else [],
         "arms": view.arms,
         "task_tables": compare.task_tables(view),
     }

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from deltalearn.report.figures import Dot, Row, rows_figure
+from deltalearn.report.figures import Row, dot, rows_figure
 from deltalearn.report.summary import STUDENT
 from deltalearn.report.view import Pairing, RunView
 from deltalearn.util.wording import Measure, count, one_line, share
@@ -34,7 +34,7 @@ def delta_figures(view: RunView) -> list[dict[str, Any]]:
     scored = [p for p in view.pairings if all(map(view.is_scored, (p.chosen, p.rejected)))]
     return [
         {"title": measure.label, "svg": _delta_figure(view, scored, measure, f"delta{i}")}
-        for i, measure in enumerate(view.measures)
+        for i, measure in enumerate(view.main)
         if scored
     ]
 
@@ -43,13 +43,12 @@ def _delta_figure(view: RunView, pairings: Sequence[Pairing], measure: Measure, 
     rows, told = [], []
     for pairing in pairings:
         chosen, rejected = (
-            {k: v * measure.scale for k, v in view.scores(side)[measure.key].items()}
-            for side in (pairing.chosen, pairing.rejected)
+            view.scores(side)[measure.key] for side in (pairing.chosen, pairing.rejected)
         )
-        delta = (chosen["mean"] - rejected["mean"]) / measure.scale
+        delta = chosen["mean"] - rejected["mean"]
         note = f"delta {measure.difference(delta)}"
         title = f"{one_line(pairing.chosen, 16)} over {one_line(pairing.rejected, 16)}"
-        dots = [Dot(**rejected, filled=False), Dot(**chosen)]
+        dots = [dot(rejected, measure, filled=False), dot(chosen, measure)]
         rows.append(Row(title, note, None, dots, link=True))
         told.append(f"{title}: {note}")
     student = view.base[measure.key]["mean"]
@@ -65,8 +64,8 @@ def _delta_figure(view: RunView, pairings: Sequence[Pairing], measure: Measure, 
 def generator_rows(view: RunView) -> list[dict[str, Any]]:
     """Every weak model and the student with their scores."""
     rows = []
-    for name in [*view.summary["teachers"], STUDENT]:
-        scored = [(m, view.scores(name)[m.key]) for m in view.measures]
+    for name in [*view.summary["teachers"], STUDENT] if view.main else []:
+        scored = [(m, view.scores(name)[m.key]) for m in view.main]
         cells = [(m.score(entry["mean"]), m.score_interval(entry)) for m, entry in scored]
         rows.append({"name": name, "cells": cells})
     return rows

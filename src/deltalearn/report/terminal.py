@@ -8,7 +8,11 @@ from typing import Any
 
 from rich.table import Table
 
+from deltalearn.report.summary import BASE
 from deltalearn.util.terminal import console
+from deltalearn.util.wording import GAIN, LOSS, NONE, verdict
+
+SHOWN = 3  # benchmarks with intervals; where there are more, the others are in a table of their own
 
 
 def print_summary(run: Path) -> None:
@@ -17,28 +21,53 @@ def print_summary(run: Path) -> None:
     terminal = console()
     table = Table(title=f"{summary['name']}: {summary['items']} items, seeds {summary['seeds']}")
     table.add_column("")
-    for metric in summary["metrics"]:
-        table.add_column(metric.replace("_", " "), justify="right")
+    shown = list(summary["benchmarks"])[:SHOWN]
+    for key in shown:
+        table.add_column(summary["benchmarks"][key]["title"], justify="right")
         table.add_column("against base [95%]", justify="right", no_wrap=True)
     for name, entry in summary["teachers"].items():
-        table.add_row(f"weak model {name}", *_cells(entry, summary["metrics"]), style="dim")
+        table.add_row(f"weak model {name}", *_cells(entry, shown), style="dim")
     table.add_section()
     for name, entry in summary["arms"].items():
-        table.add_row(name, *_cells(entry, summary["metrics"]))
-    terminal.print(table)
+        table.add_row(name, *_cells(entry, shown))
+    if shown:
+        terminal.print(table)
+    if len(summary["benchmarks"]) > SHOWN:
+        terminal.print(_by_benchmark(summary))
+    for note in summary["notes"]:
+        terminal.print(f"note: {note}", style="dim")
     terminal.print(
         f"report:  {run / 'report.html'}\nnumbers: {run / 'summary.json'}", soft_wrap=True
     )
 
 
-def _cells(entry: dict[str, Any], metrics: list[str]) -> list[str]:
+def _cells(entry: dict[str, Any], keys: list[str]) -> list[str]:
     cells = []
-    for metric in metrics:
-        cells.append(f"{entry[metric]['mean']:.3f}")
-        difference = entry.get("diff_vs_base", {}).get(metric)
-        cells.append(
-            f"{difference['mean']:+.3f} [{difference['lo']:+.3f}, {difference['hi']:+.3f}]"
-            if difference
-            else ""
-        )
+    for key in keys:
+        cells.append(f"{entry[key]['mean']:.3f}" if key in entry else "")
+        cells.append(_difference(entry.get("diff_vs_base", {}).get(key)))
     return cells
+
+
+def _difference(one: dict[str, Any] | None) -> str:
+    if one is None:
+        return ""
+    if one["lo"] is None:
+        return f"{one['mean']:+.3f} (no interval)"
+    return f"{one['mean']:+.3f} [{one['lo']:+.3f}, {one['hi']:+.3f}]"
+
+
+def _by_benchmark(summary: dict[str, Any]) -> Table:
+    """A row per benchmark: base's score, and the other arms' differences from it."""
+    table = Table(title="by benchmark: base, and differences from it; ▲ ▼ interval without zero")
+    arms = {name: own for name, own in summary["arms"].items() if "diff_vs_base" in own}
+    for head in ("", "base", *arms):
+        table.add_column(head, justify="right" if head else "left")
+    for key, entry in summary["benchmarks"].items():
+        cells = []
+        for own in arms.values():
+            one = own["diff_vs_base"][key]
+            sign = {GAIN: "▲ ", LOSS: "▼ ", NONE: ""}[verdict(one)]
+            cells.append(f"{sign}{one['mean']:+.3f}")
+        table.add_row(entry["title"], f"{summary['arms'][BASE][key]['mean']:.3f}", *cells)
+    return table

@@ -7,10 +7,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from deltalearn.report.summary import STUDENT, load_manifest
+from deltalearn.report.summary import BASE, STUDENT, load_manifest
 from deltalearn.util.wording import Measure, measure
 
-BASE = "base"
+FEW_BENCHMARKS = 3
 
 
 @dataclass(frozen=True)
@@ -108,11 +108,21 @@ class RunView:
 
     @cached_property
     def measures(self) -> list[Measure]:
-        """The metrics in recipe order; the first one is the headline's."""
+        """The benchmarks that tell something; averages come first, the first is the headline's."""
+        found = {k: e for k, e in self.summary["benchmarks"].items() if e.get("constant") is None}
         return [
-            measure(key, [self.difference(arm.name)[key] for arm in self.arms])
-            for key in self.summary["metrics"]
+            measure(key, entry, [self.difference(arm.name)[key] for arm in self.arms])
+            for key, entry in found.items()
         ]
+
+    @cached_property
+    def main(self) -> list[Measure]:
+        """What is shown at length: all benchmarks if they are few, else averages or the first."""
+        if len(self.measures) <= FEW_BENCHMARKS:
+            return self.measures
+        kinds = self.summary["benchmarks"]
+        means = [m for m in self.measures if kinds[m.key]["kind"] == "average"]
+        return means or self.measures[:1]
 
     @property
     def base(self) -> dict[str, Any]:

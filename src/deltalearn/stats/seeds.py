@@ -40,7 +40,12 @@ class SeedEstimate(Estimate):
 
 
 def difference(a: np.ndarray, b: np.ndarray, sampling: Sampling) -> SeedEstimate:
-    """a (..., S_A, n) minus b (..., S_B, n), the runs of each arm on the same n items."""
+    """The difference of two arms' mean scores.
+
+    Args:
+        a, b: (..., S_A, n) and (..., S_B, n) scores, the runs of each arm on the same n items.
+        sampling: how the items were drawn.
+    """
     d = a.mean(axis=-2) - b.mean(axis=-2)
     items, free = sampling.variance(d)
     total, below = items, items**2 / free
@@ -52,6 +57,16 @@ def difference(a: np.ndarray, b: np.ndarray, sampling: Sampling) -> SeedEstimate
     with np.errstate(invalid="ignore", divide="ignore"):
         df = np.where(below > 0, total**2 / below, free)
     return SeedEstimate(sampling.mean(d)[()], np.sqrt(total)[()], df[()], items[()], *seeds)
+
+
+def score(runs: np.ndarray, sampling: Sampling) -> SeedEstimate:
+    """The mean score of one arm.
+
+    Args:
+        runs: (..., S, n) scores of its S training runs on the same n items.
+        sampling: how the items were drawn.
+    """
+    return difference(runs, np.zeros((1, runs.shape[-1])), sampling)
 
 
 def _seed_part(runs: np.ndarray, sampling: Sampling) -> tuple[np.ndarray, np.ndarray]:

@@ -10,13 +10,17 @@ import io
 import re
 import warnings
 import xml.etree.ElementTree as ET
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import matplotlib
 from markupsafe import Markup
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.text import Text
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from deltalearn.util.wording import signed
 
 INK, MUTED, GRID, PAPER = "#1b2430", "#5f6b7a", "#d5dbe2", "#fdfdfe"
 # Chosen by search: at least 3:1 on the page and 20 CIELAB units apart, also to eyes that lack one
@@ -74,6 +78,64 @@ def drawing(name: str, width: float, height: float) -> Iterator[Figure]:
         # A script that the measuring font lacks is drawn by the browser in a font that has it.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         yield Figure(figsize=(width / POINTS_PER_INCH, height / POINTS_PER_INCH))
+
+
+def margins(figure: Figure, left: float, right: float, top: float, bottom: float) -> Axes:
+    """Axes with these margins in SVG units."""
+    width, height = figure.get_size_inches() * POINTS_PER_INCH
+    box = (left / width, bottom / height, 1 - (left + right) / width, 1 - (top + bottom) / height)
+    return figure.add_axes(box)
+
+
+def value_axis(
+    axes: Axes,
+    height: float,
+    values: Sequence[float],
+    label: str,
+    tick: Callable[[float], str] | None,
+) -> None:
+    """Make `axes` those of a forest plot: rows from 0 down to `height`, and one axis of values.
+
+    Args:
+        axes: to be changed.
+        height: of all rows, in SVG units.
+        values: everything that must be seen on the axis.
+        label: of the axis.
+        tick: how its numbers are written; None: as they are.
+    """
+    room = 0.06 * (max(values) - min(values)) or 1e-3
+    axes.set_ylim(height, 0)
+    axes.set_xlim(min(values) - room, max(values) + room)
+    axes.yaxis.set_visible(False)
+    axes.spines["left"].set_visible(False)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 2.5, 5, 10]))
+    if tick is not None:
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: tick(value)))
+    axes.set_xlabel(label, labelpad=3)
+
+
+def interval_mark(
+    axes: Axes,
+    at: float,
+    value: float,
+    ends: tuple[float | None, float | None],
+    colour: str,
+    *,
+    filled: bool = True,
+    bold: bool = False,
+    marker: str = "o",
+) -> None:
+    """A value with its interval, if it has one, at the height `at` of a forest plot."""
+    if ends[0] is not None:
+        width = 3.6 if bold else 2.8
+        axes.plot(ends, [at, at], color=colour, linewidth=width, alpha=0.55, zorder=3)
+    style = {"markerfacecolor": colour if filled else PAPER, "markeredgewidth": 1.8}
+    axes.plot([value], [at], marker, color=colour, zorder=4, markersize=8, **style)
+
+
+def short_signed(value: float) -> str:
+    """A signed number for a tick, with as many decimals as it needs, at most three."""
+    return signed(value, 0) if value == round(value) else signed(value, 3).rstrip("0")
 
 
 def inline(figure: Figure, name: str, description: str) -> Markup:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 GAIN, LOSS, NONE = "gain", "loss", "no difference shown"
+NO_INTERVAL = "no interval"
 
 # What a reader would not see, or what would rearrange the text around it: control characters but
 # tab and newline, zero-width and bidirectional controls, tags, surrogates, non-characters.
@@ -77,16 +78,21 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {left} s"
 
 
-def verdict(difference: dict[str, float]) -> str:
-    """GAIN or LOSS if the interval lies on one side of zero, else NONE."""
+def verdict(difference: dict[str, Any]) -> str:
+    """GAIN or LOSS if the interval lies on one side of zero; NONE if not, or if there is none."""
+    if difference["lo"] is None:
+        return NONE
     if difference["lo"] > 0:
         return GAIN
     return LOSS if difference["hi"] < 0 else NONE
 
 
 def listing(items: Iterable[str]) -> str:
-    """`a`, `a and b` or `a, b and c`."""
-    *front, last = items
+    """`a`, `a and b` or `a, b and c`; nothing of nothing."""
+    found = list(items)
+    if not found:
+        return ""
+    *front, last = found
     return f"{', '.join(front)} and {last}" if front else last
 
 
@@ -113,12 +119,16 @@ class Measure:
         """An unsigned difference with its unit."""
         return f"{abs(value) * self.scale:.{self.decimals}f} {self.unit}"
 
-    def interval(self, entry: dict[str, float]) -> str:
+    def interval(self, entry: dict[str, Any]) -> str:
         """`[lo, hi]` of a difference."""
+        if entry["lo"] is None:
+            return NO_INTERVAL
         return f"[{self.difference(entry['lo'])}, {self.difference(entry['hi'])}]"
 
-    def score_interval(self, entry: dict[str, float]) -> str:
+    def score_interval(self, entry: dict[str, Any]) -> str:
         """`[lo, hi]` of a score."""
+        if entry["lo"] is None:
+            return NO_INTERVAL
         low, high = (plain(entry[end] * self.scale, self.decimals) for end in ("lo", "hi"))
         return f"[{low}, {high}]"
 
@@ -129,16 +139,25 @@ class Measure:
             LOSS: f"loses {self.amount(entry['mean'])}",
             NONE: f"{NONE}: {self.difference(entry['mean'])} {self.unit}",
         }
+        if entry["lo"] is None:
+            return f"{words[NONE]} ({NO_INTERVAL}: too few items, or all differ alike)"
         low, high = self.difference(entry["lo"]), self.difference(entry["hi"])
         return f"{words[verdict(entry)]} (95% interval {low} to {high})"
 
 
-def measure(key: str, differences: Iterable[dict[str, Any]]) -> Measure:
-    """How to write the metric `key`: fine enough for the narrowest of its intervals."""
-    label = {"loglik": "log-likelihood"}.get(key, key.replace("_", " "))
-    percent = key.endswith("accuracy")
-    scale, suffix, unit = (100, "%", "points") if percent else (1, "", "nats per token")
-    widths = [scale * (d["hi"] - d["lo"]) for d in differences]
+def measure(key: str, entry: dict[str, Any], differences: Iterable[dict[str, Any]]) -> Measure:
+    """How a benchmark's numbers are written: fine enough for the narrowest of its intervals.
+
+    Args:
+        key: its name, which for questions of one's own ends in `.` and their metric.
+        entry: what the summary says of it: title, kind, bounded.
+        differences: of it, each with `lo` and `hi`.
+    """
+    metric = key.rpartition(".")[2] if entry.get("kind") == "reference" else ""
+    percent = entry.get("bounded", True)
+    unit = "points" if percent else "nats per token" if metric == "loglik" else "units"
+    scale, suffix = (100, "%") if percent else (1, "")
+    widths = [scale * (d["hi"] - d["lo"]) for d in differences if d["lo"] is not None]
     finest = min((w for w in widths if w > 1e-6), default=1.0)  # narrower is rounding error
     decimals = max(1 if percent else 3, min(4, -math.floor(math.log10(finest))))
-    return Measure(key, label, scale, suffix, unit, decimals)
+    return Measure(key, entry["title"], scale, suffix, unit, decimals)
