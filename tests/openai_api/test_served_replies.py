@@ -13,11 +13,16 @@ import time
 import pytest
 from helpers.fault_server import FAULTS, answer_to
 
+from deltalearn.openai_api import replies
 from deltalearn.openai_api.errors import hide, retry_after
 from deltalearn.openai_api.pacing import Cancellation, CircuitBreaker, RateLimiter, backoff
-from deltalearn.openai_api.replies import Fault, read_reply
+from deltalearn.openai_api.replies import Fault, chat_answer
 
 # -- what a reply means --------------------------------------------------------------------------
+
+
+def read_reply(status: int, headers, content: bytes):
+    return replies.read_reply(status, headers, content, chat_answer)[0]
 
 
 def body(value) -> bytes:
@@ -29,7 +34,7 @@ def body(value) -> bytes:
     [("stop", "stop"), ("eos_token", "stop"), ("length", "length"), ("max_tokens", "length")],
 )
 def test_finish_reasons_of_many_servers(reason, kept):
-    answer, _ = read_reply(200, {}, body(answer_to("q", finish_reason=reason)))
+    answer = read_reply(200, {}, body(answer_to("q", finish_reason=reason)))
     assert (answer.text, answer.finish_reason) == ("answer to q", kept)
     assert (answer.prompt_tokens, answer.completion_tokens) == (7, 5)
 
@@ -84,7 +89,7 @@ def test_a_filtered_answer_is_an_error_of_its_own():
 
 def test_a_refusal_of_the_model_is_an_answer():
     refusal = {"content": None, "refusal": "I will not"}
-    answer, _ = read_reply(200, {}, body(answer_to("q", message=refusal)))
+    answer = read_reply(200, {}, body(answer_to("q", message=refusal)))
     assert answer.text == "I will not"
 
 
@@ -131,7 +136,7 @@ def test_a_redirect_to_nowhere_is_the_end_as_well(location):
 def test_halves_of_characters_are_replaced(written, kept):
     """JSON can write them, and no database takes them."""
     message = {"content": written, "reasoning_content": written}
-    answer, _ = read_reply(200, {}, body(answer_to("q", message=message)))
+    answer = read_reply(200, {}, body(answer_to("q", message=message)))
     assert (answer.text, answer.reasoning) == (kept, kept)
     with pytest.raises(Fault) as caught:
         read_reply(400, {}, body({"error": {"message": written}}))
@@ -141,7 +146,7 @@ def test_halves_of_characters_are_replaced(written, kept):
 @pytest.mark.parametrize("number", [2**64, -1, 1.5, "7", None])
 def test_numbers_that_are_none_are_unknown(number):
     reply = answer_to("q") | {"usage": {"prompt_tokens": number, "completion_tokens": 5}}
-    answer, _ = read_reply(200, {}, body(reply))
+    answer = read_reply(200, {}, body(reply))
     assert (answer.prompt_tokens, answer.completion_tokens) == (None, 5)
 
 
@@ -155,7 +160,7 @@ def test_token_ids_that_are_none_make_a_malformed_reply(ids):
 def test_reasoning_without_an_answer_is_an_empty_answer():
     """To ask again would bring the same."""
     message = {"content": None, "reasoning_content": "hm"}
-    answer, _ = read_reply(200, {}, body(answer_to("q", message=message)))
+    answer = read_reply(200, {}, body(answer_to("q", message=message)))
     assert (answer.text, answer.reasoning, answer.finish_reason) == ("", "hm", "stop")
 
 

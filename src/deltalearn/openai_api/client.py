@@ -21,7 +21,7 @@ from deltalearn.openai_api.pacing import (
     backoff,
 )
 from deltalearn.openai_api.probe import ServerInfo, is_there, look, room
-from deltalearn.openai_api.replies import Fault, Read, chat_answer, read_reply
+from deltalearn.openai_api.replies import Fault, Read, read_reply
 
 LIMITED_TRIES = 100  # rate limits that one request bears
 LONGEST_QUIET = 900.0  # seconds; a server that wants more ends the run
@@ -112,7 +112,7 @@ class Client:
             lists = f"{self.endpoint.shown} lists no model {self.endpoint.model!r}"
             self._say(self.hidden(f"warning: {lists}; it has {self.server.shown}"))
 
-    async def ask(self, body: Body, read: Read[T] = chat_answer) -> Reply[T]:
+    async def ask(self, body: Body, read: Read[T]) -> Reply[T]:
         """Ask one request until it is answered.
 
         It has used up its tries only if the server was there when the last of them began: the

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,7 +64,7 @@ async def is_there(session: aiohttp.ClientSession, endpoint: Endpoint) -> bool:
 
 
 async def room(
-    session: aiohttp.ClientSession, endpoint: Endpoint, body: dict[str, Any]
+    session: aiohttp.ClientSession, endpoint: Endpoint, body: Mapping[str, Any]
 ) -> int | None:
     """Tokens that vLLM's context leaves for an answer to `body`; None if it does not tell."""
     asked = {k: body[k] for k in ("model", "messages", "chat_template_kwargs") if k in body}

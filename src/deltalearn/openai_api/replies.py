@@ -63,10 +63,7 @@ def chat_answer(value: Any) -> Answer:
 
 
 def read_reply(
-    status: int,
-    headers: Mapping[str, str],
-    body: bytes,
-    read: Read[T] = chat_answer,
+    status: int, headers: Mapping[str, str], body: bytes, read: Read[T]
 ) -> tuple[T, int]:
     """Read a reply.
 

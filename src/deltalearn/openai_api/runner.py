@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from operator import itemgetter
 from typing import Any, Generic, TypeVar
@@ -48,7 +48,7 @@ def ask_each(
     *,
     gather: float = 0.0,
     look: bool = False,
-) -> Iterator[list[tuple[Item, Outcome[T]]]]:
+) -> Generator[list[tuple[Item, Outcome[T]]], None, None]:
     """Yield items with their replies or faults, one event loop in the calling thread.
 
     Args:
