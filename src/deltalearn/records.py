@@ -89,15 +89,27 @@ def refuse_tools(holder: Any, what: str) -> None:
             raise Unusable(f"{what} has {name}: tools are not supported")
 
 
+def message_text(content: Any) -> str | None:
+    """The text of a turn's content, in one piece or in parts of text; None if it has none."""
+    if isinstance(content, list) and all(_is_text_part(part) for part in content):
+        return "".join(part["text"] for part in content)
+    return content if isinstance(content, str) else None
+
+
+def _is_text_part(part: Any) -> bool:
+    return isinstance(part, dict) and isinstance(part.get("text"), str)
+
+
 def _message(turn: Any, index: int) -> Message:
     refuse_tools(turn, f"message {index}")
-    if not isinstance(turn, dict) or not isinstance(turn.get("content"), str):
+    content = message_text(turn.get("content")) if isinstance(turn, dict) else None
+    if content is None:
         raise Unusable(f"message {index} must have a role and a content string")
     if turn.get("role") not in ROLES:
         raise Unusable(f"message {index} has role {turn.get('role')!r}; known: {', '.join(ROLES)}")
-    if not turn["content"].strip() and turn["role"] == "user":
+    if not content.strip() and turn["role"] == "user":
         raise Unusable(f"message {index} is empty")
-    return Message(role=turn["role"], content=turn["content"])
+    return Message(role=turn["role"], content=content)
 
 
 @dataclass(frozen=True, slots=True)

@@ -272,23 +272,23 @@ def test_each_shape_is_read(shape, write_lines, tmp_path):
         ({"instruction": "Translate", "input": "Haus", "output": "house"}, "instruction and input"),
         ({"instruction": "q", "context": "c", "response": "a"}, "instruction and context"),
         # A side that cannot be read takes the other with it.
-        ({"prompt": "q", "chosen": "a", "rejected": {"text": "b"}}, "not dict"),
-        ({"prompt": "q", "chosen": "a", "rejected": [user("b")]}, "must be text or messages"),
+        ({"prompt": "q", "chosen": "a", "rejected": {"text": "b"}}, "is dict, not text"),
+        ({"prompt": "q", "chosen": "a", "rejected": [user("b")]}, "not the assistant's"),
         ({"prompt": "q", "chosen": "a", "rejected": "b", "rejected_finish_reason": "?"}, "'?'"),
-        ({"chosen": "a", "rejected": "b"}, "no prompt, and chosen and rejected hold none"),
+        ({"chosen": "a", "rejected": "b"}, "has no prompt and no Human:"),
         (
             {"chosen": [*Q, assistant("a")], "rejected": [user("r"), assistant("b")]},
-            "do not begin with the same turns",
+            "the conversations part at turn 0",
         ),
         (
             {"prompt": "x", "chosen": [*Q, assistant("a")], "rejected": [*Q, assistant("b")]},
-            "the prompt and the turns before the answers differ",
+            "the conversation does not repeat the prompt",
         ),
         # Nor may another system turn be put in the place of one.
         (
             {"prompt": [system("t"), *Q], "chosen": [*TALK[:2], assistant("a")],
              "rejected": [*TALK[:2], assistant("b")]},
-            "the prompt and the turns before the answers differ",
+            "does not begin with the prompt's turns",
         ),
         # Without its tools a question is another one.
         ({"prompt": "q", "response": "a", "model": "A", "tools": [{"name": "w"}]}, "row has tools"),
@@ -296,7 +296,7 @@ def test_each_shape_is_read(shape, write_lines, tmp_path):
         ({"messages": [*Q, CALL], "model": "A"}, "message 1 has tool_calls: tools are not supp"),
         ({"prompt": "q", "response": [CALL], "model": "A"}, "the answer has tool_calls"),
         ({"prompt": "q", "chosen": [CALL], "rejected": "b"}, "the answer has tool_calls"),
-        ({"prompt": "q", "chosen": [CALL, assistant("a")], "rejected": "b"}, "has tool_calls"),
+        ({"prompt": "q", "chosen": [CALL, assistant("a")], "rejected": "b"}, "is one turn"),
         ({"instruction": "q", "generations": ["a"]}, "does not name its model"),
         (
             {"instruction": "q", "generations": ["a", "b"], "generation_models": ["A", None]},

@@ -211,6 +211,8 @@ def test_an_identical_pair_keeps_its_prompt_and_is_dropped_later(read, tiny_toke
 
 UNUSABLE = {
     "no_column": {"prompt": [ASK], "chosen": [GOOD]},
+    "no_preference": {"instruction": "q", "generations": ["a", "b"], "model_names": ["A", "B"]},
+    "half_prompt": {"instruction": "q", "input": "more", "chosen": "a", "rejected": "b"},
     "wrong_type": {"prompt": [ASK], "chosen": 7, "rejected": [BAD]},
     "blank_prompt": {"prompt": " ", "chosen": "a", "rejected": "b"},
     "no_prompt": {"chosen": "a", "rejected": "b"},
@@ -229,6 +231,13 @@ MORE_UNUSABLE = [
     ("wrong_type", {"prompt": [ASK], "chosen": [GOOD], "rejected": [BAD], "tools": 7}),
     ("blank_prompt", {"prompt": [], "chosen": [GOOD], "rejected": [BAD]}),
     ("blank_prompt", {"chosen": [GOOD], "rejected": [BAD]}),
+    ("blank_prompt", {"question": " ", "chosen": "a", "rejected": "b"}),
+    (
+        "blank_prompt",
+        {"prompt": [{"role": "user", "content": " "}], "chosen": "a", "rejected": "b"},
+    ),
+    ("no_preference", {"prompt": "q", "response": "a", "model": "A"}),
+    ("no_preference", {"instruction": "q", "completions": [{"model": "A", "response": "a"}]}),
     ("no_answer", {"prompt": [ASK, GOOD], "chosen": [GOOD], "rejected": [BAD]}),
     ("no_answer", {"prompt": [ASK], "chosen": [says("a") | {"thinking": "b"}], "rejected": [BAD]}),
     ("prompts_differ", {"prompt": "else", "chosen": [ASK, GOOD], "rejected": [ASK, BAD]}),
@@ -293,7 +302,17 @@ json_values = st.recursive(
     ),
     max_leaves=8,
 )
-columns = ["prompt", "messages", "chosen", "rejected", "tools", "chosen_finish_reason"]
+columns = [
+    "prompt",
+    "instruction",
+    "input",
+    "system",
+    "messages",
+    "chosen",
+    "rejected",
+    "tools",
+    "chosen_finish_reason",
+]
 
 
 @given(cells=st.dictionaries(st.sampled_from(columns), json_values))
@@ -452,9 +471,9 @@ def test_rows_are_read_one_by_one(read, monkeypatch):
     from deltalearn.formats import preferences as sources
 
     taken = []
-    original = sources.rows
+    original = sources.data_rows
     monkeypatch.setattr(
-        sources, "rows", lambda *a: (taken.append(row.where) or row for row in original(*a))
+        sources, "data_rows", lambda *a: (taken.append(row.where) or row for row in original(*a))
     )
     rows = iter(read(*[{"prompt": "p", "chosen": "a", "rejected": "b"}] * 5))
     next(rows)

@@ -153,8 +153,10 @@ def tune(
         str | None, typer.Option(help="Of a hub data set or a folder of one; default train.")
     ] = None,
     prompt_column: Annotated[str | None, typer.Option(help="Default: by its usual names.")] = None,
-    chosen_column: Annotated[str | None, typer.Option(help="Default: chosen.")] = None,
-    rejected_column: Annotated[str | None, typer.Option(help="Default: rejected.")] = None,
+    chosen_column: Annotated[str | None, typer.Option(help="Default: by its usual names.")] = None,
+    rejected_column: Annotated[
+        str | None, typer.Option(help="Default: by its usual names.")
+    ] = None,
     limit: Annotated[int | None, typer.Option(help="Use the first so many pairs.")] = None,
     eval_pairs: Annotated[int | None, typer.Option(help="Pairs held out of training.")] = None,
     tracker: Annotated[

@@ -1,32 +1,39 @@
-"""Pairs from what people have: the shapes of text that TRL takes, and columns of a model ladder.
+"""Pairs from what people have: preferences of every shape that is read, one small record for all.
 
 Read row by row in constant memory. A row that is no pair is counted by reason with the place of
 the first, never a crash. An answer is one turn of text. An implicit prompt is what both
-conversations have in common by turns, never by characters, and a string prompt may stand
-beside conversations (docs/pitfalls.md).
+conversations have in common by turns, never by characters, and a string prompt may stand beside
+conversations (docs/pitfalls.md). `preference` reads a row for tuning and for importing alike.
 """
 
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from deltalearn.errors import UserError
-from deltalearn.formats.rows import DEFAULT_SPLIT, Row, file_rows, is_saved, rows, split_files
-from deltalearn.records import Message
-from deltalearn.util.paths import local_path
+from deltalearn.formats import columns
+from deltalearn.formats.rows import data_rows
+from deltalearn.formats.turns import (
+    Unfit,
+    assistant_text,
+    system_apart,
+    text_or_turns,
+    whole_dialogue,
+    without_nulls,
+)
+from deltalearn.records import Message, Unusable
 
 FINISHED = ("stop", "length")
-TURN = re.compile(r"(?:\A|\n\n)(Human|Assistant):")  # of Anthropic's HH-RLHF
-ROLES = {"Human": "user", "Assistant": "assistant"}
-APART = ("tool_calls", "reasoning_content", "reasoning", "thinking")  # parts of a turn, not text
+READING = 2  # to be raised when the same rows become other pairs: what was prepared is stale then
 MEANINGS = {
     "unreadable": "not JSON or not text",
     "no_column": "a column is missing or empty",
+    "no_preference": "answers without a preference between them",
+    "half_prompt": "a question in two columns",
     "wrong_type": "neither text nor a conversation",
     "blank_prompt": "no prompt, or an empty one",
     "no_prompt": "answers as plain text without a prompt",
@@ -37,6 +44,8 @@ MEANINGS = {
 }
 REMEDIES = {
     "no_column": "name the columns with --prompt-column, --chosen-column and --rejected-column",
+    "no_preference": "import them into a store (deltalearn responses import) and pair the answers "
+    "of two models (deltalearn pairs)",
     "no_prompt": "put the prompt into a column of its own (--prompt-column): where it ends cannot "
     "be told from two answers of plain text",
 }
@@ -77,28 +86,26 @@ class PairReader:
     at its end if not one row was a pair.
     """
 
-    def __init__(
-        self, source: str, split: str | None, columns: _Columns, limit: int | None
-    ) -> None:
+    def __init__(self, source: str, split: str | None, named: Named, limit: int | None) -> None:
         self.source = source
         self.counts = SourceCounts()
         self._split = split
-        self._columns = columns
+        self._named = named
         self._limit = limit
 
     def __iter__(self) -> Iterator[PairRow]:
         counts = self.counts = SourceCounts()
         seen: dict[str, None] = {}  # column names, in order
-        for row in _rows(self.source, self._split):
+        for row in data_rows(self.source, self._split):
             if counts.pairs == self._limit:
                 break
             counts.read += 1
             try:
                 if row.problem is not None:
-                    raise _Unfit("unreadable", row.problem)
+                    raise Unfit("unreadable", row.problem)
                 seen |= dict.fromkeys(row.value)
-                pair = self._columns.pair(row)
-            except _Unfit as unfit:
+                pair = preference(row.value, self._named, row.where)
+            except Unfit as unfit:
                 counts.unusable[unfit.reason] += 1
                 counts.first.setdefault(unfit.reason, f"{row.where}: {unfit.detail}")
                 continue
@@ -127,149 +134,142 @@ def read_pairs_from(
     rejected_column: str | None = None,
     limit: int | None = None,
 ) -> PairReader:
-    """Pairs of `source`: .jsonl, .parquet, a folder of them, a saved data set, or a hub id.
+    """Read pairs of `source`.
 
-    split: of a hub id, and of a folder that holds several; default "train".
-    Without names, the columns are `chosen`, `rejected` and, if there is one, `prompt` (else
-    `messages`). Answers are text or conversations; see `PairRow` for what they become. A side's
-    finish reason is read from `<its column>_finish_reason`; `tools` and `chat_template_kwargs` are
-    handed to the chat template; other columns are ignored. limit: the first so many pairs.
+    TRL takes plain text in the columns prompt, chosen and rejected as raw text, and so does this.
+    Whatever else says that it is a chat (columns of other names, a system turn, conversations)
+    makes a prompt of plain text a user's turn.
 
-    TRL takes plain text in these columns as raw text, and so does this. Columns of other names (a
-    model ladder, say) hold chats: a prompt of plain text is then a user's turn.
+    Args:
+        source: .jsonl, .json or .parquet, a folder of them, a saved data set, or a hub id.
+        split: Of a hub id, and of a folder that holds several; default "train".
+        prompt_column: Text or a conversation; default: the first there is of `columns.PROMPT`.
+        chosen_column: Text or a conversation; default: the first of `columns.CHOSEN`.
+        rejected_column: As chosen_column, of `columns.REJECTED`.
+        limit: The first so many pairs.
+
+    Returns:
+        A reader. A side's finish reason is read from `<its column>_finish_reason`; `tools` and
+        `chat_template_kwargs` are handed to the chat template; other columns are ignored.
     """
-    columns = _Columns(prompt_column, chosen_column or "chosen", rejected_column or "rejected")
-    return PairReader(source, split, columns, limit)
-
-
-class _Unfit(Exception):
-    """A row that is no pair."""
-
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(detail)
-        self.reason = reason
-        self.detail = detail
+    return PairReader(source, split, Named(prompt_column, chosen_column, rejected_column), limit)
 
 
 @dataclass(frozen=True)
-class _Columns:
-    prompt: str | None
-    chosen: str
-    rejected: str
+class Named:
+    """Columns that somebody named; None: look for them."""
 
-    @property
-    def chat(self) -> bool:
-        """Whether plain text is a turn of a chat: in any columns but TRL's own."""
-        answers = {self.chosen, self.rejected}  # swapped, they are TRL's own still
-        return self.prompt not in (None, "prompt") or answers != {"chosen", "rejected"}
-
-    def pair(self, row: Row) -> PairRow:
-        """The pair of one row, or _Unfit."""
-        value = row.value
-        sides = [self._side(value, name) for name in (self.chosen, self.rejected)]
-        prompt, chosen, rejected = self._split(self._prompt(value), *sides)
-        if not isinstance(prompt, str):
-            if not prompt:
-                raise _Unfit("blank_prompt", "there is no turn before the answer")
-            if prompt[-1]["role"] == "assistant":
-                raise _Unfit("no_answer", "the prompt ends with the assistant's own turn")
-        return PairRow(
-            row.where, prompt, chosen, rejected,
-            _finish_reason(value, self.chosen), _finish_reason(value, self.rejected),
-            _template_arguments(value),
-        )  # fmt: skip
-
-    def _side(self, value: Mapping[str, Any], name: str) -> str | list[Message]:
-        if value.get(name) is None:
-            raise _Unfit("no_column", f"no {name!r}; there are {', '.join(map(str, value))}")
-        return _text_or_turns(value[name], name)
-
-    def _prompt(self, value: Mapping[str, Any]) -> str | list[Message] | None:
-        if self.prompt is not None:
-            return self._without_answer(self._side(value, self.prompt), self.prompt)
-        for name in ("prompt", "messages"):
-            if value.get(name) is not None:
-                return self._without_answer(_text_or_turns(value[name], name), name)
-        return None
-
-    def _without_answer(self, turns: str | list[Message], name: str) -> str | list[Message]:
-        """Instruction data carries an answer as last turn; the answers of the pair replace it."""
-        if isinstance(turns, str) or len(turns) < 2 or turns[-1]["role"] != "assistant":
-            return turns
-        return turns[:-1] if self.chat or name == "messages" else turns
-
-    def _split(
-        self,
-        prompt: str | list[Message] | None,
-        chosen: str | list[Message],
-        rejected: str | list[Message],
-    ) -> tuple[str | tuple[Message, ...], str, str]:
-        """(prompt, chosen answer, rejected answer) of the cells of a row."""
-        if prompt is None:
-            return _implicit(_turns_of(chosen), _turns_of(rejected))
-        if isinstance(prompt, str):
-            if not prompt.strip():
-                raise _Unfit("blank_prompt", "the prompt is empty")
-            if isinstance(chosen, str) and isinstance(rejected, str) and not self.chat:
-                return prompt, chosen, rejected
-            prompt = _turns_around(prompt, chosen, rejected)
-        return tuple(prompt), _answer_after(prompt, chosen), _answer_after(prompt, rejected)
+    prompt: str | None = None
+    chosen: str | None = None
+    rejected: str | None = None
 
 
-def _text_or_turns(cell: Any, name: str) -> str | list[Message]:
-    """A cell as text or as a conversation, whose turns keep what a template may read."""
-    if isinstance(cell, str):
-        return cell
-    if not isinstance(cell, list):
-        raise _Unfit("wrong_type", f"{name!r} is {type(cell).__name__}, not text or a conversation")
-    if not cell:
-        raise _Unfit("blank_prompt", f"{name!r} is an empty conversation")
-    return [_turn(turn, i, name) for i, turn in enumerate(cell)]
+NOTHING = Named()
 
 
-def _turn(turn: Any, index: int, name: str) -> Message:
-    if not isinstance(turn, dict) or not isinstance(turn.get("role"), str):
-        raise _Unfit("wrong_type", f"turn {index} of {name!r} has no role")
-    turn = _without_nulls(turn)
-    content = turn.get("content")
-    if isinstance(content, list) and all(_is_text_part(part) for part in content):
-        turn["content"] = "".join(part["text"] for part in content)
-    elif not isinstance(content, str) and (turn["role"] != "assistant" or "tool_calls" not in turn):
-        raise _Unfit("wrong_type", f"turn {index} of {name!r} has no text")
-    return turn
+def preference(value: Mapping[str, Any], named: Named = NOTHING, where: str = "") -> PairRow:
+    """Read the pair of one row.
 
+    Args:
+        value: The row.
+        named: Columns that are not to be looked for.
+        where: Its place, for messages.
 
-def _without_nulls(value: Any) -> Any:
-    """`value` without keys that hold null, at any depth.
-
-    Arrow gives the objects of a column the keys of all rows, null where a row has none. Templates
-    would render those nulls, and the same rows would be other tokens than from JSONL.
+    Raises:
+        Unfit: It is no pair; the reason is one of MEANINGS.
     """
-    if isinstance(value, dict):
-        return {key: _without_nulls(v) for key, v in value.items() if v is not None}
-    return [_without_nulls(v) for v in value] if isinstance(value, list) else value
-
-
-def _is_text_part(part: Any) -> bool:
-    return isinstance(part, dict) and isinstance(part.get("text"), str)
-
-
-def _turns_of(side: str | list[Message]) -> list[Message]:
-    """A whole conversation; text is taken apart by HH-RLHF's turns."""
-    if not isinstance(side, str):
-        return side
-    head, *parts = TURN.split(side)
-    if head.strip() or not parts:
-        raise _Unfit("no_prompt", f"{side[:60]!r} has no prompt and no Human: and Assistant: turns")
-    return [
-        Message(role=ROLES[role], content=text.removeprefix(" "))
-        for role, text in zip(parts[::2], parts[1::2], strict=True)
+    names = [
+        _column(value, named.chosen, columns.CHOSEN),
+        _column(value, named.rejected, columns.REJECTED),
     ]
+    chosen, rejected = (text_or_turns(value[name], name) for name in names)
+    name, prompt = _prompt(value, named.prompt, names)
+    if _is_raw(value, name, names) and all(isinstance(x, str) for x in (prompt, chosen, rejected)):
+        if not prompt.strip():
+            raise Unfit("blank_prompt", "the prompt is empty")
+        turns: str | tuple[Message, ...] = prompt
+    else:
+        turns, chosen, rejected = _split(prompt, chosen, rejected)
+        turns = _checked(value, turns)
+    reasons = [_finish_reason(value, name) for name in names]
+    return PairRow(where, turns, chosen, rejected, *reasons, _template_arguments(value))
 
 
-def _implicit(
-    chosen: list[Message], rejected: list[Message]
-) -> tuple[tuple[Message, ...], str, str]:
+def has_preference(value: Mapping[str, Any]) -> bool:
+    """Whether a row has the columns of a pair."""
+    return all(columns.first_of(value, names) for names in (columns.CHOSEN, columns.REJECTED))
+
+
+def _column(value: Mapping[str, Any], named: str | None, known: Sequence[str]) -> str:
+    name = named or columns.first_of(value, known)
+    if name is None or value.get(name) is None:
+        if named is None and columns.first_of(value, (*columns.SEVERAL, *columns.ANSWER)):
+            raise Unfit("no_preference", f"answers, but no {known[0]!r}")
+        there = ", ".join(map(str, value))
+        raise Unfit("no_column", f"no {name or known[0]!r}; there are {there}")
+    return name
+
+
+def _is_raw(value: Mapping[str, Any], prompt: str | None, sides: Sequence[str]) -> bool:
+    """Whether plain text is no chat: in TRL's own columns, which may be swapped, alone."""
+    own = prompt == "prompt" and {*sides} == {"chosen", "rejected"}
+    return own and columns.system_text(value) is None
+
+
+def _prompt(
+    value: Mapping[str, Any], named: str | None, sides: Sequence[str]
+) -> tuple[str | None, Any]:
+    """(column, prompt) of a row: text, a conversation that waits for an answer, or None."""
+    name = named or ("prompt" if _is_standard(value, sides) else None)
+    try:
+        name = name or columns.prompt_column(value)
+    except Unusable as half:
+        raise Unfit("half_prompt", str(half)) from None
+    if name is None:
+        return None, None
+    if value.get(name) is None:
+        raise Unfit("no_column", f"no {name!r}; there are {', '.join(map(str, value))}")
+    turns = text_or_turns(value[name], name)
+    # Instruction data carries an answer as last turn; the answers of the pair replace it.
+    answered = not isinstance(turns, str) and len(turns) > 1 and turns[-1]["role"] == "assistant"
+    return name, turns[:-1] if answered and not _is_raw(value, name, sides) else turns
+
+
+def _is_standard(value: Mapping[str, Any], sides: Sequence[str]) -> bool:
+    """Whether a row is in TRL's standard format: raw text in all three columns."""
+    texts = all(isinstance(value.get(name), str) for name in ("prompt", *sides))
+    return texts and _is_raw(value, "prompt", sides)
+
+
+def _split(
+    prompt: str | list[Message] | None, chosen: Any, rejected: Any
+) -> tuple[list[Message], str, str]:
+    """(prompt, chosen answer, rejected answer) of the cells of a row."""
+    if prompt is None:
+        return _implicit(whole_dialogue(chosen), whole_dialogue(rejected))
+    if isinstance(prompt, str):
+        if not prompt.strip():
+            raise Unfit("blank_prompt", "the prompt is empty")
+        turns = _turns_around(prompt, chosen, rejected)
+    elif joined := _joined(prompt, chosen, rejected):
+        return joined, assistant_text(chosen[-1]), assistant_text(rejected[-1])
+    else:
+        turns = prompt
+    return turns, _answer_after(turns, chosen), _answer_after(turns, rejected)
+
+
+def _checked(value: Mapping[str, Any], turns: list[Message]) -> tuple[Message, ...]:
+    """The turns of a prompt behind its system turn, if they wait for an answer."""
+    if not turns:
+        raise Unfit("blank_prompt", "there is no turn before the answer")
+    if turns[-1]["role"] == "assistant":
+        raise Unfit("no_answer", "the prompt ends with the assistant's own turn")
+    if any(turn["role"] == "user" and not turn["content"].strip() for turn in turns):
+        raise Unfit("blank_prompt", "a turn of the user is empty")
+    return columns.behind_system(value, turns)
+
+
+def _implicit(chosen: list[Message], rejected: list[Message]) -> tuple[list[Message], str, str]:
     """Split two conversations after the turns they share; identical ones before their answers."""
     most = min(len(chosen), len(rejected)) - 1
     shared = next((i for i in range(most) if chosen[i] != rejected[i]), most)
@@ -278,8 +278,27 @@ def _implicit(
         apart = [side[shared]["role"] for side in (chosen, rejected)]
         reason = "several_turns" if "assistant" in apart else "prompts_differ"
         detail = f"the conversations part at turn {shared}, {rest} turns before the end"
-        raise _Unfit(reason, detail)
-    return tuple(chosen[:shared]), _assistant_text(chosen[-1]), _assistant_text(rejected[-1])
+        raise Unfit(reason, detail)
+    return chosen[:shared], assistant_text(chosen[-1]), assistant_text(rejected[-1])
+
+
+def _joined(prompt: list[Message], chosen: Any, rejected: Any) -> list[Message] | None:
+    """A prompt of which a column has the one part and both sides the other; None if that is not so.
+
+    The column has the first question and the sides the rest, or the column all and the sides the
+    last question; either may have the system turn.
+    """
+    if isinstance(chosen, str) or isinstance(rejected, str) or chosen[:-1] != rejected[:-1]:
+        return None
+    turns = chosen[:-1]
+    if not turns:
+        return None
+    if prompt[-len(turns) :] == turns:
+        return prompt
+    (system, first), (own, rest) = system_apart(prompt), system_apart(turns)
+    if rest[: len(first)] == first and (not system or not own or system == own):
+        return (own or system) + rest
+    return None
 
 
 def _turns_around(
@@ -296,7 +315,7 @@ def _turns_around(
                 raise _several_turns(len(side))
             users = [turn["content"].strip() for turn in side[:-1] if turn["role"] == "user"]
             if prompt.strip() not in users:
-                raise _Unfit("prompts_differ", "the conversation does not repeat the prompt")
+                raise Unfit("prompts_differ", "the conversation does not repeat the prompt")
             return side[:-1]
     return [Message(role="user", content=prompt)]
 
@@ -306,35 +325,27 @@ def _answer_after(prompt: list[Message], side: str | list[Message]) -> str:
     if isinstance(side, str):
         return side
     if len(side) == 1:
-        return _assistant_text(side[0])
+        return assistant_text(side[0])
     if side[0]["role"] == "assistant" and prompt[0]["role"] != "assistant":
         raise _several_turns(len(side))
     shared = next((i for i, (a, b) in enumerate(zip(prompt, side, strict=False)) if a != b), None)
     if shared is not None or len(side) <= len(prompt):
         roles = {prompt[shared]["role"], side[shared]["role"]} if shared is not None else set()
         reason = "several_turns" if roles == {"assistant"} else "prompts_differ"
-        raise _Unfit(reason, "the conversation does not begin with the prompt's turns")
+        raise Unfit(reason, "the conversation does not begin with the prompt's turns")
     if len(side) > len(prompt) + 1:
         raise _several_turns(len(side) - len(prompt))
-    return _assistant_text(side[-1])
+    return assistant_text(side[-1])
 
 
-def _several_turns(turns: int) -> _Unfit:
-    return _Unfit("several_turns", f"{turns} turns follow the prompt; an answer is one turn")
-
-
-def _assistant_text(turn: Message) -> str:
-    if turn["role"] != "assistant":
-        raise _Unfit("no_answer", f"the last turn is the {turn['role']}'s, not the assistant's")
-    if apart := [name for name in APART if turn.get(name)]:
-        raise _Unfit("no_answer", f"the answer has {apart[0]} beside its text")
-    return turn["content"]
+def _several_turns(turns: int) -> Unfit:
+    return Unfit("several_turns", f"{turns} turns follow the prompt; an answer is one turn")
 
 
 def _finish_reason(value: Mapping[str, Any], column: str) -> str | None:
     reason = value.get(f"{column}_finish_reason")
     if reason is not None and reason not in FINISHED:
-        raise _Unfit("finish_reason", f"{column}_finish_reason is {reason!r}")
+        raise Unfit("finish_reason", f"{column}_finish_reason is {reason!r}")
     return reason
 
 
@@ -345,34 +356,7 @@ def _template_arguments(value: Mapping[str, Any]) -> dict[str, Any]:
         try:
             tools = json.loads(tools)
         except ValueError as error:
-            raise _Unfit("wrong_type", f"'tools' is not JSON: {error}") from None
+            raise Unfit("wrong_type", f"'tools' is not JSON: {error}") from None
     if not isinstance(tools, list | None) or not isinstance(others, dict | None):
-        raise _Unfit("wrong_type", "'tools' must be a list, 'chat_template_kwargs' an object")
-    return _without_nulls(({"tools": tools} if tools else {}) | (others or {}))
-
-
-def _rows(source: str, split: str | None) -> Iterator[Row]:
-    """Rows of a source of `deltalearn.formats.rows`, or of a folder that `datasets` saved to disk.
-
-    A folder with files of several splits is read like the hub data set that it was.
-    """
-    folder = local_path(source)
-    if not is_saved(folder):
-        files = split_files(source, split)
-        yield from rows(source, split) if files is None else file_rows(files)
-        return
-    import datasets
-
-    try:
-        data = datasets.load_from_disk(str(folder))
-    except Exception as error:  # damaged files raise a dozen unrelated kinds
-        raise UserError(f"{source}: this saved data set does not load: {error}") from error
-    if isinstance(data, datasets.DatasetDict):
-        split = split or DEFAULT_SPLIT
-        if split not in data:
-            raise UserError(f"{source}: no split {split!r}; there are {', '.join(data)}")
-        data = data[split]
-    elif split is not None:
-        raise UserError(f"{source}: split {split!r} has no effect on one data set; remove it")
-    for number, value in enumerate(data, start=1):
-        yield Row(f"{source}: row {number}", value)
+        raise Unfit("wrong_type", "'tools' must be a list, 'chat_template_kwargs' an object")
+    return without_nulls(({"tools": tools} if tools else {}) | (others or {}))

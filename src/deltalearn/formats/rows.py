@@ -40,6 +40,21 @@ def rows(source: str, split: str | None = None) -> Iterator[Row]:
     yield from file_rows(files)
 
 
+def data_rows(source: str, split: str | None = None) -> Iterator[Row]:
+    """Yield the rows of a source of `rows`, of a saved data set, or of a .json file of one array.
+
+    A folder with files of several splits is read like the hub data set that it was.
+    """
+    path = local_path(source)
+    if path.suffix == ".json" and path.is_file():
+        yield from _array_rows(source, path, split)
+    elif is_saved(path):
+        yield from _saved_rows(source, path, split)
+    else:
+        files = split_files(source, split)
+        yield from rows(source, split) if files is None else file_rows(files)
+
+
 def file_rows(files: Iterable[Path]) -> Iterator[Row]:
     """Yield every row of .jsonl and .parquet files, one file after the other."""
     for file in files:
@@ -134,6 +149,43 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
                 yield Row(f"{path}: row {number}", value)
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: no Parquet, or damaged after row {number}: {error}") from error
+
+
+def _array_rows(source: str, path: Path, split: str | None) -> Iterator[Row]:
+    """Rows of a JSON file that holds one array, as AlpacaEval's do."""
+    if split is not None:
+        raise UserError(f"{source}: split {split!r} has no effect on files; remove it")
+    try:
+        value = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{source}: not JSON: {error}") from error
+    if not isinstance(value, list):
+        raise UserError(f"{source}: a JSON file must hold an array of rows; JSONL has a row a line")
+    for number, row in enumerate(value, start=1):
+        problem = None if isinstance(row, dict) else "an object is needed"
+        try:
+            json.dumps(row, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:  # half a surrogate pair can be read only
+            problem = f"not text: {error}"
+        yield Row(f"{source}: row {number}", row, problem)
+
+
+def _saved_rows(source: str, folder: Path, split: str | None) -> Iterator[Row]:
+    import datasets
+
+    try:
+        data = datasets.load_from_disk(str(folder))
+    except Exception as error:  # damaged files raise a dozen unrelated kinds
+        raise UserError(f"{source}: this saved data set does not load: {error}") from error
+    if isinstance(data, datasets.DatasetDict):
+        split = split or DEFAULT_SPLIT
+        if split not in data:
+            raise UserError(f"{source}: no split {split!r}; there are {', '.join(data)}")
+        data = data[split]
+    elif split is not None:
+        raise UserError(f"{source}: split {split!r} has no effect on one data set; remove it")
+    for number, value in enumerate(data, start=1):
+        yield Row(f"{source}: row {number}", value)
 
 
 def _hub_rows(source: str, split: str) -> Iterator[Row]:

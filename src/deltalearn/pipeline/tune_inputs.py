@@ -48,7 +48,7 @@ def read_examples(
 
     some: how `prepare_examples` stops early.
     """
-    from deltalearn.formats.preferences import read_pairs_from
+    from deltalearn.formats.preferences import READING, read_pairs_from
     from deltalearn.lm.load import load_tokenizer
     from deltalearn.tune.tokenize import prepare_examples
 
@@ -61,7 +61,7 @@ def read_examples(
         tune.max_length,
         truncation=tune.truncation,
         directory=folder,
-        key={"source": content, "columns": columns, "limit": limit},
+        key={"source": content, "columns": columns, "limit": limit, "reading": READING},
         **some,
     )
 

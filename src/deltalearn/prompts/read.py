@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from deltalearn.errors import UserError
+from deltalearn.formats import columns
 from deltalearn.formats.rows import Row, rows
 from deltalearn.records import (
     Message,
@@ -49,8 +50,8 @@ def read_prompts(
     Args:
         source: A .jsonl or .parquet file, a folder of them, `package://...`, or a hub data set id.
         split: Of a hub data set; default "train".
-        column: Column with a prompt string or a list of messages; default `messages` if the row has
-            it, else `prompt`.
+        column: Column with a prompt string or a list of messages; default: the first there
+            is of `formats.columns.PROMPT`, behind a system turn that has a column of its own.
         id_column: Column with ids; where it is missing they are derived from the content.
         limit: Number of prompts to keep, chosen after checking; default all.
         select: "first" or "random".
@@ -112,12 +113,13 @@ def _reject(row: Row, problem: Unusable) -> dict[str, Any]:
 
 def _messages(row: Any, column: str | None) -> tuple[tuple[Message, ...], bool]:
     """The conversation of a row, and whether its answer had to be taken off."""
-    name = column or ("messages" if row.get("messages") is not None else "prompt")
-    value = row.get(name)
     refuse_tools(row, "the row")
-    if value is None:
+    name = column or columns.prompt_column(row) or "prompt"
+    if row.get(name) is None:
         raise Unusable(f"no column {name!r}; there are {', '.join(map(str, row)) or 'none'}")
-    messages = conversation(value, name)
+    messages = conversation(row[name], name)
+    if column is None:
+        messages = columns.behind_system(row, messages)
     # Instruction data carries the answer as last turn.
     answered = messages[-1]["role"] == "assistant" and len(messages) > 1
     return ends_with_user(messages[:-1] if answered else messages), answered

@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from deltalearn.errors import UserError
-from deltalearn.formats.answers import Found, read_row
-from deltalearn.formats.rows import Row, rows
+from deltalearn.formats.answers import FoundAnswer, answers
+from deltalearn.formats.rows import Row, data_rows
 from deltalearn.lm.reasoning import CLOSE, split_reasoning
 from deltalearn.records import (
     Prompt,
@@ -117,7 +116,7 @@ def import_responses(
     columns = tuple(models)
     _refuse_idle(source, split, columns, name)
     pending: dict[str, Answer] = {}
-    for row in _source_rows(source, split):
+    for row in data_rows(source, split):
         result.read += 1
         if row.problem:
             result.skip(row, row.problem)
@@ -155,7 +154,7 @@ def _refuse_idle(
             "of the model that the column is called after; remove it"
         )
     names: set[str] = set()
-    for row in _source_rows(source, split) if columns or name else ():
+    for row in data_rows(source, split) if columns or name else ():
         if row.problem:
             continue
         if exported := _exported(row.value):
@@ -179,32 +178,9 @@ def _refuse_idle(
 def _named_in(value: dict[str, Any]) -> set[str]:
     """Names of the models of a row's answers, "" for one that has none."""
     try:
-        return {answer.model for answer in read_row(value) if not answer.problem}
+        return {answer.model for answer in answers(value) if not answer.problem}
     except Unusable:
         return set()
-
-
-def _source_rows(source: str, split: str | None) -> Iterator[Row]:
-    """Like `tables.rows`, and JSON files that hold one array, as AlpacaEval's do."""
-    path = Path(source).expanduser()
-    if path.suffix != ".json" or not path.is_file():
-        yield from rows(source, split)
-        return
-    if split is not None:
-        raise UserError(f"{source}: split {split!r} has no effect on files; remove it")
-    try:
-        value = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{source}: not JSON: {error}") from error
-    if not isinstance(value, list):
-        raise UserError(f"{source}: a JSON file must hold an array of rows; JSONL has a row a line")
-    for number, row in enumerate(value, start=1):
-        problem = None if isinstance(row, dict) else "an object is needed"
-        try:
-            json.dumps(row, ensure_ascii=False).encode()
-        except UnicodeEncodeError as error:  # half a surrogate pair can be read only
-            problem = f"not text: {error}"
-        yield Row(f"{source}: row {number}", row, problem)
 
 
 def _flush(store: ResponseStore, pending: dict[str, Answer], result: Imported, engine: str) -> None:
@@ -294,7 +270,7 @@ def _taken(
     samples: Counter[tuple[str, str]],
     result: Imported,
 ) -> list[Answer]:
-    found = read_row(row.value, columns)
+    found = answers(row.value, columns)
     if not all(answer.model or name or answer.problem for answer in found):
         raise Unusable("the row does not name its model; give --model-name")
     taken = []
@@ -309,7 +285,7 @@ def _taken(
     return taken
 
 
-def _answer(answer: Found, model: str, samples: Counter[tuple[str, str]]) -> Answer:
+def _answer(answer: FoundAnswer, model: str, samples: Counter[tuple[str, str]]) -> Answer:
     identity = IMPORTED + model
     settings_json = canonical_json({"imported": True})
     sample = answer.sample
