@@ -113,30 +113,9 @@ def test_answer_by_hand(task, output, found, target, right):
     assert (verdict.extracted, verdict.score) == (found, float(right))
 
 
-MENDED = [  # sub-task, output, target: wrong by the suite's rules, right by the mended ones
-    (WORDS, "So the answer is ape bee it&t.", "ape bee it&t"),
-    (WORDS, "So the answer is: can't do.", "can't do"),
-    ("movie_recommendation", "So the answer is Monsters, Inc.", "Monsters, Inc"),
-    ("ruin_names", "The answer is: Dearth, Wind, & Fire", "dearth, wind, & fire"),
-]
-
-
-@pytest.mark.parametrize(("task", "output", "target"), MENDED)
-def test_mended_rules_accept_what_the_suite_cannot(task, output, target):
-    assert grade(output, target, task).score == 0
-    assert grade(output, target, task, mended=True).score == 1
-
-
-def test_mended_rules_keep_the_sign():
-    for said, gold, mended in [("5", "-5", 0), ("-5", "5", 0), ("-5", "-5", 1), ("5", "5", 1)]:
-        output = f"So the answer is {said}."
-        assert grade(output, gold, SIGNED).score == 1
-        assert grade(output, gold, SIGNED, mended=True).score == mended
-
-
-def test_mended_rules_do_not_give_credit_for_a_mention():
-    output = "Monsters, Inc is not it. So the answer is (E)."
-    assert grade(output, "Monsters, Inc", "movie_recommendation", mended=True).score == 0
+@pytest.mark.parametrize(("said", "target"), [("5", "-5"), ("-5", "5"), ("-5", "-5")])
+def test_the_sign_of_an_integer_is_not_compared(said, target):
+    assert grade(f"So the answer is {said}.", target, SIGNED).score == 1
 
 
 def test_an_unknown_sub_task_is_refused():
@@ -183,7 +162,6 @@ def test_half_a_megabyte_of_bait_takes_no_time(bait, task):
     """Linear: some 0.2 s. The literal `answer.*?(ANS)` takes minutes on "answer answer ..."."""
     with processor_time(5):
         grade(bait, "(A)", task)
-        grade(bait, "(A)", task, mended=True)
 
 
 # -- the real questions --------------------------------------------------------------------------
@@ -215,7 +193,6 @@ def test_gold_answers_score_one_but_for_the_listed_ones(targets):
     for task, golds in targets.items():
         for gold in golds:
             output = f"We work it out step by step. So the answer is {gold}."
-            assert grade(output, gold, task, mended=True).score == 1, (task, gold)
             if grade(output, gold, task).score != 1:
                 wrong.setdefault(task, []).append(gold)
     assert {task: len(golds) for task, golds in wrong.items()} == UNREADABLE
@@ -233,7 +210,6 @@ def test_another_answer_scores_zero(targets):
             output = f"So the answer is {kind}."
             same_digits = kind.lstrip("-") == other.lstrip("-")
             assert grade(output, other, task).score == float(same_digits), (task, kind, other)
-            assert grade(output, other, task, mended=True).score == 0
 
 
 @needs_data

@@ -156,12 +156,18 @@ KINDS: dict[str, tuple[dict[str, Any], str, str]] = {
 }
 
 
+def strict(output: str, kinds: list[str], kwargs: list[dict[str, Any]]) -> list[bool]:
+    """The verdicts on the output as it is, of which the loose ones are made."""
+    checks = [ifeval._check(kind, given) for kind, given in zip(kinds, kwargs, strict=True)]
+    return [bool(output.strip()) and check(output) for check in checks]
+
+
 @pytest.mark.parametrize("kind", sorted(KINDS))
 def test_each_kind_is_followed_and_not(kind):
     kwargs, follows, fails = KINDS[kind]
-    assert grade(follows, [kind], [kwargs], loose=False).score == 1
+    assert strict(follows, [kind], [kwargs]) == [True]
     assert grade(follows, [kind], [kwargs]).score == 1
-    assert grade(fails, [kind], [kwargs], loose=False).score == 0
+    assert strict(fails, [kind], [kwargs]) == [False]
     assert grade(fails, [kind], [kwargs]).score == 0
 
 
@@ -262,12 +268,12 @@ TRICKY: list[tuple[str, dict[str, Any], str, bool, bool]] = [  # ..., output, st
 
 
 @pytest.mark.parametrize(
-    ("kind", "kwargs", "output", "strict", "loose"),
+    ("kind", "kwargs", "output", "as_it_is", "loose"),
     TRICKY,
     ids=[f"{kind}-{output[:30]!r}" for kind, _, output, *_ in TRICKY],
 )
-def test_verdict_by_hand(kind, kwargs, output, strict, loose):
-    assert grade(output, [kind], [kwargs], loose=False).score == float(strict)
+def test_verdict_by_hand(kind, kwargs, output, as_it_is, loose):
+    assert strict(output, [kind], [kwargs]) == [as_it_is]
     assert grade(output, [kind], [kwargs]).score == float(loose)
 
 
@@ -284,7 +290,7 @@ def test_a_prompt_counts_only_if_all_its_instructions_are_followed():
 def test_each_instruction_may_use_its_own_variant():
     """The title is in the first line, the comma too: loose says yes to both, one variant each."""
     output = "<<Ode>>, by me\nno more"
-    assert verdicts(output, [TITLE, COMMA], [{}, {}], loose=False) == [True, False]
+    assert strict(output, [TITLE, COMMA], [{}, {}]) == [True, False]
     assert verdicts(output, [TITLE, COMMA], [{}, {}]) == [True, True]
 
 
@@ -484,7 +490,7 @@ def test_what_is_dropped_for_speed_changes_no_verdict(text):
             theirs = known[kind](kind)
             theirs.build_description(**kwargs)
             expected = bool(text.strip() and theirs.check_following(text))
-            assert grade(text, [kind], [kwargs], loose=False).score == expected, (kind, kwargs)
+            assert strict(text, [kind], [kwargs]) == [expected], (kind, kwargs)
 
 
 # -- lm_eval's own scorer on the real prompts ----------------------------------------------------
@@ -578,23 +584,22 @@ def test_agrees_with_lm_eval_on_all_prompts(install_model):
 
     def ours(row: dict[str, Any], text: str) -> tuple[list[bool], list[bool]]:
         what = row["instruction_id_list"], row["kwargs"]
-        return verdicts(text, *what, loose=False), verdicts(text, *what)
+        return strict(text, *what), verdicts(text, *what)
 
     fallback = [ours(row, text) for row, text in cases]
     install_model()
     followed = 0
-    for (row, text), (strict, loose) in zip(cases, fallback, strict=True):
+    for (row, text), (as_it_is, loose) in zip(cases, fallback, strict=True):
         what = row["instruction_id_list"], row["kwargs"]
-        assert grade(text, *what, loose=False).score == all(strict)
         assert grade(text, *what).score == all(loose)
         if {SENTENCES, CAPITALS} & set(what[0]):
-            assert ours(row, text) == (strict, loose)
+            assert ours(row, text) == (as_it_is, loose)
         if row["key"] in RANDOM_IN_LM_EVAL:
             continue
         theirs = process_results(row, [text])
-        assert theirs["inst_level_strict_acc"] == strict, (row["key"], text)
+        assert theirs["inst_level_strict_acc"] == as_it_is, (row["key"], text)
         assert theirs["inst_level_loose_acc"] == loose, (row["key"], text)
-        assert theirs["prompt_level_strict_acc"] == all(strict)
+        assert theirs["prompt_level_strict_acc"] == all(as_it_is)
         assert theirs["prompt_level_loose_acc"] == all(loose)
         followed += all(loose)
     # The comparison means something only if both verdicts are common.

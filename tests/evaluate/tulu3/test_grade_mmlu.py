@@ -72,24 +72,11 @@ def test_letter_by_hand(output, letter):
     assert scores == {gold: float(gold == letter) for gold in "ABCD"}
 
 
-def test_tulu3_variant_wants_its_exact_phrase_and_takes_the_last():
-    twice = "Therefore, the answer is (A). Wait. Therefore, the answer is (C)."
-    assert (extract(twice), extract(twice, variant="tulu3")) == ("A", "C")
-    mixed = "Therefore, the answer is: B. I mean: Therefore, the answer is (D)."
-    assert (extract(mixed), extract(mixed, variant="tulu3")) == ("B", "D")
-    # Anything but the exact phrase falls through to the common rules.
-    for text in ("therefore, the answer is (a). Therefore, the answer is B", "I say (A)", "A"):
-        assert extract(text, variant="tulu3") == extract(text) == "A"
-    assert extract("", variant="tulu3") == ""
-
-
-def test_what_is_no_letter_or_variant_is_refused():
+def test_what_is_no_letter_is_refused():
     with pytest.raises(ValueError, match="'E'"):
         grade("Therefore, the answer is: E", "E")
     with pytest.raises(ValueError, match="'a'"):
         grade("A", "a")  # the data's letters are capitals
-    with pytest.raises(ValueError, match="variant"):
-        extract("A", variant="cot")
 
 
 # -- agreement with the suite's patterns, literally ----------------------------------------------
@@ -133,7 +120,6 @@ def test_half_a_megabyte_of_bait_takes_no_time(bait):
     """Linear: some 0.3 s. The literal `.*` pattern takes minutes on a line without a letter."""
     with processor_time(5):
         extract(bait)
-        extract(bait, variant="tulu3")
 
 
 # -- the real questions --------------------------------------------------------------------------
@@ -153,7 +139,5 @@ def test_gold_letters_of_all_questions_score_one():
                 for end in (f": {letter}", f" ({letter}).", f": {letter}. Not {other}."):
                     assert grade(f"{asked}Therefore, the answer is{end}", letter).score == 1
                     assert grade(f"{asked}Therefore, the answer is{end}", other).score == 0
-                exact = f"{asked}Therefore, the answer is ({letter})."
-                assert grade(exact, letter, variant="tulu3").score == 1
                 count += 1
     assert count == 14_042

@@ -27,61 +27,60 @@ needs_data = pytest.mark.data("popqa_subset", "tulu3_fewshot")
 
 
 class Case(NamedTuple):
-    """An output, the aliases, the published verdict, and that for whole words only."""
+    """An output, the aliases, the verdict."""
 
     output: str
     aliases: list[str]
     published: int
-    whole_words: int
 
 
 INDIA = ["India", "Bharat", "Republic of India", "in", "IN", "\U0001f1ee\U0001f1f3"]
 # fmt: off
 CASES = [
-    Case("Paris", ["Paris"], 1, 1),
-    Case("It is Paris.", ["Paris"], 1, 1),
-    Case("paris", ["Paris"], 1, 1),
-    Case("PARIS", ["Paris"], 0, 0),  # the output is not lower-cased
-    Case("pARIS", ["Paris"], 0, 0),
-    Case("Politician", ["politician"], 1, 1),  # capitalised
-    Case("an American politician", ["politician"], 1, 1),
-    Case("politicians", ["politician"], 1, 0),
-    Case("New york city", ["New York City"], 1, 1),  # capitalised lowers what follows
-    Case("new york city", ["New York City"], 1, 1),
-    Case("New York city", ["New York City"], 0, 0),  # none of the three spellings
-    Case("NEW YORK CITY", ["New York City"], 0, 0),
-    Case("New  York City", ["New York City"], 0, 0),
-    Case("New York\nCity", ["New York City"], 0, 0),
-    Case("NYC", ["New York City", "NYC"], 1, 1),
-    Case("Not Paris, but London", ["London"], 1, 1),
-    Case("Paris or London", ["London"], 1, 1),  # several answers: one is enough
-    Case("It is not Paris", ["Paris"], 1, 1),  # a denial is not read
-    Case("Londonderry", ["London"], 1, 0),
-    Case("Rock", ["rock music"], 0, 0),  # part of an alias is not it
-    Case("rock", ["rock", "rock and roll"], 1, 1),
-    Case("baroque", ["rock"], 0, 0),
-    Case("Iranian", ["Iran"], 1, 0),
+    Case("Paris", ["Paris"], 1),
+    Case("It is Paris.", ["Paris"], 1),
+    Case("paris", ["Paris"], 1),
+    Case("PARIS", ["Paris"], 0),  # the output is not lower-cased
+    Case("pARIS", ["Paris"], 0),
+    Case("Politician", ["politician"], 1),  # capitalised
+    Case("an American politician", ["politician"], 1),
+    Case("politicians", ["politician"], 1),
+    Case("New york city", ["New York City"], 1),  # capitalised lowers what follows
+    Case("new york city", ["New York City"], 1),
+    Case("New York city", ["New York City"], 0),  # none of the three spellings
+    Case("NEW YORK CITY", ["New York City"], 0),
+    Case("New  York City", ["New York City"], 0),
+    Case("New York\nCity", ["New York City"], 0),
+    Case("NYC", ["New York City", "NYC"], 1),
+    Case("Not Paris, but London", ["London"], 1),
+    Case("Paris or London", ["London"], 1),  # several answers: one is enough
+    Case("It is not Paris", ["Paris"], 1),  # a denial is not read
+    Case("Londonderry", ["London"], 1),
+    Case("Rock", ["rock music"], 0),  # part of an alias is not it
+    Case("rock", ["rock", "rock and roll"], 1),
+    Case("baroque", ["rock"], 0),
+    Case("Iranian", ["Iran"], 1),
     # Short aliases of real rows, such as country codes, stand in nearly everything.
-    Case("Spain", INDIA, 1, 0),
-    Case("He was born in Delhi.", INDIA, 1, 1),  # "in" is a whole word, too
-    Case("Kenya", INDIA, 0, 0),
-    Case("\U0001f1ee\U0001f1f3", INDIA, 1, 1),
-    Case("Washington", ["W"], 1, 0),
+    Case("Spain", INDIA, 1),
+    Case("He was born in Delhi.", INDIA, 1),  # "in" is a whole word, too
+    Case("Kenya", INDIA, 0),
+    Case("\U0001f1ee\U0001f1f3", INDIA, 1),
+    Case("Washington", ["W"], 1),
     # Unicode: letters are compared as they are written.
-    Case("\u00c6thelred", ["\u00c6thelred"], 1, 1),
-    Case("\u00e6thelred", ["\u00c6thelred"], 1, 1),
-    Case("Aethelred", ["\u00c6thelred"], 0, 0),
-    Case("Jose", ["Jos\u00e9"], 0, 0),
-    Case("Jose\u0301", ["Jos\u00e9"], 0, 0),  # composed or not is not normalised
-    Case("\u0130STANBUL", ["\u0130stanbul"], 0, 0),
+    Case("\u00c6thelred", ["\u00c6thelred"], 1),
+    Case("\u00e6thelred", ["\u00c6thelred"], 1),
+    Case("Aethelred", ["\u00c6thelred"], 0),
+    Case("Jose", ["Jos\u00e9"], 0),
+    Case("Jose\u0301", ["Jos\u00e9"], 0),  # composed or not is not normalised
+    Case("\u0130STANBUL", ["\u0130stanbul"], 0),
     # Signs that mean something in patterns mean nothing here.
-    Case("The C++ language", ["C++"], 1, 1),
-    Case("Cxx", ["C.."], 0, 0),
-    Case("a (b) c", ["(b)"], 1, 1),
-    Case("", ["Paris"], 0, 0),
-    Case("   ", ["Paris"], 0, 0),
-    Case("Paris", ["", "London"], 0, 0),  # an empty alias is none; else everything were right
-    Case("x" * 200_000 + " Paris", ["Paris"], 1, 1),
+    Case("The C++ language", ["C++"], 1),
+    Case("Cxx", ["C.."], 0),
+    Case("a (b) c", ["(b)"], 1),
+    Case("", ["Paris"], 0),
+    Case("   ", ["Paris"], 0),
+    Case("Paris", ["", "London"], 0),  # an empty alias is none; else everything were right
+    Case("x" * 200_000 + " Paris", ["Paris"], 1),
 ]
 # fmt: on
 
@@ -91,7 +90,6 @@ CASES = [
 )
 def test_verdicts(case):
     assert grade(case.output, case.aliases).score == case.published
-    assert grade(case.output, case.aliases, whole_words=True).score == case.whole_words
 
 
 def test_extracted_is_the_first_alias_as_it_stands_in_the_output():
@@ -123,8 +121,7 @@ def test_gold_of_anything_else_is_an_error(row):
 
 def test_time_is_linear_in_the_output():
     with processor_time(5):
-        for whole_words in (False, True):
-            grade("a" * 1_000_000, ["a" * 500 + "b", "b" + "a" * 500], whole_words=whole_words)
+        grade("a" * 1_000_000, ["a" * 500 + "b", "b" + "a" * 500])
 
 
 # -- real data -----------------------------------------------------------------------------------
@@ -141,7 +138,6 @@ def test_gold_answers_score_100_percent():
         for alias in aliases:
             for output in (alias, alias.lower(), f"The answer is {alias}."):
                 assert grade(output, aliases).score == 1
-        assert grade(row["metadata"]["obj"], aliases, whole_words=True).score == 1
 
 
 @needs_data
@@ -155,17 +151,16 @@ def test_gold_of_the_shots_which_have_the_original_layout():
 @needs_data
 def test_wrong_answers_that_are_right():
     """The reference of the next row of the same kind as an output: 36 of 1,000 are an accepted
-    answer, four more only hold one, two of which in the middle of a word."""
+    answer, four more only hold one."""
     rows = [json.loads(line) for line in POPQA.open()]
     rows.sort(key=lambda row: row["metadata"]["prop"])
-    lucky, in_a_word, accepted = {}, [], 0
+    lucky, accepted = {}, 0
     for row, other in zip(rows, rows[1:] + rows[:1], strict=True):
         output, aliases = other["metadata"]["obj"], gold(row)
         verdict = grade(output, aliases)
         accepted += output in aliases
         if verdict.score and output not in aliases:
             lucky[output] = verdict.extracted
-            in_a_word += [output] * (not grade(output, aliases, whole_words=True).score)
     assert accepted == 36
     assert lucky == {
         "Severo-Baykalsky District": "Se",
@@ -173,7 +168,6 @@ def test_wrong_answers_that_are_right():
         "United Methodist Church": "Church",
         "American football": "football",
     }
-    assert in_a_word == ["Severo-Baykalsky District", "Australia"]
 
 
 # -- the rule, written a second time -------------------------------------------------------------

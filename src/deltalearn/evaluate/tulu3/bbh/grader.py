@@ -1,7 +1,7 @@
 r"""BIG-Bench Hard, answered in prose (CoT): the answer an output settles on, by sub-task.
 
 Source: OLMES, task `bbh:cot-v1::tulu` of the Tülu 3 suite. What follows from its rules and is kept,
-since published numbers contain it (`mended=True` mends the first three):
+since published numbers contain it:
 
 - 15 targets of word_sorting have an apostrophe or "&", which the answer pattern lacks, and 3
   targets of broken questions are no letter: 18 of the 6,511 questions cannot be answered correctly.
@@ -56,20 +56,17 @@ ANSWERS = MappingProxyType(  # the pattern of an answer, by sub-task
         "word_sorting": _WORDS,
     }
 )
-_MENDED_WORDS = r"[a-z'& ]+"
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
-def grade(output: str, target: str, task: str, *, mended: bool = False) -> Grade:
+def grade(output: str, target: str, task: str) -> Grade:
     """1 if the answer found in `output` is `target`, else 0; no answer is wrong.
 
     target, task: as in the data (task is a key of `ANSWERS`; ValueError otherwise). Case and
-    punctuation are ignored, punctuation not in dyck_languages, where it is the answer. mended:
-    accept what the suite cannot (see above); not comparable with published numbers.
+    punctuation are ignored, punctuation not in dyck_languages, where it is the answer.
     """
-    found = extract(output, task, target=target if mended else None)
-    keep_sign = mended and task == "multistep_arithmetic_two"
-    verbatim = task == "dyck_languages" or keep_sign
+    found = extract(output, task)
+    verbatim = task == "dyck_languages"
     return Grade(float(_plain(found, verbatim) == _plain(target, verbatim)), found)
 
 
@@ -77,7 +74,7 @@ def _plain(answer: str, verbatim: bool) -> str:
     return answer.lower() if verbatim else answer.lower().translate(_NO_PUNCTUATION)
 
 
-def extract(output: str, task: str, *, target: str | None = None) -> str:
+def extract(output: str, task: str) -> str:
     """The answer of `output` to a question of `task`, without spaces around it, or "".
 
     ANS being the pattern of the sub-task, the last match of the first of these that hits: "So the
@@ -85,21 +82,10 @@ def extract(output: str, task: str, *, target: str | None = None) -> str:
     "answer" likewise, ANS anywhere, ANS anywhere in any case (all but the last two ignore case).
     OLMES has one more rule, a lone capital letter, whose pattern never matches (its word boundary
     is a backspace in a string that is not raw); it is left out.
-
-    target: set for the mended rules, which need to know whether a letter is due.
     """
     if task not in ANSWERS:
         raise ValueError(f"no BBH sub-task {task!r}; there are {', '.join(ANSWERS)}")
     answer = ANSWERS[task]
-    found = None
-    if target is not None and answer == _WORDS:
-        found = _last_after("answer is:? ", _MENDED_WORDS, output)
-    elif target is not None and answer == _LETTER and not re.fullmatch(_LETTER, target):
-        found = _last_after("answer is:? ", re.escape(target), output)
-    return (_cascade(answer, output) if found is None else found).strip()
-
-
-def _cascade(answer: str, output: str) -> str:
     rules = (
         lambda: _last_after("So the answer is ", answer, output),
         lambda: _last_after("answer is ", answer, output),
@@ -108,7 +94,7 @@ def _cascade(answer: str, output: str) -> str:
         lambda: _last(f"({answer})", output),
         lambda: _last(f"(?i)({answer})", output),
     )
-    return next((found for rule in rules if (found := rule()) is not None), "")
+    return next((found for rule in rules if (found := rule()) is not None), "").strip()
 
 
 def _last_after(prefix: str, answer: str, output: str) -> str | None:

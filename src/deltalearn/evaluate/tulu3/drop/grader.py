@@ -17,24 +17,18 @@ from deltalearn.evaluate.tulu3.sources import NoData
 
 ARTICLE = re.compile(r"\b(a|an|the)\b")
 PUNCTUATION = str.maketrans("", "", string.punctuation)
-SPANS = 1_000  # of a split output at most; no reference has more than some dozens
 
 
-def grade(output: str, golds: Sequence[Sequence[str]], *, split: bool = False) -> Grade:
+def grade(output: str, golds: Sequence[Sequence[str]]) -> Grade:
     """The best F1 over the reference answers, each rounded to 2 decimals.
 
     golds: from `gold`: for each accepted answer its spans (one for a number or a date). Answers
     whose first span is blank are passed over.
-    split: an output "Alice, Bob" may also be two spans; the better reading counts (published: it
-    is one, which gets at most half against two spans).
     UserError if there is no reference answer.
     """
     if isinstance(golds, str) or not golds or any(isinstance(g, str) or not g for g in golds):
         raise UserError(f"DROP: reference answers are lists of spans, not {golds!r}")
-    readings = [[output]]
-    if split:
-        readings.append(output.split(", ", maxsplit=SPANS))
-    scores = [f1(r, spans) for r in readings for spans in golds if spans[0].strip()]
+    scores = [f1([output], spans) for spans in golds if spans[0].strip()]
     return Grade(max(scores, default=0.0), output.strip())
 
 

@@ -41,15 +41,13 @@ def grade(
     output: str,
     instruction_ids: Sequence[str],
     kwargs: Sequence[Mapping[str, Any]],
-    *,
-    loose: bool = True,
 ) -> Grade:
     """1 if all instructions of the prompt are followed, else 0; `extracted` lists the verdicts.
 
     instruction_ids, kwargs: `instruction_id_list` and `kwargs` of the data, one entry each per
-    instruction. loose: prompt-level loose accuracy, the suite's metric; False: strict.
+    instruction. Prompt-level loose accuracy, the suite's metric.
     """
-    followed = verdicts(output, instruction_ids, kwargs, loose=loose)
+    followed = verdicts(output, instruction_ids, kwargs)
     said = [f"{i} {'yes' if f else 'no'}" for i, f in zip(instruction_ids, followed, strict=True)]
     return Grade(float(all(followed)), "; ".join(said))
 
@@ -58,8 +56,6 @@ def verdicts(
     output: str,
     instruction_ids: Sequence[str],
     kwargs: Sequence[Mapping[str, Any]],
-    *,
-    loose: bool = True,
 ) -> list[bool]:
     """Whether each instruction is followed; an empty output follows none.
 
@@ -69,8 +65,7 @@ def verdicts(
     """
     if not instruction_ids or len(instruction_ids) != len(kwargs):
         raise ValueError(f"{len(instruction_ids)} instructions with {len(kwargs)} arguments")
-    texts = _variants(output) if loose else [output]
-    texts = [text for text in dict.fromkeys(texts) if text.strip()]
+    texts = [text for text in dict.fromkeys(_variants(output)) if text.strip()]
     checks = [_check(i, k) for i, k in zip(instruction_ids, kwargs, strict=True)]
     return [any(check(text) for text in texts) for check in checks]
 

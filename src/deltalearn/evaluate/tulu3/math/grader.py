@@ -8,80 +8,68 @@ Minerva's original (minerva.py), and sympy runs in a process of its own (symboli
 from __future__ import annotations
 
 from types import ModuleType
-from typing import Literal
 
 from deltalearn.errors import UserError
 from deltalearn.evaluate.tulu3.grade import Grade
 from deltalearn.evaluate.tulu3.math import minerva, symbolic
 
-Normalisation = Literal["minerva", "lm_eval"]
 NO_ANSWER = "[invalidanswer]"
 OUTPUT = 50_000  # characters, the last ones, that are read: far beyond the 1,024 tokens allowed
 
 
-def grade(
-    output: str, solution: str, *, flex: bool = True, normalisation: Normalisation = "minerva"
-) -> Grade:
+def grade(output: str, solution: str) -> Grade:
     """1 if an answer in `output` is equivalent to the boxed one of `solution`, else 0.
 
-    flex: all of `answers` count, or the whole output where there is none, by string or by sympy
-    (the published score). False: only Minerva's final sentence, by sympy (lm_eval's exact_match).
-    normalisation: "minerva" is the published one; "lm_eval" is lm_eval's, mended.
-    An answer of more than `symbolic.LENGTH` characters is wrong.
+    All of `answers` count, or the whole output where there is none (lm_eval's exact_match has only
+    Minerva's final sentence). An answer of more than `symbolic.LENGTH` characters is wrong.
     UserError if `solution` has no boxed answer, or if lm_eval or sympy is missing.
     """
-    expected = gold(solution, normalisation=normalisation)
+    expected = gold(solution)
     output = output[-OUTPUT:]
-    if flex:
-        found = answers(output, normalisation=normalisation)
-        candidates = found or [_normalise(output, normalisation)]
-    else:
-        found = candidates = _final_sentence(output, normalisation)
-    for answer in candidates:
-        if equivalent(answer, expected, strings=flex):
+    found = answers(output)
+    for answer in found or [_normalise(output)]:
+        if equivalent(answer, expected):
             return Grade(1.0, answer)
     return Grade(0.0, found[0] if found else "")
 
 
-def gold(solution: str, *, normalisation: Normalisation = "minerva") -> str:
+def gold(solution: str) -> str:
     """The last boxed answer of a reference solution, normalised. UserError if there is none."""
     answer = _boxed(solution)
     if not answer or not answer[0].strip():
         raise UserError(f"MATH: no \\boxed{{...}} in the reference solution {solution[-80:]!r}")
-    return _normalise(answer[0], normalisation)
+    return _normalise(answer[0])
 
 
-def answers(output: str, *, normalisation: Normalisation = "minerva") -> list[str]:
+def answers(output: str) -> list[str]:
     """What stands in `output` as an answer, normalised.
 
     That of Minerva's final sentence and the last boxed one; if there is neither, what is between
     the last two dollar signs; none without those.
     """
-    found = _final_sentence(output, normalisation)
-    found += [_normalise(answer, normalisation) for answer in _boxed(output)]
+    found = _final_sentence(output)
+    found += [_normalise(answer) for answer in _boxed(output)]
     if not found and output.count("$") > 1:
-        found.append(_normalise(output.rsplit("$", 2)[1], normalisation))
+        found.append(_normalise(output.rsplit("$", 2)[1]))
     return found
 
 
-def equivalent(a: str, b: str, *, strings: bool = True) -> bool:
-    """Whether two normalised answers are the same text, the same for sympy or, with `strings`,
-    the same by the string equivalence of Hendrycks et al.
+def equivalent(a: str, b: str) -> bool:
+    """Whether two normalised answers are the same text, or the same for sympy or by the string
+    equivalence of Hendrycks et al.
 
     UserError if lm_eval or sympy is missing.
     """
     if max(len(a), len(b)) > symbolic.LENGTH:
         return False
-    if a == b or (strings and _lm_eval("hendrycks_math").is_equiv(a, b)):
-        return True
-    return symbolic.equal(a, b)
+    return a == b or _lm_eval("hendrycks_math").is_equiv(a, b) or symbolic.equal(a, b)
 
 
-def _final_sentence(output: str, normalisation: Normalisation) -> list[str]:
+def _final_sentence(output: str) -> list[str]:
     """The first answer in "Final Answer: The final answer is ... . I hope it is correct.", if it
     is there."""
     found = _lm_eval("minerva_math").get_unnormalized_answer(output)
-    return [] if found == NO_ANSWER else [_normalise(found, normalisation)]
+    return [] if found == NO_ANSWER else [_normalise(found)]
 
 
 def _boxed(text: str) -> list[str]:
@@ -94,12 +82,10 @@ def _boxed(text: str) -> list[str]:
         return []
 
 
-def _normalise(answer: str, normalisation: Normalisation) -> str:
+def _normalise(answer: str) -> str:
     if len(answer) > symbolic.LENGTH:  # equal to nothing; the patterns' time grows quadratically
         return answer
-    if normalisation == "minerva":
-        return minerva.normalise(answer)
-    return _lm_eval("minerva_math").normalize_final_answer(answer)
+    return minerva.normalise(answer)
 
 
 def _lm_eval(task: str) -> ModuleType:

@@ -1,17 +1,14 @@
 """MMLU answered in prose (CoT): the letter an output settles on.
 
-Source: OLMES, tasks `mmlu:cot::summarize` and `mmlu:0shot_cot::tulu3` of the Tülu 3 suite. The
+Source: OLMES, task `mmlu:cot::summarize` of the Tülu 3 suite. The
 multiple-choice variant (`mmlu:mc::tulu`) compares log-likelihoods and needs no grader.
 """
 
 from __future__ import annotations
 
 import re
-from typing import Literal
 
 from deltalearn.evaluate.tulu3.grade import Grade
-
-Variant = Literal["summarize", "tulu3"]
 
 # Of each pattern the first occurrence counts. The first three ignore case, for the letter too, so
 # that "the answer is a matter of taste" is answer A: the suite's rule, kept.
@@ -22,33 +19,27 @@ _FIRST = (
     re.compile(r"\(([A-D])\)"),
 )
 _ALONE = re.compile(r"\b([A-D])\b")
-_EXACT = re.compile(r"Therefore, the answer is \(([A-D])\)")  # asked for by the tulu3 variant
 
 
-def grade(output: str, letter: str, *, variant: Variant = "summarize") -> Grade:
+def grade(output: str, letter: str) -> Grade:
     """1 if the letter found in `output` is `letter` ("A" to "D"), else 0; no letter is wrong.
 
-    ValueError if `letter` or `variant` is none of the above.
+    ValueError if `letter` is none of the above.
     """
     if letter not in ("A", "B", "C", "D"):
         raise ValueError(f"the gold letter is one of A, B, C, D, not {letter!r}")
-    found = extract(output, variant=variant)
+    found = extract(output)
     return Grade(float(found == letter), found)
 
 
-def extract(output: str, *, variant: Variant = "summarize") -> str:
+def extract(output: str) -> str:
     """The letter `output` answers with, "A" to "D", or "" if it has none.
 
     The first pattern that hits decides: "therefore, the answer is: X", "answer is: X", "X is
     correct" (in these case is ignored and a bracket may stand before X), "(X)", each at its first
     occurrence; else the last stand-alone capital of the first line that has one (there the article
-    "A" is a letter like any other). Variant "tulu3" first looks for the exact phrase "Therefore,
-    the answer is (X)", and takes its last occurrence.
+    "A" is a letter like any other).
     """
-    if variant not in ("summarize", "tulu3"):
-        raise ValueError(f"variant is 'summarize' or 'tulu3', not {variant!r}")
-    if variant == "tulu3" and (exact := _EXACT.findall(output)):
-        return exact[-1]
     for pattern in _FIRST:
         if match := pattern.search(output):
             return match[1].upper()

@@ -8,7 +8,6 @@ the alias "in" of India is found in "Spain". The output is not lower-cased, so "
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,12 +16,11 @@ from deltalearn.evaluate.tulu3.grade import Grade
 from deltalearn.evaluate.tulu3.sources import NoData
 
 
-def grade(output: str, aliases: Sequence[str], *, whole_words: bool = False) -> Grade:
+def grade(output: str, aliases: Sequence[str]) -> Grade:
     """1 if an alias, as it is, lower-cased or capitalised, is a substring of `output`, else 0.
 
     aliases: the reference and its other names; empty ones are passed over. `extracted` is the
     first that was found, as it stands in the output.
-    whole_words: not in the middle of a word (published: anywhere).
     UserError if there is no alias.
     """
     names = [alias for alias in aliases if alias]
@@ -30,7 +28,7 @@ def grade(output: str, aliases: Sequence[str], *, whole_words: bool = False) -> 
         raise UserError(f"PopQA: a list of reference answers is needed, not {aliases!r}")
     for name in names:
         for form in (name, name.lower(), name.capitalize()):
-            if _stands_in(form, output, whole_words):
+            if form in output:
                 return Grade(1.0, form)
     return Grade(0.0, "")
 
@@ -52,9 +50,3 @@ def gold(row: Mapping[str, Any]) -> list[str]:
             "'golden_answers'"
         )
     return found
-
-
-def _stands_in(form: str, output: str, whole_words: bool) -> bool:
-    if not whole_words:
-        return form in output
-    return re.search(rf"(?<!\w){re.escape(form)}(?!\w)", output) is not None
