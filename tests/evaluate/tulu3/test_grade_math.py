@@ -434,7 +434,7 @@ def perturbed(name: str, every: int = 1):
         yield PERTURBED[name](rows[i], rows[i - 1]), rows[i]
 
 
-# Right as published, wrong for lm_eval, by what stands in the answer: matrices, the same text, which
+# Right as published, wrong for lm_eval, by what stands in the answer: matrices, the same text that
 # sympy cannot parse; and outputs without a final sentence, of which the end counts, behind the "=".
 GAINED = {"plainer": (7, "pmatrix"), "no stop": (4, "=")}
 # Right for lm_eval, wrong as published. Sympy takes the list for its first number, so that the one
