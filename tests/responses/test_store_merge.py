@@ -18,7 +18,7 @@ from helpers.cli import deltalearn, fails
 from helpers.stores import answer, assert_whole, failure, overwrite_root, put, requests, texts
 
 from deltalearn.errors import UserError
-from deltalearn.responses import maintenance as upkeep
+from deltalearn.responses import maintenance
 from deltalearn.responses.maintenance import Merged, merge
 from deltalearn.responses.store import ResponseStore
 
@@ -54,7 +54,7 @@ def two(tmp_path) -> tuple[Path, Path]:
 
 @pytest.mark.parametrize("at_once", [1, 4, 20_000])
 def test_a_merge_by_hand_whatever_it_takes_at_once(two, monkeypatch, at_once):
-    monkeypatch.setattr(upkeep, "ROWS_PER_TRANSACTION", at_once)
+    monkeypatch.setattr(maintenance, "ROWS_PER_TRANSACTION", at_once)
     ours, theirs = two
     before = texts(theirs)
     # There are both: the same, both failed | mended | other text, cut here, failed there, thinks.
@@ -107,8 +107,8 @@ def test_of_two_names_for_a_model_ours_stays_and_new_models_bring_theirs(two):
 
 def test_a_merge_that_broke_off_is_finished_by_the_next(two, monkeypatch):
     ours, theirs = two
-    monkeypatch.setattr(upkeep, "ROWS_PER_TRANSACTION", 2)
-    whole, parts = upkeep._merge_part, []
+    monkeypatch.setattr(maintenance, "ROWS_PER_TRANSACTION", 2)
+    whole, parts = maintenance._merge_part, []
 
     def dies(*arguments):
         parts.append(arguments)
@@ -116,10 +116,10 @@ def test_a_merge_that_broke_off_is_finished_by_the_next(two, monkeypatch):
             raise KeyboardInterrupt
         whole(*arguments)
 
-    monkeypatch.setattr(upkeep, "_merge_part", dies)
+    monkeypatch.setattr(maintenance, "_merge_part", dies)
     with pytest.raises(KeyboardInterrupt):
         merged(ours, theirs)
-    monkeypatch.setattr(upkeep, "_merge_part", whole)
+    monkeypatch.setattr(maintenance, "_merge_part", whole)
     # Of theirs, four rows had been seen; the two that were to be added are there.
     assert merged(ours, theirs) == Merged(added=0, same=4, mended=1, different=4)
     assert_whole(ours, 10)

@@ -25,7 +25,7 @@ from transformers import (
 from deltalearn import cli
 from deltalearn.errors import UserError
 from deltalearn.tune import train as engine
-from deltalearn.tune.fit import PairLengths, check_fit, find_obstacle
+from deltalearn.tune.fit import PairLengths, check_fit, config_obstacle
 
 SHORT = "The quick brown fox"
 LONG = "@ " * 40  # a token a character: longer than 64 and than a window of 16
@@ -153,9 +153,9 @@ class TestLayout:
 
     def test_a_window_that_holds_every_pair_is_none(self):
         config = MistralConfig(sliding_window=64, num_hidden_layers=1)
-        assert find_obstacle(config, lengths(10, 20, 54), "dpo") == ""
-        assert "64 tokens" in find_obstacle(config, lengths(10, 20, 55), "dpo")
-        assert find_obstacle(config, lengths(10, 20, 55), "sft") == ""
+        assert config_obstacle(config, lengths(10, 20, 54), "dpo") == ""
+        assert "64 tokens" in config_obstacle(config, lengths(10, 20, 55), "dpo")
+        assert config_obstacle(config, lengths(10, 20, 55), "sft") == ""
 
 
 def test_a_tiny_model_fits(tiny_model: Path):

@@ -21,7 +21,7 @@ def estimate_generation(
     """Estimate what one model will be asked.
 
     Args:
-        respondent: The model as the pipeline knows it, with identity, settings, prices and, unless
+        generator: The model as the pipeline knows it, with identity, settings, prices and, unless
             a server has it, files.
         requests: What it is asked; read several times.
         store: The response store, which need not exist.

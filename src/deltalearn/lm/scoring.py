@@ -183,7 +183,7 @@ def choose_rows(
     attach(model)
     kind = "shared" if layout == "auto" else layout
     proved = model._proved
-    obstacle = find_obstacle(model, trees) or proved.ruled_out.get(kind, "")
+    obstacle = sharing_obstacle(model, trees) or proved.ruled_out.get(kind, "")
     difference, tolerance = _probe(model, PADDED)
     proved.needs_whole_forward |= difference > tolerance
     if proved.needs_whole_forward:
@@ -210,7 +210,7 @@ def choose_rows(
     return RowLayout("padded", None, found)
 
 
-def find_obstacle(model: PreTrainedModel, trees: Sequence[Tree]) -> str:
+def sharing_obstacle(model: PreTrainedModel, trees: Sequence[Tree]) -> str:
     """Say why a model cannot keep several documents in a row.
 
     Args:

@@ -75,7 +75,7 @@ def report_dry_run(loaded: LoadedRecipe, tflops: float | None = None) -> str:
     TFLOP/s that a GPU is expected to reach, for hours.
     """
     from deltalearn.tune.estimate import dry_run, format_dry_run, known_config
-    from deltalearn.tune.fit import check_fit, find_obstacle
+    from deltalearn.tune.fit import check_fit, config_obstacle
     from deltalearn.tune.memory import measure_model
     from deltalearn.tune.train import split_held_out
 
@@ -99,7 +99,7 @@ def report_dry_run(loaded: LoadedRecipe, tflops: float | None = None) -> str:
     sizes = tuple(
         measure_model(config, dtype, recipe.tune.lora, shard=shard) for shard in (False, True)
     )
-    obstacle = find_obstacle(config, lengths, method)
+    obstacle = config_obstacle(config, lengths, method)
     plan = dry_run(lengths, sizes[0], recipe.tune, recipe.seeds[0], train=train, obstacle=obstacle)
     head = [
         f"Dry run of {recipe.name}: no weights read, nothing trained",

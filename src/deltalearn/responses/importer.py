@@ -114,7 +114,7 @@ def import_responses(
     """
     result, samples = Imported(), Counter[tuple[str, str]]()
     columns = tuple(models)
-    _refuse_idle(source, split, columns, name)
+    _reject_unused_options(source, split, columns, name)
     pending: dict[str, Answer] = {}
     for row in data_rows(source, split):
         result.read += 1
@@ -141,7 +141,7 @@ def import_responses(
     return result
 
 
-def _refuse_idle(
+def _reject_unused_options(
     source: str, split: str | None, columns: tuple[str, ...], name: str | None
 ) -> None:
     """UserError if `columns` or `name` change nothing, before anything is stored.

@@ -50,7 +50,7 @@ class Options:
 
 def run_theory(options: Options) -> None:
     """Print the numbers, and write the figures unless they are not wanted."""
-    _refuse_idle(options)
+    _reject_unused_options(options)
     geometry = geometry_of(options)
     theory = Theory.of(geometry, options.dimension)
     plan = _plan(options, geometry, theory)
@@ -65,7 +65,7 @@ def run_theory(options: Options) -> None:
         print(f"page:    {files[0]}\nfigures: {files[0].parent / 'figures'} (SVG and PNG)")
 
 
-def _refuse_idle(options: Options) -> None:
+def _reject_unused_options(options: Options) -> None:
     """An option that changes nothing is a misunderstanding: say so rather than ignore it."""
     if options.loss not in LOSSES:
         raise UserError(f"no loss {options.loss!r}; there are {', '.join(LOSSES)}")

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from deltalearn.errors import UserError
 from deltalearn.lm.layout import Tree
-from deltalearn.lm.scoring import find_obstacle as obstacle_of
+from deltalearn.lm.scoring import sharing_obstacle
 from deltalearn.recipe import TuneSpec
 from deltalearn.tune.dataset import Examples
 from deltalearn.tune.schedule import total_steps
@@ -102,11 +102,13 @@ def _without_storage(config: PretrainedConfig) -> PreTrainedModel:
         return AutoModelForCausalLM.from_config(config)
 
 
-def find_obstacle(config: PretrainedConfig, lengths: PairLengths, method: str) -> str:
+def config_obstacle(config: PretrainedConfig, lengths: PairLengths, method: str) -> str:
     """Why the model of `config` must have padded rows; empty if its config tells no reason.
 
     The run's own test, on a model without storage. The run also tries the layout on the weights.
     """
     at = int(lengths.documents(method).argmax())
     answers = tuple(range(int(a[at])) for a in lengths.answers(method))
-    return obstacle_of(_without_storage(config), [Tree(range(int(lengths.prompts[at])), answers)])
+    return sharing_obstacle(
+        _without_storage(config), [Tree(range(int(lengths.prompts[at])), answers)]
+    )

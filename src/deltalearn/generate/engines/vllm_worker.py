@@ -27,12 +27,12 @@ def main() -> None:
     first = json.loads(sys.stdin.readline())
     try:
         engine, version = load(first)
-        tell(out, {"ready": version, "context": engine.model_config.max_model_len})
+        write_lines(out, {"ready": version, "context": engine.model_config.max_model_len})
         lines: queue.SimpleQueue = queue.SimpleQueue()
         threading.Thread(target=read, args=(lines,), daemon=True).start()
         serve(engine, first["end_ids"], lines, out)
     except Exception as error:  # whatever vLLM raises, the one who waits must hear of it
-        tell(out, {"fatal": f"{type(error).__name__}: {error}"})
+        write_lines(out, {"fatal": f"{type(error).__name__}: {error}"})
         raise
 
 
@@ -71,12 +71,12 @@ def serve(engine, end_ids, lines, out) -> None:
                 engine.add_request(request["id"], prompt(request), sampling(request, end_ids))
                 began[request["id"]] = time.monotonic()
             except refusals as error:  # too long, most likely
-                tell(out, {"id": request["id"], "error": str(error)})
+                write_lines(out, {"id": request["id"], "error": str(error)})
         if not began:
             continue
         done = [answer(found, end_ids, began) for found in engine.step() if found.finished]
         if done:
-            tell(out, *done)
+            write_lines(out, *done)
 
 
 def what_refuses():
@@ -122,7 +122,7 @@ def answer(found, end_ids, began):
     return {**line, "ids": ids, "finish_reason": output.finish_reason}
 
 
-def tell(out, *values) -> None:
+def write_lines(out, *values) -> None:
     """Write a line of JSON for each value."""
     out.write("".join(json.dumps(value) + "\n" for value in values))
     out.flush()
