@@ -1,4 +1,4 @@
-"""Which pairs of a step go through the model together: a pure function of their lengths.
+"""Micro-batches of a step: a pure function of the pairs' lengths.
 
 A step's pairs are split into micro-batches of at most `budget` tokens, the same number on every
 rank, with loads as even as can be. Nothing here is random, so a plan never needs to be stored.
@@ -42,11 +42,20 @@ class _Bin:
 def plan_step(
     lengths: Sequence[Lengths], *, budget: int, ranks: int = 1, kind: str = "shared"
 ) -> list[list[list[int]]]:
-    """Split one step's pairs: plan[rank][micro-batch] is a list of places in `lengths`.
+    """Split one step's pairs into micro-batches.
 
-    Every rank gets the same number of micro-batches; if there are fewer pairs than micro-batches
-    some are empty. A pair larger than `budget` is a micro-batch by itself. Largest pairs are
-    placed first, each where the load is least, so that ranks finish at about the same time.
+    Largest pairs are placed first, each where the load is least, so that ranks finish at about the
+    same time.
+
+    Args:
+        lengths: Tokens of the prompt and of each answer, for each pair.
+        budget: Most tokens of a micro-batch. A larger pair is a micro-batch by itself.
+        ranks: Number of processes.
+        kind: Layout of the rows, one of `deltalearn.lm.layout.LAYOUTS`.
+
+    Returns:
+        plan[rank][micro-batch], a list of indices into `lengths`. Every rank has the same number of
+        micro-batches; if there are fewer pairs than micro-batches some are empty.
     """
     sizes = [tree_cost(prompt, answers, kind) for prompt, answers in lengths]
     order = sorted(range(len(lengths)), key=lambda i: (-_width(lengths[i], kind, sizes[i]), i))
@@ -91,7 +100,16 @@ def _distribute(
 
 
 def plan_tokens(lengths: Sequence[Lengths], plan: Sequence[Sequence[Sequence[int]]], kind: str):
-    """(tokens computed, tokens that are not padding) of a plan, over all ranks."""
+    """Count the tokens of a plan, over all ranks.
+
+    Args:
+        lengths: As for `plan_step`.
+        plan: Result of `plan_step`.
+        kind: Layout of the rows.
+
+    Returns:
+        (tokens computed, tokens that are not padding).
+    """
     computed = useful = 0
     for micro in (micro for rank in plan for micro in rank if micro):
         row = _Bin(kind, [])

@@ -48,7 +48,15 @@ class Checkpoints:
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
     ) -> None:
-        """identity: JSON values that must agree before training may go on from a checkpoint."""
+        """Prepare to save and restore.
+
+        Args:
+            directory: The same folder for all processes.
+            identity: JSON values that must agree before training may go on from a checkpoint.
+            accelerator: The run's processes.
+            model: As it is trained, wrapped or sharded.
+            optimizer: Its optimiser.
+        """
         self.directory = directory
         self.identity = json.loads(json.dumps(identity))  # as it will read back
         self.accelerator = accelerator
@@ -58,9 +66,11 @@ class Checkpoints:
         self.possible = accelerator.distributed_type != DistributedType.DEEPSPEED
 
     def save(self, step: int, progress: Mapping[str, Any]) -> None:
-        """Save the state after `step` optimiser steps; earlier checkpoints are removed after.
+        """Save the state after `step` optimiser steps, then remove earlier checkpoints.
 
-        progress: JSON values that `restore` gives back, such as the best score so far.
+        Args:
+            step: Number of steps taken.
+            progress: JSON values that `restore` gives back, such as the best score so far.
         """
         if not self.possible:
             return
@@ -83,9 +93,13 @@ class Checkpoints:
         self.accelerator.wait_for_everyone()
 
     def restore(self) -> tuple[int, dict[str, Any]]:
-        """Load the newest checkpoint in place; return (step, progress), (0, {}) if there is none.
+        """Load the newest checkpoint in place.
 
-        Raises UserError if it belongs to a run with other settings, data or weights.
+        Returns:
+            (step, progress) as saved; (0, {}) if there is none.
+
+        Raises:
+            UserError: If it belongs to a run with other settings, data or weights.
         """
         steps = self._steps()
         if not steps:

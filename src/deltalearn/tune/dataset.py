@@ -38,7 +38,12 @@ class Examples(Sequence[Example]):
     """
 
     def __init__(self, tokens: np.ndarray, offsets: np.ndarray) -> None:
-        """tokens: (N,) int32. offsets: (pairs, 4) int64, start of prompt, chosen, rejected, end."""
+        """Use arrays as they are, without a copy.
+
+        Args:
+            tokens: (N,) int32.
+            offsets: (pairs, 4) int64, start of prompt, chosen and rejected, and end, of each pair.
+        """
         self._tokens = np.asarray(tokens)  # a plain view of a mapped file: cheaper to slice
         self._offsets = offsets
         lengths = np.diff(offsets, axis=1).astype(np.int32)
@@ -87,9 +92,14 @@ class Examples(Sequence[Example]):
         yield from zip(starts[firsts].tolist(), ends[lasts].tolist(), strict=True)
 
     def save(self, directory: Path, about: Mapping[str, Any] | None = None) -> Examples:
-        """Write a folder, complete or not at all; returns the same examples mapped from it.
+        """Write a folder, complete or not at all.
 
-        about: JSON values to keep beside them, for `read_about`.
+        Args:
+            directory: Replaced if it exists.
+            about: JSON values to keep beside them, for `read_about`.
+
+        Returns:
+            The same examples, mapped from the folder.
         """
         with Collector(directory) as collector:
             for example in self:
@@ -123,7 +133,7 @@ class Examples(Sequence[Example]):
 
 
 def read_about(directory: Path) -> Mapping[str, Any]:
-    """What `save` was told to keep beside the examples; empty if there is nothing readable."""
+    """Read the values that `save` was given to keep; empty if there is nothing readable."""
     try:
         about = json.loads((directory / META).read_text(encoding="utf-8"))["about"]
     except (OSError, ValueError, KeyError, TypeError):

@@ -1,4 +1,4 @@
-"""What a tuning run will take, from lengths and a model's shape alone: no weights, no network."""
+"""Estimate of a tuning run from lengths and a model's config alone: no weights, no network."""
 
 from __future__ import annotations
 
@@ -27,10 +27,13 @@ ALIKE = 0.7  # correlation of the log-lengths of two answers to one prompt: an a
 
 @dataclass(frozen=True)
 class LayoutPlan:
-    """A layout over the planned steps: means a step, and shares of the tokens computed.
+    """A layout over the planned steps.
 
-    padding: tokens of no text. repeated_prompt: prompt tokens that stood there already.
-    micro_batches: a step's forwards on each of GPUS.
+    Attributes:
+        tokens: Tokens computed, mean of a step.
+        padding: Share of the tokens computed that are no text.
+        repeated_prompt: Share of the tokens computed that are prompts computed once more.
+        micro_batches: Forwards of a step on each of GPUS, means.
     """
 
     tokens: float
@@ -41,7 +44,21 @@ class LayoutPlan:
 
 @dataclass(frozen=True)
 class DryRun:
-    """The numbers of a run. flops: useful ones a step, and of the whole reference pass."""
+    """Numbers of a run that has not begun.
+
+    Attributes:
+        pairs: Pairs to train on.
+        batch_size: Pairs of a step.
+        steps: Optimiser steps.
+        warmup: Steps of warm-up.
+        planned: Steps that were planned; the others are like them.
+        layouts: The plan of each layout.
+        layout: The one that the run takes, as far as a config tells.
+        reason: Why rows are padded, if the run did not ask for them.
+        largest_forward: Tokens of the largest forward.
+        flops: Useful floating-point operations of a step.
+        reference_flops: The same of the whole reference pass.
+    """
 
     pairs: int
     batch_size: int
@@ -57,7 +74,7 @@ class DryRun:
 
 
 def config_names() -> list[str]:
-    """Models whose config is in the package."""
+    """List the models whose config is in the package."""
     return sorted(path.stem for path in MODEL_CONFIGS.glob("*.json"))
 
 
@@ -74,10 +91,19 @@ def known_config(name: str) -> PretrainedConfig:
 def draw_lengths(
     pairs: int, medians: tuple[int, int, int], spread: float, max_length: int, seed: int
 ) -> PairLengths:
-    """Assumed lengths: lognormal with the given medians (prompt, chosen, rejected).
+    """Draw assumed lengths from lognormal distributions.
 
-    Answers to one prompt are alike (`ALIKE`); prompt and answer are cut to fit `max_length`
-    together. The same arguments always give the same lengths.
+    Answers to one prompt are alike (`ALIKE`). The same arguments always give the same lengths.
+
+    Args:
+        pairs: Number of pairs.
+        medians: Tokens of prompt, chosen and rejected answer.
+        spread: Standard deviation of the logarithm of each.
+        max_length: Most tokens of prompt and answer together; both are cut to fit.
+        seed: Of the draw.
+
+    Returns:
+        Tokens of each pair.
     """
     random = np.random.default_rng(seed)
     prompt, common, chosen, rejected = random.standard_normal((4, pairs))
@@ -112,10 +138,22 @@ def dry_run(
     train: np.ndarray | None = None,
     obstacle: str = "",
 ) -> DryRun:
-    """Plan some steps of the run in every layout; UserError if there is not one batch of pairs.
+    """Plan some steps of the run in every layout.
 
-    train: places of the pairs that are not held out; default, for assumed pairs: all but the last.
-    obstacle: why the model must have padded rows.
+    Args:
+        lengths: Tokens of each pair.
+        size: The model.
+        settings: The recipe's `tune` section.
+        seed: Of the run.
+        train: Indices of the pairs that are not held out; default, for assumed pairs: all but the
+            last.
+        obstacle: Why the model must have padded rows; empty if it need not.
+
+    Returns:
+        The numbers of the run.
+
+    Raises:
+        UserError: If the pairs fill no batch, or if the layout that was asked for cannot be used.
     """
     if train is None:
         train = np.arange(max(0, len(lengths) - (settings.eval_pairs or 0)))
@@ -173,11 +211,19 @@ def _plan(batches: Sequence[Sequence[Lengths]], budget: int, kind: str) -> Layou
 def useful_flops(
     lengths: PairLengths, size: ModelSize, settings: TuneSpec
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Floating-point operations of each pair, two arrays (N,): (training, one forward of both).
+    """Count the useful floating-point operations of each pair.
 
     Useful ones: every distinct token once, the head at answer tokens only, attention to visible
     tokens only, nothing computed again. A product of matrices counts 2 a multiply-add; training
     is a forward, gradients of inputs and gradients of weights, these not for a frozen base.
+
+    Args:
+        lengths: Tokens of each pair.
+        size: The model.
+        settings: The recipe's `tune` section.
+
+    Returns:
+        (training, one forward of both answers), each (pairs,) float64.
     """
 
     def forward(answers: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -202,10 +248,17 @@ def format_dry_run(
     dtype: str,
     tflops: float | None = None,
 ) -> str:
-    """The report, as lines of text.
+    """Write the report of a dry run.
 
-    sizes: the model measured whole and sharded. tflops: useful TFLOP/s that each GPU is expected
-    to reach, for hours.
+    Args:
+        plan: The numbers of the run.
+        sizes: The model measured whole and sharded.
+        settings: The recipe's `tune` section.
+        dtype: Name of the run's precision.
+        tflops: Useful TFLOP/s that each GPU is expected to reach; adds hours.
+
+    Returns:
+        Lines of text.
     """
     blocks = [_run_lines(plan, settings), _layout_lines(plan)]
     blocks.append(_memory_lines(plan, sizes, settings, dtype))

@@ -1,4 +1,4 @@
-"""Whether a model and a set of pairs go together, before weights are read."""
+"""Check that a model and a set of pairs go together, before weights are read."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from deltalearn.tune.schedule import total_steps
 
 @dataclass(frozen=True)
 class PairLengths:
-    """Tokens of each usable pair, three arrays (N,); answers with their end-of-turn token."""
+    """Tokens of each usable pair: three arrays (pairs,); answers count their end-of-turn token."""
 
     prompts: np.ndarray
     chosen: np.ndarray
@@ -27,7 +27,7 @@ class PairLengths:
 
     @classmethod
     def of(cls, examples: Examples) -> PairLengths:
-        """Those of prepared pairs."""
+        """Take the lengths of prepared pairs."""
         return cls(examples.prompt_lengths, examples.chosen_lengths, examples.rejected_lengths)
 
     def __len__(self) -> int:
@@ -43,7 +43,19 @@ class PairLengths:
 
 
 def steps_on(pairs: int, held_out: int, settings: TuneSpec) -> int:
-    """Steps of a run on `pairs`, not counting those held out; UserError if they fill no batch."""
+    """Count the optimiser steps of a run.
+
+    Args:
+        pairs: Pairs to train on.
+        held_out: Pairs held out, for the error message.
+        settings: The recipe's `tune` section.
+
+    Returns:
+        At least 1.
+
+    Raises:
+        UserError: If the pairs fill no batch.
+    """
     steps = total_steps(pairs, settings.batch_size, settings.steps, settings.epochs)
     if steps == 0:
         fewer = ", fewer eval_pairs" if held_out else ""
@@ -58,11 +70,22 @@ def steps_on(pairs: int, held_out: int, settings: TuneSpec) -> int:
 def check_fit(
     config: PretrainedConfig, lengths: PairLengths, method: str, largest_id: int = -1
 ) -> str | None:
-    """Whether the model of `config` has a place for every token, before its weights are read.
+    """Check that a model has a place for every token, before its weights are read.
 
-    largest_id: of the pairs. UserError if an id or a position has no row in the model's tables.
-    Positions that are computed (RoPE) have no end, and what goes beyond those that the model was
-    made for is a warning, which is returned.
+    Positions that are computed (RoPE) have no end; going beyond those that the model was made for
+    is a warning.
+
+    Args:
+        config: The model's config.
+        lengths: Tokens of each pair.
+        method: Name of the tuning method, which decides the answers that count.
+        largest_id: The largest token id of the pairs.
+
+    Returns:
+        A warning, or None.
+
+    Raises:
+        UserError: If an id or a position has no row in the model's tables.
     """
     text = config.get_text_config()
     rows = getattr(text, "vocab_size", None)
@@ -103,9 +126,18 @@ def _without_storage(config: PretrainedConfig) -> PreTrainedModel:
 
 
 def config_obstacle(config: PretrainedConfig, lengths: PairLengths, method: str) -> str:
-    """Why the model of `config` must have padded rows; empty if its config tells no reason.
+    """Say why the model of `config` must have padded rows.
 
-    The run's own test, on a model without storage. The run also tries the layout on the weights.
+    This is the run's own test, on a model without storage. The run also tries the layout on the
+    weights.
+
+    Args:
+        config: The model's config.
+        lengths: Tokens of each pair.
+        method: Name of the tuning method.
+
+    Returns:
+        The reason; empty if the config tells none.
     """
     at = int(lengths.documents(method).argmax())
     answers = tuple(range(int(a[at])) for a in lengths.answers(method))

@@ -43,7 +43,7 @@ Dev = Callable[[PreTrainedModel], dict[str, float]]  # scores of a model, the fi
 
 @dataclass
 class Progress:
-    """What a checkpoint must remember beyond weights: the evaluations and the time so far.
+    """State that a checkpoint keeps beside weights: the evaluations and the time so far.
 
     Every field has a default, so that checkpoints from before it was added still load.
     """
@@ -54,7 +54,15 @@ class Progress:
     seconds: float = 0.0  # of training, over all starts of the run
 
     def better(self, score: float, step: int) -> bool:
-        """Take note of an evaluation; whether it is the best so far."""
+        """Take note of an evaluation.
+
+        Args:
+            score: Higher is better.
+            step: Steps taken so far.
+
+        Returns:
+            True if it is the best so far.
+        """
         if self.best is None or score > self.best:
             self.best, self.best_step, self.since_best = score, step, 0
             return True
@@ -85,8 +93,9 @@ class Run:
     def loop(self, start: int) -> dict[str, Any]:
         """Run steps start..steps; one line each in log.jsonl, evaluations in evals.jsonl.
 
-        Returns the last line of log.jsonl. Stopping early adds `stopped_early` and
-        `planned_steps` to it.
+        Returns:
+            The last line of log.jsonl. Stopping early adds `stopped_early` and `planned_steps` to
+            it.
         """
         every = self.settings.checkpoint_every or max(1, math.ceil(self.steps / 5))
         main = self.accelerator.is_main_process
@@ -189,16 +198,24 @@ class Run:
 
     @property
     def evaluates(self) -> bool:
-        """Whether anything is measured on the way."""
+        """True if anything is measured while tuning."""
         return bool(len(self.held_out)) or self.dev is not None
 
     @property
     def eval_every(self) -> int:
-        """Steps between evaluations."""
+        """Number of steps between evaluations."""
         return self.settings.eval_every or max(1, math.ceil(self.steps / 10))
 
     def evaluate(self, step: int, lines: Path | None) -> bool:
-        """Measure held-out pairs and the dev suite; whether the run should stop early."""
+        """Measure held-out pairs and the dev suite.
+
+        Args:
+            step: Steps taken so far.
+            lines: File to append the numbers to; None writes none.
+
+        Returns:
+            True if the run should stop early.
+        """
         record: dict[str, float] = {}
         self.policy.eval()
         if len(self.held_out):

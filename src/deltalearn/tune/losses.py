@@ -293,9 +293,13 @@ def orpo(
 
 
 def bind_loss(settings: TuneSpec) -> Loss:
-    """The loss of `settings.method` with its options set: a function of the six tensors alone.
+    """Set the options of `settings.method`'s loss.
 
-    Raises ValueError for sft, which compares nothing.
+    Returns:
+        A function of the six tensors alone, all (B,), to (losses, margins), both (B,).
+
+    Raises:
+        ValueError: For sft, which compares nothing.
     """
     if settings.method not in PREFERENCE_LOSSES:
         raise ValueError(f"{settings.method} is not a preference loss")

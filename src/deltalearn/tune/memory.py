@@ -1,4 +1,4 @@
-"""How much memory tuning needs on each GPU, from a model's config and the settings alone.
+"""Memory that tuning needs on each GPU, from a model's config and the settings alone.
 
 The model is built on shapes without storage: its parameters are counted exactly, and what
 autograd would keep for the backward is counted on its own forward, whatever the architecture.
@@ -87,11 +87,19 @@ class MemoryEstimate:
 def measure_model(
     config: PretrainedConfig, dtype: str, lora: LoraSpec | None = None, *, shard: bool = False
 ) -> ModelSize:
-    """Count the model of `config` as tuning runs it under `dtype` (a torch dtype's name).
+    """Count a model as tuning runs it; no weight is allocated.
 
-    Full tuning computes with float32 weights under autocast; FSDP2 (`shard`) gathers them in
-    `dtype`, and with adapters the base is frozen in it. No weight is allocated. Takes seconds for
-    an 8B model.
+    Full tuning computes with float32 weights under autocast; FSDP2 gathers them in `dtype`, and
+    with adapters the base is frozen in it. Takes seconds for an 8B model.
+
+    Args:
+        config: The model's config.
+        dtype: Name of the run's precision, a torch dtype.
+        lora: Adapters, if there are any.
+        shard: Count as FSDP2 runs the model.
+
+    Returns:
+        Sizes of the model.
     """
     compute = getattr(torch, dtype)
     weight_dtype = torch.float32 if lora is None and not shard else compute
@@ -224,12 +232,23 @@ def estimate_memory(
     shard: bool | None = None,
     device: str = "cuda",
 ) -> MemoryEstimate:
-    """Bytes on each of `gpus` at the peak of a step whose largest forward has `tokens` tokens.
+    """Estimate the memory of each GPU at the peak of a step.
 
-    shard: FSDP2, which divides weights, gradients and moments; without it (DDP) every GPU holds
-    all; default: as the settings say. `size` must be measured for the same.
     Weights, gradients and moments are exact; activations hold for fused attention; the rest are
-    rules: it all coexists at the start of the backward, so their sum is the peak.
+    rules of thumb. All coexists at the start of the backward, so the sum is the peak.
+
+    Args:
+        size: The model, measured for the same `shard`.
+        settings: The recipe's `tune` section.
+        dtype: Name of the run's precision.
+        tokens: Tokens of the largest forward.
+        gpus: Number of processes.
+        shard: FSDP2, which divides weights, gradients and moments; without it (DDP) every GPU holds
+            all. Default: as the settings say.
+        device: Type of the device, "cuda" or "cpu".
+
+    Returns:
+        Bytes on each GPU.
     """
     parts_of = gpus if (settings.shard if shard is None else shard) else 1
     low = getattr(torch, dtype).itemsize

@@ -1,4 +1,4 @@
-"""What tuning will see of a few pairs: every token with its id, and what of it is trained."""
+"""Preview of a few pairs: every token with its id, and whether it is trained on."""
 
 from __future__ import annotations
 
@@ -21,10 +21,18 @@ def preview(
     count: int = 2,
     counts: ExampleCounts | None = None,
 ) -> str:
-    """A page of plain text on `count` pairs: the first ones, and one with an open end if any.
+    """Show pairs as tuning will see them: the first ones, and one with an open end if any.
 
-    Characters that a terminal would act on are written as escapes. counts: adds what became of
-    all pairs.
+    Characters that a terminal would act on are written as escapes.
+
+    Args:
+        tokenizer: The student's.
+        examples: Prepared pairs.
+        count: Number of pairs to show.
+        counts: Adds what became of all pairs.
+
+    Returns:
+        A page of plain text.
     """
     ends = {tokenizer.eos_token_id, end_of_turn(tokenizer)}
     parts = [
@@ -45,7 +53,7 @@ def preview(
 
 
 def visible(text: str) -> str:
-    """`text` with every character that has no shape of its own written as an escape."""
+    """Write every character of `text` that has no shape of its own as an escape."""
     return "".join(
         c if c.isprintable() and c != "\\" else c.encode("unicode_escape").decode() for c in text
     )

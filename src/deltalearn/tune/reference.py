@@ -46,7 +46,12 @@ class ReferenceCache:
         return self._store.get(keys)
 
     def add(self, key: bytes, logprob: float) -> None:
-        """Keep one value; it is on disk after at most COMMIT_EVERY more, or after `flush`."""
+        """Keep one value; it is on disk after at most COMMIT_EVERY more, or after `flush`.
+
+        Args:
+            key: Result of `answer_key`.
+            logprob: Summed log-probability of the answer.
+        """
         self._fresh[key] = logprob
         if len(self._fresh) >= COMMIT_EVERY:
             self.flush()
@@ -61,7 +66,16 @@ class ReferenceCache:
 
 
 def answer_key(scope: str, prompt: Ids, answer: Ids) -> bytes:
-    """Key of an answer: `scope` (the weights' fingerprint and how they are run) and all ids."""
+    """Compute the key of an answer.
+
+    Args:
+        scope: Fingerprint of the weights and how they are run; see `train.reference_scope`.
+        prompt: Ids of the prompt.
+        answer: Ids of the answer.
+
+    Returns:
+        A digest of all of it.
+    """
     hasher = hashlib.sha256(scope.encode())
     for ids in (prompt, answer):  # the length first, so that no two splits collide
         hasher.update(len(ids).to_bytes(8, "little"))
@@ -79,11 +93,24 @@ def reference_logprobs(
     accelerator: Accelerator,
     title: str = "reference",
 ) -> Tensor:
-    """Summed log-probabilities of `answers` (prompt ids, answer ids), (len(answers),) float32.
+    """Look up or compute the log-probabilities of answers under the untouched student.
 
     What the cache lacks is scored by `model`, all answers of a prompt in one tree, and kept. Every
     process scores its share; the main process alone reads and writes the cache, and all get all
     values.
+
+    Args:
+        model: The student before any step, in evaluation mode.
+        answers: (prompt ids, answer ids) of each.
+        cache: Where values are kept.
+        scope: Fingerprint of the weights and how they are run.
+        rows: Layout and attention of the rows.
+        token_budget: Most tokens of one forward.
+        accelerator: The run's processes.
+        title: Name for the progress bar.
+
+    Returns:
+        Summed log-probabilities, (len(answers),) float32 on the CPU.
     """
     keys = [answer_key(scope, prompt, answer) for prompt, answer in answers]
     (known,) = broadcast_object_list([cache.known(keys) if accelerator.is_main_process else None])

@@ -1,4 +1,4 @@
-"""How long a run is, in which order it sees its pairs, and the learning rate at each step."""
+"""Length of a run, order of its pairs, and the learning rate at each step."""
 
 from __future__ import annotations
 
@@ -9,10 +9,18 @@ import numpy as np
 
 
 def total_steps(pairs: int, batch_size: int, steps: int | None, epochs: float | None) -> int:
-    """Optimiser steps of a run: `steps` if given, else ceil(epochs x floor(pairs / batch_size)).
+    """Count the optimiser steps of a run.
 
-    The last incomplete batch of an epoch is left out, as in the paper's code. Zero if there are
-    fewer pairs than one batch.
+    The last incomplete batch of an epoch is left out, as in the paper's code.
+
+    Args:
+        pairs: Pairs to train on.
+        batch_size: Pairs of a step.
+        steps: Steps, if given.
+        epochs: Passes over the pairs, used without `steps`.
+
+    Returns:
+        `steps`, or ceil(epochs x floor(pairs / batch_size)); zero if the pairs fill no batch.
     """
     per_epoch = pairs // batch_size
     if per_epoch == 0:
@@ -21,9 +29,18 @@ def total_steps(pairs: int, batch_size: int, steps: int | None, epochs: float | 
 
 
 def batch_at(step: int, pairs: int, batch_size: int, seed: int) -> list[int]:
-    """Indices of the pairs of one step (from 0): a pure function, so resuming needs no state.
+    """Find the pairs of one step: a pure function, so resuming needs no state.
 
     Every epoch is a fresh permutation of all pairs, reproducible from (seed, epoch).
+
+    Args:
+        step: Number of the step, from 0.
+        pairs: Pairs to train on.
+        batch_size: Pairs of a step.
+        seed: Of the run.
+
+    Returns:
+        Indices of `batch_size` pairs.
     """
     per_epoch = pairs // batch_size
     epoch, within = divmod(step, per_epoch)
@@ -47,14 +64,24 @@ def learning_rate(
     min_ratio: float,
     scheduler: str = "cosine",
 ) -> float:
-    """The rate of `step` (from 0): linear warm-up, then `scheduler` down to min_ratio x peak.
+    """Compute the learning rate of a step: linear warm-up, then the scheduler.
 
     Warm-up takes ceil(warmup_ratio x total) steps. The first step already moves (peak / warmup
     steps) and the floor is reached at step `total`, so that no step is spent at a rate of zero.
-    scheduler is "cosine", "linear" or "constant", which stays at the peak whatever min_ratio.
 
     transformers has the same curves (cosine_with_min_lr, polynomial of power 1 with lr_end,
     constant_with_warmup), but its warm-up starts at zero: one step later than this one.
+
+    Args:
+        step: Number of the step, from 0.
+        total: Steps of the run.
+        peak: Rate after warm-up.
+        warmup_ratio: Share of the steps that warm up.
+        min_ratio: Share of the peak to which the rate falls.
+        scheduler: "cosine", "linear" or "constant", which stays at the peak whatever min_ratio.
+
+    Returns:
+        The rate.
     """
     warmup = math.ceil(warmup_ratio * total)
     if step < warmup:

@@ -18,10 +18,11 @@ from deltalearn.tune.losses import bind_loss
 
 @dataclass(frozen=True)
 class Batch:
-    """What the losses of one step share: which pairs, and what each of them weighs.
+    """The pairs of one step, over all ranks, and the weight of each.
 
-    indices: all pairs of the step, over all ranks. answer_tokens: tokens of their chosen answers,
-    the denominator of sft.
+    Attributes:
+        indices: Pairs of the step.
+        answer_tokens: Tokens of their chosen answers, the denominator of sft.
     """
 
     indices: Sequence[int]
@@ -29,7 +30,7 @@ class Batch:
 
     @property
     def weight(self) -> float:
-        """Every pair weighs the same whatever the split."""
+        """Weight of a pair: the same for all, whatever the split."""
         return 1 / len(self.indices)
 
 
@@ -52,7 +53,7 @@ class Objective:
         return Batch(indices, sum(int(self.examples.chosen_lengths[i]) for i in indices))
 
     def lengths(self, indices: Sequence[int]) -> list[Lengths]:
-        """What the planner needs to know of pairs."""
+        """Look up the lengths of pairs, for the planner."""
         sizes = self.examples
         return [
             (
@@ -67,10 +68,19 @@ class Objective:
     def micro(
         self, policy: nn.Module, places: Sequence[int], batch: Batch
     ) -> tuple[Tensor, dict[str, Tensor], int]:
-        """Loss, metrics and computed tokens of the pairs batch.indices[places] in one forward.
+        """Compute loss and metrics of some pairs of a step in one forward.
 
-        Loss and metrics are sums over these pairs, weighted so that the micro-batches of a step
-        add up to the step's means. No `places`: a forward of weight zero, for ranks in lockstep.
+        They are sums over these pairs, weighted so that the micro-batches of a step add up to the
+        step's means.
+
+        Args:
+            policy: The student, wrapped or sharded.
+            places: The pairs, as indices into `batch.indices`. None at all: a forward of weight
+                zero, for ranks in lockstep.
+            batch: The step.
+
+        Returns:
+            (loss, metrics, computed tokens).
         """
         weight = batch.weight if places else 0.0
         indices = [batch.indices[p] for p in places] or [self._filler(batch)]

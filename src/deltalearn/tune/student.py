@@ -31,12 +31,22 @@ def load_student(
 
     Without `settings.lora` all weights train and are float32 on the CPU, whatever
     `placement.dtype`: that is what mixed precision computes in. With it the weights are frozen in
-    `placement.dtype`, and float32 adapters (Hu et al. 2021), drawn by `seed`, train beside them.
-    lora.bits 4 keeps the frozen weights as double-quantised nf4 (QLoRA, Dettmers et al. 2023), put
-    on `placement.device` at once, since quantising happens there.
+    `placement.dtype`, and float32 adapters (Hu et al. 2021) train beside them. lora.bits 4 keeps
+    the frozen weights as double-quantised nf4 (QLoRA, Dettmers et al. 2023), put on
+    `placement.device` at once, since quantising happens there.
 
-    Raises UserError if the files do not make a whole model, if `placement.device` is not here, if
-    peft or bitsandbytes is missing, or if an entry of lora.targets names no layer.
+    Args:
+        files: The student's files.
+        settings: The recipe's `tune` section.
+        placement: Device and precision.
+        seed: Of the adapters' first weights.
+
+    Returns:
+        The model, or peft's wrapper of it.
+
+    Raises:
+        UserError: If the files do not make a whole model, if `placement.device` is not here, if
+            peft or bitsandbytes is missing, or if an entry of lora.targets names no layer.
     """
     require_device(placement.device)
     lora = settings.lora
@@ -158,7 +168,7 @@ def reference_view(model: nn.Module) -> Iterator[None]:
 
 
 def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """What is trained, by name, in the model's own order; a tied weight occurs once.
+    """Collect the trained parameters by name, in the model's own order; a tied weight occurs once.
 
     Names are those of the bare model, also if it is wrapped in DistributedDataParallel.
     """
@@ -176,18 +186,24 @@ def save_student(
     placement: Placement,
     out: Path,
 ) -> None:
-    """Write the tuned student to `out`, an ordinary Hugging Face directory, complete or not at all.
+    """Write the tuned student as an ordinary Hugging Face directory, complete or not at all.
 
-    weights: whole tensors under the names of `trainable_parameters`; they are laid over the
-    student read anew from `files`, so nothing of how it was trained (sharding, quantising,
-    attention) stays in it. Stored as safetensors in `placement.dtype` with the tokenizer and the
-    generation config the student came with. To be called by one process; it needs host memory for
-    the model in that dtype.
+    The student is read anew from `files` and the weights are laid over it, so nothing of how it was
+    trained (sharding, quantising, attention) stays in it. It is stored as safetensors in
+    `placement.dtype`, with the tokenizer and the generation config that it came with. To be called
+    by one process; it needs host memory for the model in that dtype.
 
     With LoRA the adapter goes to `adapter` beside `out`, in peft's format and float32, and `out` is
     the model with the adapter merged in. After QLoRA it is merged into the weights as they were
     before quantising, for which it was not trained: load the adapter on the quantised student to
     have exactly what was tuned.
+
+    Args:
+        weights: Whole tensors under the names of `trainable_parameters`.
+        files: The student's files.
+        settings: The recipe's `tune` section.
+        placement: Gives the precision.
+        out: The directory; replaced if it exists.
     """
     model = load_model(files, Placement("cpu", placement.dtype))
     if settings.lora is not None:

@@ -38,14 +38,16 @@ REASONS = {  # why a pair is dropped, in the order in which it is tested
 
 @dataclass
 class ExampleCounts:
-    """What became of the pairs.
+    """Counts of what became of the pairs.
 
-    dropped_by_side: for one-sided reasons which side was at fault (`empty:chosen`,
-    `too_long:both`). unusable: rows of the source that were no pairs. first: where each reason was
-    met first, and why. altered_answers do not survive a round trip through ids;
-    special_token_answers hold text that the tokenizer reads as control tokens; assumed_ends have
-    no finish reason and are taken to have stopped; cut_pairs lost the end of both answers to
-    tune.max_length.
+    Attributes:
+        dropped_by_side: For one-sided reasons the side at fault (`empty:chosen`, `too_long:both`).
+        unusable: Rows of the source that were no pairs.
+        first: Place where each reason was met first, and why.
+        altered_answers: Answers that do not survive a round trip through ids.
+        special_token_answers: Answers with text that the tokenizer reads as control tokens.
+        assumed_ends: Answers without a finish reason, taken to have stopped.
+        cut_pairs: Pairs that lost the end of both answers to tune.max_length.
     """
 
     pairs: int = 0
@@ -66,7 +68,14 @@ class ExampleCounts:
         return counts
 
     def drop(self, reason: str, row: PairRow, side: str | None = None, why: str = "") -> None:
-        """Count a dropped pair."""
+        """Count a dropped pair.
+
+        Args:
+            reason: One of the known reasons.
+            row: The pair.
+            side: The side at fault: "chosen", "rejected" or "both".
+            why: More about the first case, for people.
+        """
         self.dropped[reason] += 1
         self.first.setdefault(reason, f"{row.where}: {why or REASONS[reason]}")
         if side:
@@ -87,14 +96,24 @@ def prepare_examples(
 ) -> tuple[Examples, ExampleCounts]:
     """Tokenise pairs for the student.
 
-    max_length: most tokens of a prompt with one answer. truncation of pairs that exceed it on
-    either side: "drop" both answers, "cut" both to the same number of tokens and leave out their
-    end-of-turn ids (so that cutting teaches neither a length nor an end; a prompt is never cut),
-    or "error". directory: keep the result there and map it into memory; if it holds the result of
-    the same `key` (JSON that identifies `rows`), tokenizer and settings, it is used as it is.
-    enough: read no further, at the end of a `batch` of rows, once so many pairs are kept.
+    Args:
+        tokenizer: The student's.
+        rows: Pairs as text.
+        max_length: Most tokens of a prompt with one answer.
+        truncation: Of pairs that exceed it on either side: "drop" both answers, "cut" both to the
+            same number of tokens and leave out their end-of-turn ids (so that cutting teaches
+            neither a length nor an end; a prompt is never cut), or "error".
+        directory: Keep the result there and map it into memory. If it holds the result of the same
+            `key`, tokenizer and settings, it is used as it is.
+        key: JSON that identifies `rows`.
+        enough: Read no further, at the end of a `batch` of rows, once so many pairs are kept.
+        batch: Rows tokenised together.
 
-    UserError with truncation "error" if a pair is too long, and if no pair is left at all.
+    Returns:
+        The examples, and counts of what became of all pairs.
+
+    Raises:
+        UserError: If no pair is left, or, with truncation "error", if one is too long.
     """
     about = {}
     if directory is not None:

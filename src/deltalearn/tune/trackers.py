@@ -20,9 +20,17 @@ Track = Callable[[Mapping[str, float], int], None]
 
 
 def tracker_arguments(settings: TuneSpec, out: Path) -> dict[str, Any]:
-    """What `Accelerator(...)` must be given for `start_trackers` to work.
+    """Choose the arguments of `Accelerator(...)` that `start_trackers` needs.
 
-    UserError if the tracker's package is missing, which accelerate itself would pass over.
+    Args:
+        settings: The recipe's `tune` section.
+        out: The run's folder.
+
+    Returns:
+        Keyword arguments; empty without a tracker.
+
+    Raises:
+        UserError: If the tracker's package is missing, which accelerate itself would pass over.
     """
     name = settings.tracker
     if name == "none":
@@ -42,15 +50,26 @@ def start_trackers(
     config: Mapping[str, Any],
     start: int = 0,
 ) -> tuple[Track, Callable[[], None]]:
-    """Start the tracker of a run; return (track, finish).
+    """Start the tracker of a run.
 
-    track(values, step) sends numbers; finish() closes the tracker. Every process calls all three;
-    the main one alone writes. config: JSON values shown beside the curves, with the settings;
-    `config["title"]` names the run. start: steps already done. A continued run goes on in the same
-    curves; of the steps that it repeats, TensorBoard hides the first values and trackio shows both.
+    Every process calls this and both results; the main process alone writes. A continued run goes
+    on in the same curves; of the steps that it repeats, TensorBoard hides the first values and
+    trackio shows both. TensorBoard and W&B write under `out`/tracker, trackio where TRACKIO_DIR
+    says; WANDB_MODE (offline, disabled) is honoured.
 
-    TensorBoard and W&B write under `out`/tracker, trackio where TRACKIO_DIR says; WANDB_MODE
-    (offline, disabled) is honoured. Raises UserError if the tracker does not start.
+    Args:
+        accelerator: The run's processes.
+        settings: The recipe's `tune` section.
+        out: The run's folder.
+        config: JSON values shown beside the curves, with the settings; `config["title"]` names the
+            run.
+        start: Steps already done.
+
+    Returns:
+        (track, finish): track(values, step) sends numbers, finish() closes the tracker.
+
+    Raises:
+        UserError: If the tracker does not start.
     """
     name = settings.tracker
     if name == "none":

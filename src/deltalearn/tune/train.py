@@ -61,15 +61,30 @@ def tune(
     dev: Dev | None = None,
     say: Say = lambda line: None,
 ) -> dict[str, Any]:
-    """Tune `student` on `examples`; write `out`/final (a Hugging Face directory) and log.jsonl.
+    """Tune a student; write `out`/final (a Hugging Face directory) and log.jsonl.
 
     Continues from the newest checkpoint under `out`/checkpoints if there is one. Under a launcher
-    (torchrun, accelerate launch) every process calls it with the same arguments. dev: scores of a
-    model while tuning, the first of which decides keep_best and patience. say: gets lines on how
-    the run is set up. Returns counts, of which `steps` are those that were taken, and under
-    `last` the last logged metrics with the step whose weights are `out`/final. Raises UserError
-    if there is less than one batch of examples, if a checkpoint belongs to another run, or if the
-    first loss is not what it must be.
+    (torchrun, accelerate launch) every process calls it with the same arguments.
+
+    Args:
+        student: Files of the untouched student.
+        examples: Prepared pairs.
+        settings: The recipe's `tune` section.
+        seed: Of the order of pairs, of dropout and of adapters.
+        out: The run's folder.
+        reference: Cache of the untouched student's log-probabilities.
+        placement: Device and precision.
+        title: Name of the run, for people.
+        dev: Scores of a model while tuning; the first of them decides keep_best and patience.
+        say: Gets lines on how the run is set up.
+
+    Returns:
+        Counts, of which `steps` are those that were taken, and under `last` the last logged metrics
+        with the step whose weights are `out`/final.
+
+    Raises:
+        UserError: If there is less than one batch of examples, if a checkpoint belongs to another
+            run, or if the first loss is not what it must be.
     """
     train, held_out = split_held_out(examples, settings.eval_pairs or 0)
     steps = steps_on(len(train), len(held_out), settings)
@@ -161,7 +176,18 @@ def estimate(
     placement: Placement,
     accelerator: Accelerator,
 ) -> MemoryEstimate:
-    """Memory that each process will need, from the shapes of the model and the longest pair."""
+    """Estimate the memory of each process from the shapes of the model and the longest pair.
+
+    Args:
+        student: Files of the student.
+        examples: Prepared pairs.
+        settings: The recipe's `tune` section.
+        placement: Device and precision.
+        accelerator: The run's processes.
+
+    Returns:
+        Bytes on each device.
+    """
     size = _size(student.directory, placement.dtype, settings.lora, settings.shard)
     pair = examples.prompt_lengths + examples.chosen_lengths + examples.rejected_lengths
     tokens = max(settings.token_budget, int(pair.max()))
@@ -176,7 +202,7 @@ def _size(directory: Path, dtype: str, lora: LoraSpec | None, sharded: bool) -> 
 
 
 def small_beta(settings: TuneSpec) -> str | None:
-    """Why a beta kept from a loss on sums is (nearly) without effect on a normalised one."""
+    """Warn of a beta of a loss on sums, nearly without effect on a normalised one."""
     beta = settings.effective_beta
     if settings.method != "dpo_norm" or beta is None or beta >= 1:
         return None
@@ -191,7 +217,16 @@ def _silent(line: str) -> None:
 
 
 def reference_scope(student: ModelFiles, settings: TuneSpec, placement: Placement) -> str:
-    """What besides the ids decides a reference log-probability: weights and their precision."""
+    """Name all that decides a reference log-probability besides the ids: weights and precision.
+
+    Args:
+        student: Files of the untouched student.
+        settings: The recipe's `tune` section.
+        placement: Device and precision.
+
+    Returns:
+        A text for `reference.answer_key`.
+    """
     ways = [student.fingerprint, placement.dtype]
     if settings.lora and settings.lora.bits:
         ways.append(f"{settings.lora.bits}bit")
@@ -201,10 +236,16 @@ def reference_scope(student: ModelFiles, settings: TuneSpec, placement: Placemen
 
 
 def split_held_out(examples: Examples, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Indices of (training pairs, held-out pairs), by a hash of the prompt.
+    """Split pairs into training and held-out ones, by a hash of the prompt.
 
-    Pairs of one prompt are on the same side, so that nothing held out was seen. At least `count`
-    pairs are held out; a few more if the last prompt has several.
+    Pairs of one prompt are on the same side, so that nothing held out was seen.
+
+    Args:
+        examples: Prepared pairs.
+        count: Least number of pairs to hold out; a few more if the last prompt has several.
+
+    Returns:
+        Indices of (training pairs, held-out pairs), in order.
     """
     if count == 0:
         return np.arange(len(examples)), np.arange(0)
