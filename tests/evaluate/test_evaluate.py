@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 from transformers import Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from deltalearn.errors import UserError
-from deltalearn.evaluate.reference.score import score_model
+from deltalearn.evaluate.reference.score import Asked, score_model
+from deltalearn.evaluate.reference.scorers import SCORERS
 from deltalearn.formats.questions import Item
 from deltalearn.lm.chat import answer_ids, prompt_ids
 from deltalearn.lm.decode import Sampling, decode
@@ -279,6 +280,7 @@ def item(question: str, answer: str, task: str = "t") -> Item:
 
 
 ITEMS = [item(q, a) for q, a in QUESTIONS.items()]
+GREEDY = {"greedy_accuracy", "greedy_answer", "extracted"}
 ALL_METRICS = ("expected_accuracy", "greedy_accuracy", "loglik")
 
 
@@ -293,9 +295,7 @@ def score(lab, cpu):
         return score_model(
             lab,
             items,
-            metrics,
-            max_tokens=max_tokens,
-            token_budget=token_budget,
+            Asked(metrics, SCORERS["exact"], max_tokens, token_budget),
             placement=placement,
             title="test",
         )
@@ -353,8 +353,11 @@ def test_greedy_accuracy_needs_the_text_and_the_end(score):
     [
         (("expected_accuracy",), {"expected_accuracy"}),
         (("loglik",), {"loglik"}),
-        (("greedy_accuracy",), {"greedy_accuracy", "greedy_answer"}),
-        (("loglik", "greedy_accuracy"), {"loglik", "greedy_accuracy", "greedy_answer"}),
+        (("greedy_accuracy",), {"greedy_accuracy", "greedy_answer", "extracted"}),
+        (
+            ("loglik", "greedy_accuracy"),
+            {"loglik", "greedy_accuracy", "greedy_answer", "extracted"},
+        ),
     ],
 )
 def test_only_the_metrics_asked_for_are_measured(score, metrics, keys):
@@ -418,7 +421,7 @@ def test_answers_are_scored_byte_for_byte(tiny_model, cpu):
     texts = ["a", " a", "a ", "a\n", "ä", "你"]
     items = [item("dog", text) for text in texts]
     rows = score_model(
-        files, items, ("loglik",), max_tokens=4, token_budget=999, placement=cpu, title="t"
+        files, items, Asked(("loglik",), SCORERS["exact"], 4, 999), placement=cpu, title="t"
     )
     assert len({round(row["loglik"], 6) for row in rows}) == len(texts)
 

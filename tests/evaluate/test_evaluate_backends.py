@@ -20,7 +20,8 @@ from lm_eval.api.instance import Instance
 
 from deltalearn.evaluate.harness.backends import BackendOptions, load
 from deltalearn.evaluate.harness.served import Server
-from deltalearn.pipeline.evaluate import Options, evaluate
+from deltalearn.pipeline.evaluate import evaluate
+from deltalearn.pipeline.evaluate_options import Options
 
 PLAIN = "Passage: a dog.\nQuestion: who?\nAnswer:"
 TALK = [{"role": "user", "content": "the quick dog"}]

@@ -17,6 +17,9 @@ from deltalearn.evaluate.harness.results import (
     write_results,
 )
 from deltalearn.evaluate.reference.benchmark import QuestionBenchmark
+from deltalearn.evaluate.reference.scorers import SCORERS
+
+EXACT = SCORERS["exact"]
 
 
 def row(id, stratum, score, **columns):
@@ -33,7 +36,7 @@ def test_items_come_back_as_they_were(tmp_path):
 
 def test_score_of_questions_is_macro_over_tasks():
     rows = [row("1", "a", 1.0), row("2", "b", 0.2), row("3", "a", 0.0)]
-    entry = summary(QuestionBenchmark("set", "expected_accuracy"), rows)
+    entry = summary(QuestionBenchmark("set", "expected_accuracy", EXACT), rows)
     assert entry["score"] == pytest.approx(0.35)  # 0.4 over all items
     assert entry | {"score": 0, "stderr": 0} == {
         "title": "set expected accuracy",
@@ -41,6 +44,7 @@ def test_score_of_questions_is_macro_over_tasks():
         "metric": "probability of the reference answer",
         "aggregation": "macro",
         "bounded": True,
+        "constant": False,
         "n": 3,
         "score": 0,
         "stderr": 0,
@@ -48,7 +52,7 @@ def test_score_of_questions_is_macro_over_tasks():
 
 
 def test_log_likelihoods_are_said_to_be_unbounded():
-    assert not summary(QuestionBenchmark("set", "loglik"), [row("1", "", -3.5)])["bounded"]
+    assert not summary(QuestionBenchmark("set", "loglik", EXACT), [row("1", "", -3.5)])["bounded"]
 
 
 def test_results_of_another_format_are_refused(tmp_path):

@@ -9,6 +9,7 @@ import numpy as np
 
 from deltalearn.evaluate.harness.results import summary, write_items, write_results
 from deltalearn.evaluate.reference.benchmark import QuestionBenchmark
+from deltalearn.evaluate.reference.scorers import SCORERS
 from deltalearn.pairs import write_pairs
 from deltalearn.records import Message, Pair, Response
 from deltalearn.util.files import write_json, write_jsonl
@@ -87,7 +88,7 @@ def _write_manifest(run, arms, models, metrics, seeds, pairs) -> None:
         "generate": {"temperature": 0, "top_p": 1, "max_tokens": 9, "samples": 1, "seed": 0},
         "tune": {**tune, "batch_size": 32},
         "arms": arms,
-        "evaluate": {"metrics": list(metrics), "bootstrap": 300},
+        "evaluate": {"bootstrap": 300},
     }
     manifest = {
         "format": 1,
@@ -127,7 +128,7 @@ def _write_all_scores(run, effects, models, metrics, tasks, seeds) -> None:
         ]
         entries = {}
         for metric in metrics:
-            benchmark = QuestionBenchmark("questions", metric)
+            benchmark = QuestionBenchmark("questions", metric, SCORERS["exact"])
             write_items(run / "scores" / place, benchmark.name, rows)
             entries[benchmark.name] = summary(benchmark, rows)
         model = {"name": f"demo/{place}", "path": place, "identity": place}

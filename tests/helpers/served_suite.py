@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from deltalearn.evaluate.harness.backends import BackendOptions
-from deltalearn.pipeline.evaluate import Options, evaluate
+from deltalearn.pipeline.evaluate import evaluate
+from deltalearn.pipeline.evaluate_options import Options
 from deltalearn.pipeline.judge import JudgeOptions
 from helpers.fault_server import FaultServer, Reply, answer_to
 

@@ -25,7 +25,8 @@ from deltalearn.evaluate.harness.cache import FILE
 from deltalearn.evaluate.harness.model import RememberingModel
 from deltalearn.evaluate.harness.served import Unreachable
 from deltalearn.openai_api.endpoint import Endpoint
-from deltalearn.pipeline.evaluate import Options, evaluate
+from deltalearn.pipeline.evaluate import evaluate
+from deltalearn.pipeline.evaluate_options import Options
 
 
 @pytest.fixture
@@ -266,7 +267,16 @@ def test_notes_stand_below_their_benchmark(tmp_path, tiny_model):
     out = tmp_path / "hf"
     for _ in range(2):
         said.clear()
-        evaluate(Options(backend, out, "m", ("ifeval",), data_dir=suite.data, say=said.append))
+        evaluate(
+            Options(
+                backend=backend,
+                out=out,
+                name="m",
+                benchmarks=("ifeval",),
+                data_dir=suite.data,
+                say=said.append,
+            )
+        )
         line, note, *_ = said[0].splitlines()
         assert line.startswith(" IFEval")
         assert "note: the context left 1 answers less" in note

@@ -38,7 +38,7 @@ def run(tmp_path_factory):
             f"models.larger.path={models['larger']}",
             f"models.smaller.path={models['smaller']}",
             f"prompts.source={GSM8K / 'train.jsonl'}",
-            f"evaluate.source={GSM8K / 'test.jsonl'}",
+            f"evaluate.questions.gsm8k_solutions.source={GSM8K / 'test.jsonl'}",
         ],
     )
     lines: list[str] = []
@@ -81,7 +81,7 @@ def test_scores_equal_a_slow_computation(run):
     path, models, _ = run
     files = locate(str(models["student"]))
     tokenizer, model = load_tokenizer(files), load_model(files, place("cpu", "float32")).double()
-    table = read_items(path / "scores" / "models" / "student", "questions.loglik")
+    table = read_items(path / "scores" / "models" / "student", "gsm8k_solutions.loglik")
     with (GSM8K / "test.jsonl").open(encoding="utf-8") as lines:
         problems = [json.loads(line) for line, _ in zip(lines, range(3), strict=False)]
     for row, problem in zip(table, problems, strict=False):

@@ -29,7 +29,7 @@ MINIMAL = """
     arms:
       base: {}
       delta: {chosen: big, rejected: small}
-    evaluate: {source: eval.jsonl}
+    evaluate: {questions: {q: {source: eval.jsonl}}}
 """
 
 
@@ -118,12 +118,12 @@ def test_minimal_recipe_gets_the_papers_defaults(load):
         ("tune.max_steps=4", "tune.max_steps", "steps"),
         ("generate.max_new_tokens=4", "generate.max_new_tokens", "max_tokens"),
         ("student.name_or_path=x", "student.name_or_path", "path"),
-        ("evaluate.dataset=x", "evaluate.dataset", "source"),
+        ("evaluate.questions.q.dataset=x", "evaluate.questions.q.dataset", "source"),
         ("tune.qqq=1", "tune.qqq", None),
         ("tune.batchsize=4", "tune.batchsize", "batch_size"),
         ("arms.delta.choosen=big", "arms.delta.choosen", "chosen"),
         ("arms.delta.tune.metod=sft", "arms.delta.tune.metod", "method"),
-        ("evaluate.metric=[loglik]", "evaluate.metric", "metrics"),
+        ("evaluate.questions.q.metric=[loglik]", "evaluate.questions.q.metric", "metrics"),
         ("models.big.server.base_url=x", "models.big.server.base_url", "url"),
         ("models.big.server.api_key=x", "models.big.server.api_key", "key_env"),
         ("models.big.server.extra_body={}", "models.big.server.extra_body", "body"),
@@ -168,8 +168,8 @@ def test_missing_sections_are_named(error):
         ("generate.max_tokens=1.5", "generate.max_tokens"),
         ("pairs.truncated=maybe", "pairs.truncated"),
         ("pairs.max_length_difference=-1", "pairs.max_length_difference"),
-        ("evaluate.metrics=[accuracy]", "evaluate.metrics.0"),
-        ("evaluate.metrics=[]", "evaluate.metrics"),
+        ("evaluate.questions.q.metrics=[accuracy]", "evaluate.questions.q.metrics.0"),
+        ("evaluate.questions.q.metrics=[]", "evaluate.questions.q.metrics"),
         ("evaluate.bootstrap=10", "evaluate.bootstrap"),
         ("seeds=[]", "seeds"),
         ("seeds=[-1]", "seeds.0"),
@@ -276,10 +276,13 @@ SAMPLED = "generate.temperature=0.7"
         ),
         (["tune.steps=5", "tune.epochs=1"], "tune: steps and epochs both set the length"),
         (
-            ["evaluate.metrics=[loglik]", "evaluate.max_tokens=9"],
-            "evaluate: max_tokens has no effect without the metric greedy_accuracy",
+            ["evaluate.questions.q.metrics=[loglik]", "evaluate.questions.q.max_tokens=9"],
+            "evaluate.questions.q: max_tokens has no effect without the metric greedy_accuracy",
         ),
-        (["evaluate.metrics=[loglik, loglik]"], "evaluate: metrics names one twice"),
+        (
+            ["evaluate.questions.q.metrics=[loglik, loglik]"],
+            "evaluate.questions.q: metrics names one twice",
+        ),
         (["models.extra.path=x"], "models.extra is used by no arm"),
         (["arms.base.tune={lr: 1e-4}"], "tune has no effect on an arm without chosen"),
         (["seeds=[1, 1]"], "seeds: a seed occurs twice"),
@@ -299,7 +302,7 @@ SAMPLED = "generate.temperature=0.7"
         (["pairs.thoughts=strip"], "pairs.thoughts: unknown key; did you mean 'reasoning'?"),
         (["tune.micro_batch_size=3"], "tune.micro_batch_size: unknown key; did you mean 'token_bu"),
         (
-            ["evaluate.source=q.jsonl", "tune.dev.source=q.jsonl"],
+            ["evaluate.questions.q.source=q.jsonl", "tune.dev.source=q.jsonl"],
             "what chooses when to stop must not be what is reported",
         ),
     ],
@@ -318,7 +321,7 @@ def test_key_without_effect_is_an_error(error, overrides, says):
         ["prompts.limit=5"],
         ["generate.top_p=1.0", "generate.seed=0", "generate.samples=1"],  # defaults are harmless
         ["prompts.select=first", "prompts.seed=0"],
-        ["evaluate.metrics=[loglik]", "evaluate.max_tokens=512"],
+        ["evaluate.questions.q.metrics=[loglik]", "evaluate.questions.q.max_tokens=512"],
         ["tune.eval_pairs=8", "tune.keep_best=true", "tune.patience=2", "tune.eval_every=5"],
         ["tune.layout=packed", "tune.attention=sdpa", "tune.lora={r: 4}", "tune.shard=true"],
         ["arms.self={chosen: student, rejected: small}"],

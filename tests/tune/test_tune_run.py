@@ -23,7 +23,8 @@ from safetensors.torch import load_file, save_file
 
 from deltalearn.errors import UserError
 from deltalearn.evaluate.reference.dev import dev_scores
-from deltalearn.evaluate.reference.score import score_model
+from deltalearn.evaluate.reference.score import Asked, score_model
+from deltalearn.evaluate.reference.scorers import SCORERS
 from deltalearn.formats.questions import read_items
 from deltalearn.lm.layout import Tree
 from deltalearn.lm.load import load_model, load_tokenizer, place
@@ -361,7 +362,7 @@ class TestEvaluation:
         def mean(files) -> float:
             rows = score_model(
                 files, read_items(dev.source, limit=30),
-                (metric,), max_tokens=8, token_budget=4096, placement=CPU, title="",
+                Asked((metric,), SCORERS["exact"], 8, 4096), placement=CPU, title="",
             )  # fmt: skip
             return sum(row[metric] for row in rows) / len(rows)
 

@@ -19,7 +19,8 @@ def evaluate(
     ] = None,
     name: Annotated[str | None, typer.Option(help="Of the model, in tables.")] = None,
     benchmark: Annotated[
-        list[str] | None, typer.Option(help="One of the suite; repeatable. Default: all.")
+        list[str] | None,
+        typer.Option(help="Of the suite (tulu3: its eleven) or of lm_eval; repeatable."),
     ] = None,
     split: Annotated[
         str,
@@ -82,8 +83,8 @@ def evaluate(
     """Evaluate a model on the 11 benchmarks of Tülu 3; run it again to resume."""
     from deltalearn.errors import UserError
     from deltalearn.evaluate.harness.backends import CONCURRENCY, BackendOptions
-    from deltalearn.pipeline.evaluate import DEFAULT, Options
     from deltalearn.pipeline.evaluate import evaluate as run
+    from deltalearn.pipeline.evaluate_options import DEFAULT, Options, expanded
     from deltalearn.pipeline.judge import JudgeOptions
     from deltalearn.recipe.load import parse_override
 
@@ -128,7 +129,7 @@ def evaluate(
         ),
         out=out or Path("evals") / shown,
         name=shown,
-        benchmarks=tuple(benchmark or DEFAULT),
+        benchmarks=expanded(benchmark or DEFAULT),
         split=split,
         limit=limit,
         data_dir=data_dir,

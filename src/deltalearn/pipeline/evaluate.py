@@ -1,21 +1,23 @@
-"""`deltalearn evaluate`: the suite on one model, resumable by benchmark and by request."""
+"""Score one model on benchmarks: the suite, own questions, lm_eval's tasks.
+
+`deltalearn evaluate` and the stage of `run` are this; it is resumable by benchmark and by request.
+"""
 
 from __future__ import annotations
 
 import importlib.metadata
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from deltalearn.errors import UserError
-from deltalearn.evaluate.harness.backends import BACKENDS, BackendOptions
+from deltalearn.evaluate.harness.backends import BackendOptions
+from deltalearn.evaluate.harness.cache import FILE, Answers
 from deltalearn.evaluate.harness.ledger import Ledger
 from deltalearn.evaluate.harness.lines import average_line, line, not_run
-from deltalearn.evaluate.harness.loading import check, group_size, loaded, needs_template
+from deltalearn.evaluate.harness.loading import group_size, loaded, needs_template
 from deltalearn.evaluate.harness.results import (
     FORMAT,
+    Measured,
     average,
     items_file,
     read_results,
@@ -23,70 +25,46 @@ from deltalearn.evaluate.harness.results import (
     write_items,
     write_results,
 )
-from deltalearn.evaluate.harness.run import SPLITS, Selection, Tasks, load_tasks, run
+from deltalearn.evaluate.harness.run import Selection, Tasks, load_tasks, run
 from deltalearn.evaluate.harness.served import Unreachable
+from deltalearn.evaluate.reference.benchmark import item_rows
+from deltalearn.evaluate.reference.kept import Kept
 from deltalearn.evaluate.tulu3.sources import NoData, data_directory
-from deltalearn.evaluate.tulu3.suite import ALL, BY_NAME, Benchmark
-from deltalearn.pipeline.judge import JudgeOptions, judge_key, judged, keep_answers
+from deltalearn.evaluate.tulu3.suite import BY_NAME
+from deltalearn.lm.locate import locate
+from deltalearn.pipeline.evaluate_options import Options, check_options
+from deltalearn.pipeline.judge import judge_key, judged, keep_answers
+from deltalearn.pipeline.lock import Hold
+from deltalearn.pipeline.questions import Questions
 from deltalearn.util.files import digest
 
-Say = Callable[[str], None]
-DEFAULT = tuple(b.name for b in ALL)
 OWN = ("full_n", "subset", "aggregation")  # of an entry, which the judge's summary has its own of
 
 
-@dataclass(frozen=True)
-class Options:
-    """What to evaluate. name: of the model, in tables. benchmarks: names of the suite.
-
-    data_dir: local data, None for the hub. allow_code: run generated programs, in the sandbox;
-    unsafe: run them without isolation where there is none.
-    """
-
-    backend: BackendOptions
-    out: Path
-    name: str
-    benchmarks: Sequence[str] = DEFAULT
-    split: str = "test"
-    limit: int | None = None
-    data_dir: Path | None = None
-    allow_code: bool = False
-    unsafe: bool = False
-    update: bool = False
-    judge: JudgeOptions = field(default_factory=JudgeOptions)
-    say: Say = field(default=print, compare=False)
-
-
 def evaluate(options: Options) -> dict[str, Any]:
-    """Run what is missing of the suite; the content of results.json.
+    """Run what is missing of the benchmarks; the content of results.json.
 
     A benchmark that cannot be run (no data, no permission to run code, a server without
     log-likelihoods) is named with its reason, and the others are run.
+
+    Raises:
+        UserError: there is no such benchmark, back-end or judge, another process works in the
+            directory, or it holds results of something else.
     """
-    return _Evaluation(options).run()
+    check_options(options)
+    with Hold(options.out):
+        return _Evaluation(options).run()
 
 
 class _Evaluation:
     def __init__(self, options: Options) -> None:
         self.options = options
-        unknown = set(options.benchmarks) - set(BY_NAME)
-        if unknown:
-            raise UserError(
-                f"no benchmark {', '.join(sorted(unknown))}; there are {', '.join(BY_NAME)}"
-            )
-        for value, known, what in (
-            (options.split, SPLITS, "split"),
-            (options.backend.kind, BACKENDS, "back-end"),
-        ):
-            if value not in known:
-                raise UserError(f"no {what} {value!r}; there are {', '.join(known)}")
-        check(options.backend)
         self.data = data_directory(options.data_dir)
         self.judge = judge_key(options.judge, self.data)
         self.identity = _identity(options.backend)
         self.file = options.out / "results.json"
         self.results = self._resumed()
-        self.ledger = Ledger(options.out.parent)
+        self.ledger = Ledger(options.ledger or options.out.parent)
         self._model: Any = None
         self._server: Any = None
         self._answers: Any = None
@@ -95,14 +73,22 @@ class _Evaluation:
         """All benchmarks in turn."""
         self._allow_code()
         try:
+            # First those for which the model is loaded by itself and let go again.
+            for name in self.options.questions:
+                if name in self.options.benchmarks:
+                    self._questions(name)
             for name in self.options.benchmarks:
-                self._benchmark(BY_NAME[name])
+                if name not in self.options.questions:
+                    self._benchmark(name)
         finally:
             if self._answers is not None:
                 self._answers.close()
+        if self.options.only:
+            self._forget_others()
         self._write()
         self._warn_of_choosing()
-        self.options.say(average_line(self.results))
+        if any(name in BY_NAME for name in self.options.benchmarks):
+            self.options.say(average_line(self.results))
         return self.results
 
     # -- what is there -----------------------------------------------------------------------
@@ -111,11 +97,11 @@ class _Evaluation:
         options = self.options
         return {
             "format": FORMAT,
-            "suite": "tulu3",
             "model": {
                 "name": options.name,
                 "path": options.backend.model,
                 "identity": self.identity,
+                **options.facts,
             },
             "backend": options.backend.kind,
             "split": options.split,
@@ -156,41 +142,113 @@ class _Evaluation:
 
     # -- one benchmark -----------------------------------------------------------------------
 
-    def _benchmark(self, benchmark: Benchmark) -> None:
-        reason = self._why_not(benchmark)
-        if reason is None:
-            try:
-                tasks = load_tasks(benchmark, self.data)
-                reason = self._chat_cannot(benchmark, tasks)
-            except NoData as error:
-                reason = str(error)
+    def _tasks(self, name: str) -> Tasks:
+        if name in BY_NAME:
+            if BY_NAME[name].kind == "code" and not self.options.allow_code:
+                raise NoData("it runs programs that the model writes; give --allow-code")
+            return load_tasks(BY_NAME[name], self.data)
+        from deltalearn.evaluate.harness.named import load_named
+
+        return load_named(name, self.options.include_path)
+
+    def _benchmark(self, name: str) -> None:
+        title = BY_NAME[name].title if name in BY_NAME else name
+        try:
+            tasks = self._tasks(name)
+            reason = self._chat_cannot(tasks)
+        except NoData as error:
+            reason = str(error)
+        except UserError as error:
+            if name in BY_NAME:
+                raise
+            reason = str(error)
         if reason is not None:
-            self._leave_out(benchmark, reason)
+            self._leave_out(name, title, reason)
             return
-        settings = self._settings(benchmark, tasks)
+        benchmark, settings = tasks.benchmark, self._settings(tasks)
         if self._is_done(benchmark, settings):
-            known = self.results["benchmarks"][benchmark.name]
-            self.options.say(line(benchmark, known, "done before"))
+            known = self.results["benchmarks"][name]
+            self.options.say(line(title, known, "done before"))
             return
         model = self._loaded(benchmark, settings)
         try:
             self._ask(benchmark, tasks, settings, model)
         except UserError as error:  # of a prompt, of the data, of the sandbox: not of the others
-            self._leave_out(benchmark, str(error))
+            self._leave_out(name, title, str(error))
             if isinstance(error, Unreachable):
                 raise
 
-    def _leave_out(self, benchmark: Benchmark, reason: str) -> None:
-        """Name what is not run. What was run stands, whatever is lacking now."""
-        known = self.results["benchmarks"].get(benchmark.name)
-        if known is not None:
-            self.options.say(line(benchmark, known, f"done before; now {reason}"))
+    def _questions(self, name: str) -> None:
+        """All metrics of a set of own questions, by our own scorer: lm_eval need not be there."""
+        options, spec = self.options, self.options.questions[name]
+        if options.backend.kind == "openai":
+            reason = "own questions need the model here, not behind a server"
+            self._leave_out(name, name, reason)
             return
-        self.results["not_run"][benchmark.name] = reason
-        self._write()
-        self.options.say(not_run(benchmark, reason))
+        questions = Questions(name, spec, Selection(options.split, options.limit))
+        from deltalearn.lm.load import place
 
-    def _is_done(self, benchmark: Benchmark, settings: dict[str, Any]) -> bool:
+        placement = place(options.backend.device or "auto", options.backend.dtype)
+        missing = []
+        for benchmark in questions.benchmarks:
+            settings = questions.settings(benchmark, placement.dtype)
+            if self._is_done(benchmark, settings):
+                known = self.results["benchmarks"][benchmark.name]
+                self.options.say(line(benchmark.title, known, "done before"))
+            else:
+                missing.append((benchmark, settings))
+        if not missing:
+            return
+        started = time.monotonic()
+        for benchmark, settings in missing:
+            self._enter(benchmark, settings)
+        scored = questions.score(
+            [benchmark.measure for benchmark, _ in missing],
+            locate(options.backend.model),
+            placement,
+            Kept(self._kept(), digest([self.identity, placement.dtype])),
+            options.token_budget,
+            options.name,
+        )
+        for benchmark, settings in missing:
+            rows = item_rows(questions.items, scored, benchmark.measure)
+            write_items(options.out, benchmark.name, rows)
+            seconds = round(time.monotonic() - started, 1)
+            entry = {**summary(benchmark, rows), **settings, "seconds": seconds, "notes": []}
+            self._keep(benchmark, entry | {"key": digest(settings), "unanswered": 0})
+
+    def _keep(self, benchmark: Measured, entry: dict[str, Any]) -> None:
+        self.results["benchmarks"][benchmark.name] = entry
+        self.results["not_run"].pop(benchmark.name, None)
+        self._write()
+        self.options.say(line(benchmark.title, entry))
+
+    def _leave_out(self, name: str, title: str, reason: str) -> None:
+        """Name what is not run. What was run stands, whatever is lacking now."""
+        known = self.results["benchmarks"].get(name)
+        if known is not None:
+            remark = f"done before; now {reason}"
+            self.options.say(line(title, known, remark))
+            return
+        self.results["not_run"][name] = reason
+        self._write()
+        self.options.say(not_run(title, reason))
+
+    def _wanted(self) -> set[str]:
+        """Names of all that is asked for, as results have them."""
+        own = self.options.questions
+        metrics = {f"{name}.{metric}" for name in own for metric in own[name].metrics}
+        return set(self.options.benchmarks) | metrics
+
+    def _forget_others(self) -> None:
+        """Leave nothing in the results that is not asked for."""
+        wanted = self._wanted()
+        for part in ("benchmarks", "not_run"):
+            for name in set(self.results[part]) - wanted:
+                del self.results[part][name]
+                items_file(self.options.out, name).unlink(missing_ok=True)
+
+    def _is_done(self, benchmark: Measured, settings: dict[str, Any]) -> bool:
         """Whether it was run on these items in this way, with an answer for each.
 
         What a judge has read stands when no judge is named now.
@@ -208,9 +266,7 @@ class _Evaluation:
         asked = benchmark.kind == "judged" and self.judge is not None
         return not asked or known.get("judge_key") == self.judge
 
-    def _ask(
-        self, benchmark: Benchmark, tasks: Tasks, settings: dict[str, Any], model: Any
-    ) -> None:
+    def _ask(self, benchmark: Measured, tasks: Tasks, settings: dict[str, Any], model: Any) -> None:
         """Have the model answer, grade, and keep all of it."""
         options = self.options
         started = time.monotonic()
@@ -236,28 +292,21 @@ class _Evaluation:
         entry["unanswered"] = model.trouble.unanswered
         context = options.backend.context or getattr(self._model, "max_length", None)
         entry["context"] = None if options.backend.chat_only else context  # lm_eval makes one up
-        self.results["benchmarks"][benchmark.name] = entry
-        self.results["not_run"].pop(benchmark.name, None)
-        self._write()
-        options.say(line(benchmark, entry))
+        self._keep(benchmark, entry)
 
-    def _stands(self, benchmark: Benchmark, settings: dict[str, Any], remark: str) -> bool:
+    def _stands(self, benchmark: Measured, settings: dict[str, Any], remark: str) -> bool:
         """Whether the same answers were judged before; that score is kept, and it is said why."""
         known = self.results["benchmarks"].get(benchmark.name, {})
         if known.get("key") != digest(settings) or known.get("score") is None:
             return False
-        self.options.say(line(benchmark, known, f"done before; now {remark}"))
+        self.options.say(line(benchmark.title, known, f"done before; now {remark}"))
         return True
 
-    def _why_not(self, benchmark: Benchmark) -> str | None:
-        if benchmark.kind == "code" and not self.options.allow_code:
-            return "it runs programs that the model writes; give --allow-code"
-        return None
-
-    def _chat_cannot(self, benchmark: Benchmark, tasks: Tasks) -> str | None:
+    def _chat_cannot(self, tasks: Tasks) -> str | None:
         """What a server's chat is not able to do."""
         if not self.options.backend.chat_only:
             return None
+        benchmark = tasks.benchmark
         if benchmark.kind == "choice":
             return "the server gives no log-likelihoods through its chat; give --tokenizer"
         if not benchmark.chat:
@@ -268,15 +317,16 @@ class _Evaluation:
             return "a server's chat does not go on with a begun answer; give --tokenizer"
         return None
 
-    def _settings(self, benchmark: Benchmark, tasks: Tasks) -> dict[str, Any]:
-        config = tasks.config
+    def _settings(self, tasks: Tasks) -> dict[str, Any]:
+        benchmark, config = tasks.benchmark, tasks.config
         asked = config.generation_kwargs or {}
         chosen = tasks.chosen(Selection(self.options.split, self.options.limit))
         number = sum(map(len, chosen.values()))
+        full = benchmark.full or sum(len(tasks.ids(name)) for name in tasks.tasks)
         return {
             "n": number,
-            "full_n": benchmark.full,
-            "subset": number < benchmark.full,
+            "full_n": full,
+            "subset": number < full,
             "docs": tasks.content(chosen),
             "shots": config.num_fewshot or benchmark.worked,
             "chat": benchmark.chat,
@@ -289,9 +339,8 @@ class _Evaluation:
             "arguments": dict(self.options.backend.arguments),
         }
 
-    def _loaded(self, benchmark: Benchmark, settings: dict[str, Any]) -> Any:
+    def _loaded(self, benchmark: Measured, settings: dict[str, Any]) -> Any:
         """The model as `run` takes it, loaded once; who sees which items is written down first."""
-        from deltalearn.evaluate.harness.cache import FILE, Answers
         from deltalearn.evaluate.harness.model import RememberingModel
         from deltalearn.evaluate.harness.served import Server
 
@@ -299,7 +348,6 @@ class _Evaluation:
         if self._model is None:
             self._model = loaded(asked)
             self._server = Server(self._model) if asked.kind == "openai" else None
-            self._answers = Answers(self.options.out / FILE)
         if benchmark.chat:
             needs_template(self._model, asked.model)
         # All that may change an answer and does not show in the request itself.
@@ -309,22 +357,28 @@ class _Evaluation:
         return RememberingModel(
             self._model,
             identity,
-            self._answers,
+            self._kept(),
             benchmark.title,
             self._server,
             group_size(asked),
             lambda: self._enter(benchmark, settings),
         )
 
+    def _kept(self) -> Answers:
+        """What the model has answered before, on disk."""
+        if self._answers is None:
+            self._answers = Answers(self.options.out / FILE)
+        return self._answers
+
     # -- the files ---------------------------------------------------------------------------
 
     def _write(self) -> None:
         results = self.results
         results["average"] = average(results["benchmarks"])
-        results["test_models"] = self.ledger.test_models(self.options.benchmarks)
+        results["test_models"] = self.ledger.test_models(self._wanted())
         write_results(self.options.out, results)
 
-    def _enter(self, benchmark: Benchmark, settings: dict[str, Any]) -> None:
+    def _enter(self, benchmark: Measured, settings: dict[str, Any]) -> None:
         """Note in the ledger who is about to see which items."""
         options = self.options
         seen = {
@@ -339,7 +393,7 @@ class _Evaluation:
 
     def _warn_of_choosing(self) -> None:
         seen = self.results["test_models"]
-        if self.options.split != "dev" and seen > 1:
+        if self.options.ledger is None and self.options.split != "dev" and seen > 1:
             self.options.say(
                 f" {seen} models have seen test items of these benchmarks ({self.ledger.path}): a "
                 "best one chosen among them by these scores is better by chance alone; choose on "
@@ -351,6 +405,4 @@ def _identity(backend: BackendOptions) -> str:
     """The fingerprint of the weights; a server's model by its name."""
     if backend.kind == "openai":
         return f"served:{backend.model}"
-    from deltalearn.lm.locate import locate
-
     return locate(backend.model).fingerprint

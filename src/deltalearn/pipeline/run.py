@@ -8,14 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from deltalearn.formats.rows import source_digest
-from deltalearn.lm.locate import locate
 from deltalearn.pipeline.context import Context
 from deltalearn.pipeline.directory import RunDirectory
+from deltalearn.pipeline.evaluate_stage import check_evaluation, evaluate_stages
 from deltalearn.pipeline.generate import STORE_FILES, generate_stages
 from deltalearn.pipeline.pairs import pairs_name, pairs_stage
 from deltalearn.pipeline.prompts import prompts_stage
@@ -91,6 +89,8 @@ class Pipeline(Context):
             prompts_stage(self)
         if stages != ("prompts",):
             self.generators  # noqa: B018 (finds and identifies all models)
+        if "evaluate" in stages:
+            check_evaluation(self, self.recipe.evaluate)
 
     def prompts(self) -> None:
         """prompts.jsonl and prompts.rejects.jsonl."""
@@ -144,72 +144,8 @@ class Pipeline(Context):
 
     def evaluate(self) -> None:
         """Scores of the student, of every weak model that is here and of every tuned student."""
-        run = self.recipe.name
-        for name, files in self.models.items():
-            model = {"name": f"{run}/{name}", "path": self.recipe.model(name).path}
-            self._evaluate(f"models/{name}", files.fingerprint, files.directory, model)
-        for arm in self.recipe.tuned_arms:
-            for seed in self.recipe.seeds:
-                name = f"{arm}/seed-{seed}"
-                final = self.path("arms", name, "final")
-                model = {"name": f"{run}/{arm} seed {seed}", "path": str(final)}
-                model |= {"run": run, "arm": arm, "seed": seed}
-                self._evaluate(f"arms/{name}", self.keys[f"tune/{name}"], final, model)
-
-    @cached_property
-    def _items(self):
-        from deltalearn.formats.questions import read_items
-
-        spec = self.recipe.evaluate
-        return read_items(
-            spec.source,
-            prompt_column=spec.prompt_column,
-            answer_column=spec.answer_column,
-            task_column=spec.task_column,
-            limit=spec.limit,
-        )
-
-    @cached_property
-    def _items_digest(self) -> Any:
-        return source_digest(self.recipe.evaluate.source)
-
-    def _evaluate(self, name: str, model_key: str, directory: Path, model: dict[str, Any]) -> None:
-        spec = self.recipe.evaluate
-        output = f"scores/{name}"
-
-        def work() -> dict[str, Any]:
-            from deltalearn.evaluate.harness.results import summary, write_items, write_results
-            from deltalearn.evaluate.reference.benchmark import QuestionBenchmark, item_rows
-            from deltalearn.evaluate.reference.score import score_model
-
-            files = locate(str(directory.resolve()))
-            rows = score_model(
-                files,
-                self._items,
-                spec.metrics,
-                max_tokens=spec.max_tokens,
-                token_budget=spec.token_budget,
-                placement=self.placement,
-                title=name,
-            )
-            entries = {}
-            for metric in spec.metrics:
-                benchmark = QuestionBenchmark("questions", metric)
-                kept = item_rows(self._items, rows, metric)
-                write_items(self.path(output), benchmark.name, kept)
-                entries[benchmark.name] = summary(benchmark, kept)
-            header = {"model": {**model, "identity": files.fingerprint}, "split": "test"}
-            write_results(self.path(output), {**header, "benchmarks": entries})
-            return {m: entries[f"questions.{m}"]["score"] for m in spec.metrics}
-
-        inputs = {
-            "model": model_key,
-            "items": self._items_digest,
-            "spec": spec.model_dump(exclude={"bootstrap", "token_budget"}),
-            "dtype": self.recipe.dtype,
-            "format": 2,
-        }
-        self._stage(f"evaluate/{name}", inputs, [f"{output}/results.json"], work)
+        for stage in evaluate_stages(self, self.recipe.evaluate):
+            self.run(stage)
 
     def report(self) -> None:
         """summary.json and report.html."""

@@ -1,39 +1,165 @@
-"""What a recipe says of how its models are scored."""
+"""Section `evaluate`: how the student, the weak models and every arm are scored."""
 
 from __future__ import annotations
 
-from typing import Literal
+import re
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from deltalearn.recipe.base import Listed, Spec
+from deltalearn.recipe.base import Listed, Name, Spec
 
 Metric = Literal["expected_accuracy", "greedy_accuracy", "loglik"]
+ScorerName = Literal[
+    "exact", "contains", "last_number", "letter", "gsm8k", "regex", "ifeval", "judge"
+]
 
 
-class EvaluateSpec(Spec):
-    """A file of questions with one reference answer each, and what to measure on them.
+class ReferenceSpec(Spec):
+    """Questions with one reference answer each, and how a model's answer is compared with it.
 
-    expected_accuracy: probability of exactly the reference answer. greedy_accuracy: whether the
-    greedy answer is the reference. loglik: mean log-likelihood per token of the reference.
+    scorer: exact, the whole text but for space around it; contains, the reference stands in the
+    answer, whatever its case; last_number, by value; letter, of a multiple choice; gsm8k, the
+    number behind ####; regex, what `pattern` finds last; ifeval, verifiable instructions.
     """
 
-    source: str = Field(min_length=1)
+    source: str = Field(min_length=1, description="JSONL, Parquet, a folder or a hub data set.")
     prompt_column: str = "prompt"
-    answer_column: str = "answer"
-    task_column: str | None = None
+    answer_column: str = Field("answer", description="Of the reference answer.")
+    scorer: ScorerName = Field("exact", description="Compares greedy answers with the reference.")
+    pattern: str | None = Field(None, description="Of scorer regex; group 1 is the answer.")
+    max_tokens: int = Field(512, ge=1, description="Of a greedy answer.")
+    limit: int | None = Field(None, ge=1, description="The first so many questions.")
+
+    def _check(self, metrics: tuple[str, ...]) -> None:
+        for key in ("scorer", "pattern"):
+            if self.changed(key) and "greedy_accuracy" not in metrics:
+                raise ValueError(f"{key} has no effect without the metric greedy_accuracy")
+        if (self.scorer == "regex") != (self.pattern is not None):
+            raise ValueError("pattern belongs to scorer: regex; give both or neither")
+        if self.pattern is not None:
+            try:
+                re.compile(self.pattern)
+            except re.error as error:
+                raise ValueError(f"pattern: no regular expression ({error})") from None
+
+
+class QuestionsSpec(ReferenceSpec):
+    """A set of own questions, and what to measure on them.
+
+    expected_accuracy: probability of exactly the reference answer. greedy_accuracy: the scorer's
+    verdict on the greedy answer. loglik: mean log-likelihood per token of the reference.
+    """
+
+    task_column: str | None = Field(None, description="Scores are averaged over its values.")
     metrics: Listed[tuple[Metric, ...]] = Field(
         default=("expected_accuracy", "greedy_accuracy"), min_length=1
     )
-    max_tokens: int = Field(default=512, ge=1)  # of a greedy answer
-    limit: int | None = Field(default=None, ge=1)
-    bootstrap: int = Field(default=10_000, ge=100)
-    token_budget: int = Field(default=16384, ge=1)
+
+    @model_validator(mode="after")
+    def _effective(self) -> QuestionsSpec:
+        if len(set(self.metrics)) != len(self.metrics):
+            raise ValueError("metrics names one twice")
+        if self.changed("max_tokens") and "greedy_accuracy" not in self.metrics:
+            raise ValueError("max_tokens has no effect without the metric greedy_accuracy")
+        self._check(self.metrics)
+        return self
+
+
+class BackendSpec(Spec):
+    """What the benchmarks of the suite and lm_eval's tasks run on. Own questions: transformers."""
+
+    kind: Literal["hf", "vllm", "openai"] = "hf"
+    dtype: str | None = Field(None, description="Default: the recipe's.")
+    device: str | None = Field(None, description="Default: the recipe's.")
+    batch_size: int = Field(8, ge=1, description="Requests at a time, of hf.")
+    context: int | None = Field(None, ge=1, description="Tokens; default: the model's own.")
+    url: str | None = Field(None, description="Of an OpenAI-compatible server.")
+    key_env: str | None = Field(None, description="Variable with the server's key.")
+    concurrency: int = Field(16, ge=1, description="Requests in flight at a server.")
+    tokenizer: str | None = Field(None, description="Of the server's model.")
+    options: dict[str, Any] = Field(
+        default_factory=dict, description="Other arguments of lm_eval's model."
+    )
+
+    @model_validator(mode="after")
+    def _effective(self) -> BackendSpec:
+        served = ("url", "key_env", "concurrency", "tokenizer")
+        idle = ("device", "batch_size") if self.kind == "openai" else served
+        for key in idle:
+            if self.changed(key):
+                raise ValueError(f"{key} has no effect on the back-end {self.kind}; remove it")
+        return self
+
+
+class JudgeSpec(Spec):
+    """Who judges AlpacaEval."""
+
+    evaluator: str = Field(min_length=1, description="Of alpaca_eval, or a file of one's own.")
+    model: str | None = Field(None, description="Default: whom the evaluator is published for.")
+    url: str | None = Field(None, description="Default: alpaca_eval's own client.")
+    key_env: str | None = Field(None, description="Variable with the key of the server.")
+    concurrency: int = Field(16, ge=1)
+    text_only: bool = Field(False, description="The server gives no log-probabilities.")
+
+
+class EvaluateSpec(Spec):
+    """Benchmarks by name: `tulu3` (the eleven), one of them, own questions, tasks of lm_eval."""
+
+    benchmarks: Listed[tuple[str, ...]] = Field((), description="Default: all own questions.")
+    questions: dict[Name, QuestionsSpec] = Field(default_factory=dict)
+    include_path: str | None = Field(None, description="A directory of lm_eval tasks.")
+    split: Literal["test", "dev", "held-out"] = Field(
+        "test", description="dev: a fifth, to choose on. held-out: the rest."
+    )
+    limit: int | None = Field(None, ge=1, description="Items of each benchmark, drawn by hash.")
+    data_dir: str | None = Field(None, description="Local data; default: the hub.")
+    backend: BackendSpec = BackendSpec()
+    judge: JudgeSpec | None = None
+    allow_code: bool = Field(False, description="Run generated programs, in a sandbox.")
+    unsafe: bool = Field(False, description="Run them even where nothing isolates them.")
+    bootstrap: int = Field(10_000, ge=100, description="Draws.")
+    token_budget: int = Field(16384, ge=1, description="Tokens of a batch of own questions.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named(cls, values: Any) -> Any:
+        if isinstance(values, dict) and "source" in values:
+            raise ValueError(
+                "own questions have a name now: put source, prompt_column, answer_column, "
+                "task_column, metrics, max_tokens and limit under questions: {NAME: {source: ...}}"
+            )
+        return values
 
     @model_validator(mode="after")
     def _effective(self) -> EvaluateSpec:
-        if self.changed("max_tokens") and "greedy_accuracy" not in self.metrics:
-            raise ValueError("max_tokens has no effect without the metric greedy_accuracy")
-        if len(set(self.metrics)) != len(self.metrics):
-            raise ValueError("metrics names one twice")
+        if not self.benchmarks and not self.questions:
+            raise ValueError("neither benchmarks nor questions: nothing to evaluate; remove it")
+        if len(set(self.benchmarks)) != len(self.benchmarks):
+            raise ValueError("benchmarks names one twice")
+        for name in self.questions:
+            if self.benchmarks and name not in self.benchmarks:
+                raise ValueError(f"questions.{name} is not among benchmarks; add or remove it")
+        others = set(self.benchmarks) - set(self.questions)
+        for key in ("include_path", "data_dir", "backend", "judge", "allow_code"):
+            if self.changed(key) and not others:
+                raise ValueError(f"{key} has no effect on own questions; remove it")
+        if self.judge and not others & {"alpaca_eval", "tulu3"}:
+            raise ValueError("judge has no effect without the benchmark alpaca_eval; remove it")
+        if self.unsafe and not self.allow_code:
+            raise ValueError("unsafe has no effect without allow_code; remove it")
         return self
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What is asked for, as it is written."""
+        return self.benchmarks or tuple(self.questions)
+
+    def content(self) -> dict[str, Any]:
+        """What decides the scores; how fast they are computed is left out."""
+        values = self.model_dump(exclude={"bootstrap", "token_budget"})
+        for key in ("batch_size", "concurrency"):
+            del values["backend"][key]
+        if values["judge"]:
+            del values["judge"]["concurrency"]
+        return values

@@ -56,11 +56,12 @@ class Recipe(Spec):
             raise ValueError(f"models.{STUDENT}: the name stands for the student; choose another")
         if joined := [m for m in self.models if "_over_" in m]:
             raise ValueError(f"models.{joined[0]}: a name with _over_ would confuse pair files")
-        if self.tune.dev and self.evaluate and self.tune.dev.source == self.evaluate.source:
-            raise ValueError(
-                "tune.dev.source is evaluate.source: what chooses when to stop must not be what is "
-                "reported; split the questions in two files"
-            )
+        for name, questions in (self.evaluate.questions if self.evaluate else {}).items():
+            if self.tune.dev and self.tune.dev.source == questions.source:
+                raise ValueError(
+                    f"tune.dev.source is evaluate.questions.{name}.source: what chooses when to "
+                    "stop must not be what is reported; split the questions in two files"
+                )
         if self.arms:
             self._check_arms()
         return self

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from deltalearn.recipe.base import Decay, Fraction, Listed, Spec
-from deltalearn.recipe.evaluation import Metric
+from deltalearn.recipe.evaluation import Metric, ReferenceSpec
 from deltalearn.recipe.methods import DEFAULT_GAMMA, DEFAULT_SMOOTHING, METHODS
 
 MethodName = Literal[
@@ -32,15 +32,15 @@ class LoraSpec(Spec):
     bits: Literal[4] | None = Field(None, description="Of the frozen weights (QLoRA).")
 
 
-class DevSpec(Spec):
+class DevSpec(ReferenceSpec):
     """Questions scored while tuning, to choose when to stop; never those of the final report."""
 
-    source: str = Field(min_length=1)
-    prompt_column: str = "prompt"
-    answer_column: str = "answer"
     metric: Metric = "expected_accuracy"
-    max_tokens: int = Field(512, ge=1, description="Of a greedy answer.")
-    limit: int | None = Field(None, ge=1)
+
+    @model_validator(mode="after")
+    def _effective(self) -> DevSpec:
+        self._check((self.metric,))
+        return self
 
 
 class TuneSpec(Spec):

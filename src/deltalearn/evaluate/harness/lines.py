@@ -5,25 +5,28 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from deltalearn.evaluate.tulu3.suite import BY_NAME, Benchmark
+from deltalearn.evaluate.tulu3.suite import BY_NAME
 
 
-def line(benchmark: Benchmark, entry: dict[str, Any], remark: str = "") -> str:
+def line(title: str, entry: dict[str, Any], remark: str = "") -> str:
     """One benchmark; remark: what to add to its line. Its notes stand below."""
     if entry["score"] is None:
         score = "to be judged"
     else:
-        error = entry["stderr"]
-        spread = f" +- {100 * error:.1f}" if error is not None and math.isfinite(error) else ""
-        score = f"{100 * entry['score']:.1f}{spread}"
+        error, scale, digits = entry["stderr"], *((100, 1) if entry["bounded"] else (1, 3))
+        known = error is not None and math.isfinite(error)
+        spread = f" +- {scale * error:.{digits}f}" if known else ""
+        score = f"{scale * entry['score']:.{digits}f}{spread}"
     asked = f"{entry['shots']} shots" + ("" if entry["chat"] else ", no chat")
     if entry["max_tokens"]:
         asked += f", {entry['max_tokens']} tokens"
     if entry.get("judge"):
         asked += f", judged by {entry['judge']}"
     subset = f" of {entry['full_n']:,}: a SUBSET" if entry["subset"] else ""
+    if entry["constant"]:
+        subset += ", the SAME SCORE for every item"
     first = (
-        f" {benchmark.title:<13} {score:<14} {entry['metric']}, {entry['aggregation']}, "
+        f" {title:<13} {score:<14} {entry['metric']}, {entry['aggregation']}, "
         f"n {entry['n']:,}{subset}, {asked}"
     )
     return "\n".join([first + (remark and f"  ({remark})"), *map(note, entry.get("notes", ()))])
@@ -34,9 +37,9 @@ def note(text: str) -> str:
     return f"{'':<15}note: {text}"
 
 
-def not_run(benchmark: Benchmark, reason: str) -> str:
+def not_run(title: str, reason: str) -> str:
     """A benchmark that has no score, and why."""
-    return f" {benchmark.title:<13} not run: {reason}"
+    return f" {title:<13} not run: {reason}"
 
 
 def average_line(results: dict[str, Any]) -> str:

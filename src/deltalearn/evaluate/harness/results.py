@@ -89,7 +89,10 @@ def read_results(directory: Path) -> dict[str, Any]:
 
 
 def summary(benchmark: Measured, rows: Sequence[Row]) -> dict[str, Any]:
-    """score, stderr, n and what the score is; both None while AlpacaEval is not judged."""
+    """score, stderr, n and what the score is; both None while AlpacaEval is not judged.
+
+    constant: whether all items have the same score, so that it may well tell no models apart.
+    """
     scores = np.array([row["score"] for row in rows], dtype=np.float64)
     macro = benchmark.aggregation == "macro"
     entry = {
@@ -101,7 +104,8 @@ def summary(benchmark: Measured, rows: Sequence[Row]) -> dict[str, Any]:
         "n": len(rows),
     }
     if np.isnan(scores).any():
-        return {"score": None, "stderr": None, **entry}
+        return {"score": None, "stderr": None, "constant": False, **entry}
+    entry["constant"] = len(scores) > 1 and bool(np.ptp(scores) == 0)
     groups = [row["stratum"] if macro else "" for row in rows]
     clusters = [row["cluster"] for row in rows]
     mean, error = mean_and_error(scores, groups, clusters if any(clusters) else None)

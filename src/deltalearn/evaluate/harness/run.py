@@ -58,7 +58,7 @@ class Tasks:
 
     def chosen(self, selection: Selection) -> dict[str, list[int]]:
         """{task: places of the chosen docs}, only tasks that have any."""
-        names = {name: task.eval_docs["id"] for name, task in self.tasks.items()}
+        names = {name: self.ids(name) for name in self.tasks}
         chosen = selection.of(self.benchmark.name, (i for ids in names.values() for i in ids))
         places = {
             name: [at for at, item in enumerate(ids) if item in chosen]
@@ -68,15 +68,21 @@ class Tasks:
 
     def content(self, chosen: dict[str, list[int]]) -> str:
         """A hash of the chosen docs and of the prompts' examples: other data is another one."""
-        return digest(
-            [
-                [
-                    self.tasks[name].eval_docs.select(places).to_list(),
-                    list(self.tasks[name].dataset.get("examples") or ()),
-                ]
-                for name, places in chosen.items()
-            ]
-        )
+        return digest([self.docs(name, places) for name, places in chosen.items()])
+
+    def ids(self, name: str) -> list[str]:
+        """Of a task's items."""
+        return list(self.tasks[name].eval_docs["id"])
+
+    def docs(self, name: str, places: list[int]) -> Any:
+        """A task's items at these places, and its examples."""
+        task = self.tasks[name]
+        examples = list(task.dataset.get("examples") or ())
+        return [task.eval_docs.select(places).to_list(), examples]
+
+    def rows(self, samples: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+        """A row per item from lm_eval's samples by task."""
+        return [_row(self.benchmark, sample) for found in samples.values() for sample in found]
 
 
 def quiet() -> None:
@@ -127,8 +133,7 @@ def run(tasks: Tasks, model: Any, selection: Selection) -> list[dict[str, Any]]:
         fewshot_as_multiturn=tasks.benchmark.chat,
         confirm_run_unsafe_code=tasks.benchmark.kind == "code",
     )
-    samples = (sample for name in places for sample in found["samples"][name])
-    return [_row(tasks.benchmark, sample) for sample in samples]
+    return tasks.rows({name: found["samples"][name] for name in places})
 
 
 def _row(benchmark: Benchmark, sample: dict[str, Any]) -> dict[str, Any]:

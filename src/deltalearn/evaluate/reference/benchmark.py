@@ -6,21 +6,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from deltalearn.evaluate.reference.scorers import Scorer
 from deltalearn.formats.questions import Item
 
-METRICS = {  # what results call them
+LIKELIHOOD = {  # metrics of the reference answer's own probability: what results call them
     "expected_accuracy": "probability of the reference answer",
-    "greedy_accuracy": "exact match of the greedy answer",
     "loglik": "log-likelihood per token of the reference answer",
 }
 
 
 @dataclass(frozen=True)
 class QuestionBenchmark:
-    """One metric of one set of questions, called `<set>.<metric>`; a stratum is a task."""
+    """One metric of one set of questions, called `<set>.<measure>`; a stratum is a task."""
 
     questions: str
     measure: str
+    scorer: Scorer
 
     kind = "reference"
     aggregation = "macro"
@@ -38,7 +39,7 @@ class QuestionBenchmark:
     @property
     def metric(self) -> str:
         """What the score is."""
-        return METRICS[self.measure]
+        return LIKELIHOOD.get(self.measure, self.scorer.title)
 
     @property
     def bounded(self) -> bool:
@@ -50,6 +51,7 @@ def item_rows(
     items: Sequence[Item], scored: Sequence[dict[str, Any]], metric: str
 ) -> list[dict[str, Any]]:
     """Rows of a result directory's items, from those of `score_model`."""
+    greedy = metric == "greedy_accuracy"
     return [
         {
             "id": item.id,
@@ -57,8 +59,8 @@ def item_rows(
             "cluster": "",
             "score": row[metric],
             "prompt": row["prompt"],
-            "output": row.get("greedy_answer", "") if metric == "greedy_accuracy" else "",
-            "extracted": "",
+            "output": row["greedy_answer"] if greedy else "",
+            "extracted": row["extracted"] if greedy else "",
             "gold": item.answer,
         }
         for item, row in zip(items, scored, strict=True)

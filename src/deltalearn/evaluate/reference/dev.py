@@ -7,7 +7,8 @@ from typing import Protocol
 
 from transformers import PreTrainedModel
 
-from deltalearn.evaluate.reference.score import score_loaded
+from deltalearn.evaluate.reference.score import Asked, score_loaded
+from deltalearn.evaluate.reference.scorers import scorer
 from deltalearn.formats.questions import read_items
 from deltalearn.lm.load import load_tokenizer
 from deltalearn.lm.locate import ModelFiles
@@ -22,6 +23,8 @@ class DevSettings(Protocol):
     prompt_column: str
     answer_column: str
     metric: str
+    scorer: str
+    pattern: str | None
     max_tokens: int
     limit: int | None
 
@@ -39,17 +42,15 @@ def dev_scores(
         limit=settings.limit,
     )
 
+    asked = Asked(
+        (settings.metric,),
+        scorer(settings.scorer, settings.pattern),
+        settings.max_tokens,
+        TOKEN_BUDGET,
+    )
+
     def score(model: PreTrainedModel) -> dict[str, float]:
-        rows = score_loaded(
-            model,
-            tokenizer,
-            items,
-            (settings.metric,),
-            max_tokens=settings.max_tokens,
-            token_budget=TOKEN_BUDGET,
-            title="dev",
-            name=student.name,
-        )
+        rows = score_loaded(model, tokenizer, items, asked, title="dev", name=student.name)
         return {settings.metric: sum(row[settings.metric] for row in rows) / len(rows)}
 
     return score

@@ -3,55 +3,77 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from deltalearn.errors import UserError
+from deltalearn.evaluate.reference.kept import Forgotten, Kept
+from deltalearn.evaluate.reference.scorers import Scorer
 from deltalearn.formats.questions import Item
 from deltalearn.lm.chat import answer_ids, answer_texts, prompt_ids
-from deltalearn.lm.decode import Decoded, Sampling, decode_within_context
+from deltalearn.lm.decode import Sampling, decode_within_context
 from deltalearn.lm.load import Placement, context_length, load_model, load_tokenizer
 from deltalearn.lm.locate import ModelFiles
 from deltalearn.lm.logprobs import length_batches
 from deltalearn.lm.scoring import score_answers
 from deltalearn.util.progress import progress
 
+GROUP = 512  # answers whose probabilities are known together, or not at all
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is asked of a model.
+
+    Attributes:
+        metrics: Any of expected_accuracy, loglik, greedy_accuracy.
+        scorer: Compares a greedy answer with the reference.
+        max_tokens: Of a greedy answer.
+        token_budget: Tokens of one batch.
+    """
+
+    metrics: Sequence[str]
+    scorer: Scorer
+    max_tokens: int
+    token_budget: int
+
 
 def score_model(
     files: ModelFiles,
     items: Sequence[Item],
-    metrics: Sequence[str],
+    asked: Asked,
     *,
-    max_tokens: int,
-    token_budget: int,
     placement: Placement,
     title: str,
+    kept: Kept | Forgotten | None = None,
 ) -> list[dict[str, Any]]:
     """One row per item with its prompt as text and the requested metrics, in order of `items`.
 
     expected_accuracy: probability of exactly the reference answer and the end of the turn, in
     [0, 1], no sampling noise. loglik: its mean log-likelihood per token (nats, end of turn
-    included). greedy_accuracy: 1 if the greedy answer of at most `max_tokens` is the reference
-    text and ended, else 0; the answer itself is kept as `greedy_answer`. UserError if the chat
-    template refuses an item, or if it does not fit into the model's context.
+    included). greedy_accuracy: the scorer's verdict on the greedy answer, which is kept as
+    `greedy_answer`, and what the scorer found in it as `extracted`.
+
+    Raises:
+        UserError: the chat template refuses an item, it does not fit into the model's context, or
+            its reference is unfit for the scorer.
     """
     model, tokenizer = load_model(files, placement), load_tokenizer(files)
-    limits = {"max_tokens": max_tokens, "token_budget": token_budget}
-    return score_loaded(model, tokenizer, items, metrics, **limits, title=title, name=files.name)
+    return score_loaded(model, tokenizer, items, asked, title=title, name=files.name, kept=kept)
 
 
 def score_loaded(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     items: Sequence[Item],
-    metrics: Sequence[str],
+    asked: Asked,
     *,
-    max_tokens: int,
-    token_budget: int,
     title: str,
     name: str,
+    kept: Kept | Forgotten | None = None,
 ) -> list[dict[str, Any]]:
     """Like `score_model`, of a model in memory and in evaluation mode; `name` is for errors."""
     names = [f"evaluation item {item.id!r}" for item in items]
@@ -61,44 +83,74 @@ def score_loaded(
         {"id": item.id, "task": item.task, "prompt": text}
         for item, text in zip(items, texts, strict=True)
     ]
-    passes = ("greedy_accuracy" in metrics) + (metrics != ("greedy_accuracy",))
+    kept = kept or Forgotten()
+    likelihood = {"expected_accuracy", "loglik"} & set(asked.metrics)
+    passes = ("greedy_accuracy" in asked.metrics) + bool(likelihood)
     with progress(f"evaluate {title}", total=len(items) * passes, unit="items") as bar:
-        if {"expected_accuracy", "loglik"} & set(metrics):
+        if likelihood:
             answers = answer_ids(tokenizer, [item.answer for item in items], [True] * len(items))
             rows = list(zip(prompts, answers, strict=True))
             _check_context(model, rows, items, name)
-            for i, logprob in score_answers(model, rows, token_budget):
-                bar.advance(1, amount=1)
-                if "expected_accuracy" in metrics:
+            for i, logprob in _logprobs(model, rows, asked, kept, bar).items():
+                if "expected_accuracy" in likelihood:
                     scored[i]["expected_accuracy"] = math.exp(logprob)
-                if "loglik" in metrics:
+                if "loglik" in likelihood:
                     scored[i]["loglik"] = logprob / len(rows[i][1])
-        if "greedy_accuracy" in metrics:
-            for i, answer in _greedy(model, tokenizer, prompts, max_tokens, token_budget):
-                bar.advance(1, amount=1)
-                if answer is None:
-                    raise UserError(
-                        f"{names[i]}: its prompt ({len(prompts[i])} tokens) leaves no room for an "
-                        f"answer in a context of {context_length(model)} tokens"
-                    )
-                (text,) = answer_texts(tokenizer, [answer.ids])
-                scored[i]["greedy_accuracy"] = float(answer.ended and text == items[i].answer)
-                scored[i]["greedy_answer"] = text
+        if "greedy_accuracy" in asked.metrics:
+            found = _greedy(model, tokenizer, prompts, names, asked, kept, bar)
+            for i, (text, ended) in found.items():
+                grade = asked.scorer.grade(text, items[i].answer)
+                right = grade.score if ended or not asked.scorer.whole else 0.0
+                scored[i] |= {"greedy_accuracy": right, "greedy_answer": text}
+                scored[i]["extracted"] = grade.extracted
     return scored
+
+
+def _logprobs(
+    model: PreTrainedModel,
+    rows: Sequence[tuple[Sequence[int], Sequence[int]]],
+    asked: Asked,
+    kept: Kept | Forgotten,
+    bar: Any,
+) -> dict[int, float]:
+    """Summed log-probability of each answer, by place."""
+    order = sorted(range(len(rows)), key=lambda i: (-len(rows[i][0]) - len(rows[i][1]), i))
+    groups = [order[at : at + GROUP] for at in range(0, len(order), GROUP)]
+    found: dict[int, float] = {}
+    for group in kept.missing("logprob", rows, groups, found):
+        part = score_answers(model, [rows[i] for i in group], asked.token_budget)
+        for place, logprob in part:
+            bar.advance(1, amount=1)
+            found[group[place]] = float(logprob)
+    return found
 
 
 def _greedy(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Sequence[int]],
-    max_tokens: int,
-    token_budget: int,
-) -> Iterator[tuple[int, Decoded | None]]:
-    """Yield (item index, greedy answer or None if there is no room for one), longest first."""
-    sampling = Sampling(temperature=0.0, top_p=1.0, max_tokens=max_tokens)
-    for batch in length_batches([len(p) + max_tokens for p in prompts], token_budget):
-        answers = decode_within_context(model, tokenizer, [prompts[i] for i in batch], sampling)
-        yield from zip(batch, answers, strict=True)
+    names: Sequence[str],
+    asked: Asked,
+    kept: Kept | Forgotten,
+    bar: Any,
+) -> dict[int, tuple[str, bool]]:
+    """(text, whether it ended) of each greedy answer, by place. UserError: no room for one."""
+    sampling = Sampling(temperature=0.0, top_p=1.0, max_tokens=asked.max_tokens)
+    groups = length_batches([len(p) + asked.max_tokens for p in prompts], asked.token_budget)
+    wanted = [(list(prompt), asked.max_tokens) for prompt in prompts]
+    found: dict[int, tuple[str, bool]] = {}
+    for group in kept.missing("greedy", wanted, groups, found):
+        answers = decode_within_context(model, tokenizer, [prompts[i] for i in group], sampling)
+        for i, answer in zip(group, answers, strict=True):
+            bar.advance(1, amount=1)
+            if answer is None:
+                raise UserError(
+                    f"{names[i]}: its prompt ({len(prompts[i])} tokens) leaves no room for an "
+                    f"answer in a context of {context_length(model)} tokens"
+                )
+            (text,) = answer_texts(tokenizer, [answer.ids])
+            found[i] = (text, bool(answer.ended))
+    return found
 
 
 def _check_context(

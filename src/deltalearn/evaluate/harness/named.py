@@ -1,0 +1,154 @@
+"""lm_eval's own tasks, by their name there: which of their metrics counts, and what an item is."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from deltalearn.errors import UserError
+from deltalearn.evaluate.harness.run import Tasks, quiet
+from deltalearn.evaluate.tulu3.sources import NoData
+
+KINDS = {"multiple_choice": "choice", "loglikelihood": "choice", "generate_until": "text"}
+LIKE = 3  # names that are shown for one that is none
+
+
+@dataclass(frozen=True)
+class NamedTask:
+    """A task, a group or a tag of lm_eval as a benchmark; a stratum is a task.
+
+    The metric is the first of the task's list that is a mean over items and better when higher.
+    """
+
+    name: str
+    metric: str
+    kind: str
+    chat: bool = True
+
+    aggregation = "micro"
+    full = None
+    worked = 0
+    questions = None
+    notes: Callable[[], list[str]] = list
+
+    @property
+    def title(self) -> str:
+        """As people read it."""
+        return self.name
+
+
+@cache
+def _manager(include_path: str | None) -> Any:
+    try:
+        from lm_eval.tasks import TaskManager
+
+        quiet()
+    except ImportError as error:
+        raise UserError(
+            "benchmarks of lm_eval need it; run `pip install 'deltalearn[evaluate]'`"
+        ) from error
+    return TaskManager(include_path=include_path)
+
+
+def check_names(names: Iterable[str], include_path: str | None, others: Iterable[str]) -> None:
+    """UserError if lm_eval has no task of one of these names; others: what else there would be."""
+    if include_path is not None and not Path(include_path).is_dir():
+        raise UserError(f"{include_path}: the directory of lm_eval tasks is not there")
+    others = list(others)
+    for name in names:
+        known = _manager(include_path).task_index
+        if name not in known:
+            near = difflib.get_close_matches(name, [*others, *known], LIKE) or others
+            raise UserError(
+                f"no benchmark {name!r}: the suite has {', '.join(others)}; no questions and no "
+                f"task of lm_eval are called that; near: {', '.join(near)}"
+            )
+
+
+def load_named(name: str, include_path: str | None) -> Tasks:
+    """The tasks behind a name with their data.
+
+    Raises:
+        NoData: The data cannot be had.
+        UserError: Items have no score that could be kept, or their programs would run unguarded.
+    """
+    try:
+        tasks = _manager(include_path).load([name])["tasks"]
+    except (LookupError, TypeError, ValueError, AttributeError, OSError, ImportError) as error:
+        raise NoData(f"{name} does not load ({type(error).__name__}: {error})") from error
+    kinds = {task.OUTPUT_TYPE for task in tasks.values()}
+    if unsafe := [n for n, task in tasks.items() if getattr(task, "UNSAFE_CODE", False)]:
+        raise UserError(
+            f"{unsafe[0]} would run programs of the model in this process; humaneval and "
+            "humanevalplus of the suite run them in a sandbox"
+        )
+    if len(kinds) > 1 or not kinds <= set(KINDS):
+        raise UserError(
+            f"{name}: asks for {', '.join(sorted(map(str, kinds)))}, which has no score for each "
+            "item that could be compared; choose a task of multiple choice or of generated answers"
+        )
+    metrics = {_metric(n, task) for n, task in tasks.items()}
+    if len(metrics) > 1:
+        raise UserError(
+            f"{name}: its tasks are measured by {', '.join(sorted(metrics))}; name them one by one"
+        )
+    return NamedTasks(NamedTask(name, metrics.pop(), KINDS[kinds.pop()]), tasks)
+
+
+def _metric(name: str, task: Any) -> str:
+    better = task.higher_is_better()
+    for metric, aggregation in task.aggregation().items():
+        if getattr(aggregation, "__name__", aggregation) == "mean" and better.get(metric, True):
+            return str(metric)
+    raise UserError(
+        f"{name}: none of its metrics ({', '.join(task.aggregation())}) is a mean of scores of "
+        "items that is better when higher; it cannot be compared item by item"
+    )
+
+
+class NamedTasks(Tasks):
+    """Tasks whose items are called by their places, and have any form."""
+
+    def ids(self, name: str) -> list[str]:
+        """Of a task's items."""
+        return [f"{name}/{at}" for at in range(len(self.tasks[name].eval_docs))]
+
+    def docs(self, name: str, places: list[int]) -> Any:
+        """The items at these places, as JSON has them, and how they are asked."""
+        docs = self.tasks[name].eval_docs
+        config = self.tasks[name].dump_config()
+        return json.loads(json.dumps([[docs[at] for at in places], config], default=str))
+
+    def rows(self, samples: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+        """A row per item, of the first filter where a task has several."""
+        return [
+            self._row(name, sample, single=len(self.tasks) == 1)
+            for name, found in samples.items()
+            for sample in found
+            if sample["filter"] == found[0]["filter"]
+        ]
+
+    def _row(self, name: str, sample: dict[str, Any], single: bool) -> dict[str, Any]:
+        value = sample.get(self.benchmark.metric)
+        if not isinstance(value, int | float):
+            raise UserError(
+                f"{name}: {self.benchmark.metric} is no number for each item, but {value!r:.60}; "
+                "it cannot be compared item by item"
+            )
+        found = sample["filtered_resps"]
+        choice = self.benchmark.kind == "choice"
+        return {
+            "id": f"{name}/{sample['doc_id']}",
+            "stratum": "" if single else name,
+            "cluster": "",
+            "score": float(value),
+            "prompt": str(sample["arguments"][0][0]),
+            "output": json.dumps(found) if choice else str(found[0]),
+            "extracted": "",
+            "gold": str(sample["target"]),
+        }

@@ -1,0 +1,97 @@
+"""Own questions of a recipe as benchmarks: which items, how they are asked, what comes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from deltalearn.evaluate.harness.run import Selection
+from deltalearn.evaluate.reference.benchmark import QuestionBenchmark
+from deltalearn.evaluate.reference.kept import Kept
+from deltalearn.evaluate.reference.scorers import scorer
+from deltalearn.formats.questions import Item, read_items
+from deltalearn.lm.load import Placement
+from deltalearn.lm.locate import ModelFiles
+from deltalearn.recipe.evaluation import QuestionsSpec
+from deltalearn.util.files import digest
+
+
+@dataclass(frozen=True)
+class Questions:
+    """A set of questions by its name, and which of them are asked."""
+
+    name: str
+    spec: QuestionsSpec
+    selection: Selection
+
+    @property
+    def benchmarks(self) -> list[QuestionBenchmark]:
+        """One for each metric."""
+        compare = scorer(self.spec.scorer, self.spec.pattern)
+        return [QuestionBenchmark(self.name, metric, compare) for metric in self.spec.metrics]
+
+    @cached_property
+    def _all(self) -> list[Item]:
+        spec = self.spec
+        return read_items(
+            spec.source,
+            prompt_column=spec.prompt_column,
+            answer_column=spec.answer_column,
+            task_column=spec.task_column,
+            limit=spec.limit,
+        )
+
+    @cached_property
+    def items(self) -> list[Item]:
+        """Those that are asked, in their order."""
+        chosen = self.selection.of(self.name, [item.id for item in self._all])
+        return [item for item in self._all if item.id in chosen]
+
+    @cached_property
+    def _docs(self) -> str:
+        return digest([[i.id, i.task, list(map(dict, i.messages)), i.answer] for i in self.items])
+
+    def settings(self, benchmark: QuestionBenchmark, dtype: str) -> dict[str, Any]:
+        """What the results say of how they were asked; other settings are another score."""
+        greedy = benchmark.measure == "greedy_accuracy"
+        return {
+            "n": len(self.items),
+            "full_n": len(self._all),
+            "subset": len(self.items) < len(self._all),
+            "docs": self._docs,
+            "shots": 0,
+            "chat": True,
+            "max_tokens": self.spec.max_tokens if greedy else None,
+            "scorer": self.spec.scorer if greedy else None,
+            "pattern": self.spec.pattern if greedy else None,
+            "stops": [],
+            "samples": 1,
+            "temperature": 0.0,
+            "context": None,
+            "dtype": dtype,
+            "arguments": {},
+        }
+
+    def score(
+        self,
+        metrics: Sequence[str],
+        model: ModelFiles,
+        placement: Placement,
+        kept: Kept,
+        token_budget: int,
+        title: str,
+    ) -> list[dict[str, Any]]:
+        """A row per item with these metrics, by transformers; what was answered is kept."""
+        from deltalearn.evaluate.reference.score import Asked, score_model
+
+        compare = scorer(self.spec.scorer, self.spec.pattern)
+        asked = Asked(metrics, compare, self.spec.max_tokens, token_budget)
+        try:
+            return score_model(
+                model, self.items, asked, placement=placement, title=title, kept=kept
+            )
+        except BaseException:
+            kept.save()
+            raise
