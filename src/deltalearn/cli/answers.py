@@ -190,7 +190,7 @@ def pairs(
 
 @responses.command("list")
 def list_(store: Store) -> None:
-    """What is in a store: models, ways of asking them, numbers."""
+    """List what is in a store: models, ways of asking them, numbers."""
     from deltalearn.cli.tables import print_rows
     from deltalearn.responses.maintenance import overview
 
@@ -213,7 +213,7 @@ def count(store: Store) -> None:
 
 @responses.command()
 def errors(store: Store) -> None:
-    """What kinds of errors there are, with an example of each."""
+    """List the kinds of errors there are, with an example of each."""
     from deltalearn.cli.tables import print_rows
     from deltalearn.responses.maintenance import faults
 

@@ -62,7 +62,7 @@ class Plan:
         ]
 
     def average_se(self, twins: float = 0.0) -> float:
-        """Of the 11-average: sqrt(sum of sd^2 / n) / 11.
+        """Standard error of the 11-average: sqrt(sum of sd^2 / n) / 11.
 
         twins: correlation of the differences of HumanEval and HumanEval+, which have the same
         problems; at 0 they count as two samples, which they are not.
@@ -74,7 +74,7 @@ class Plan:
 
     @property
     def wanted(self) -> str:
-        """`1 point`."""
+        """The wanted effect as text, `1 point`."""
         return f"{self.effect:g} point{'' if self.effect == 1 else 's'}"
 
     @property
@@ -145,5 +145,5 @@ def print_plan(plan: Plan) -> None:
 
 
 def plan_json(plan: Plan) -> str:
-    """Indented."""
+    """Write the plan as indented JSON."""
     return json.dumps(plan.as_json(), indent=2, allow_nan=False)

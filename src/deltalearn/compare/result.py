@@ -16,7 +16,7 @@ FORMAT = 1
 
 @dataclass(frozen=True, kw_only=True)
 class Row(Difference):
-    """One benchmark.
+    """Comparison of the arms on one benchmark.
 
     strata: number of them, if it is a macro average, else 1. clusters: number, None if each item is
     drawn by itself. discordant: (only A right, only B right) for 0/1 scores of single runs.
@@ -38,14 +38,14 @@ class Row(Difference):
 
     @property
     def verdict(self) -> str:
-        """As it stands among all benchmarks: by Holm's adjusted p."""
+        """Verdict as it stands among all benchmarks: by Holm's adjusted p."""
         if self.holm is None or self.holm >= power.ALPHA or self.difference == 0:
             return NONE
         return GAIN if self.difference > 0 else LOSS
 
     @property
     def bounded(self) -> bool:
-        """Whether its scores are in [0, 1]."""
+        """True if its scores are in [0, 1]."""
         return bool(self.entry.get("bounded", True))
 
     @property
@@ -55,7 +55,7 @@ class Row(Difference):
 
     @property
     def subset(self) -> bool:
-        """Whether these are fewer items than the published benchmark has."""
+        """True if these are fewer items than the published benchmark has."""
         return bool(self.entry.get("subset")) or (self.full is not None and self.n < self.full)
 
 

@@ -15,12 +15,12 @@ SHOWN = 4  # subsets named one by one if all are
 
 
 def is_bounded(one: Difference) -> bool:
-    """Whether it is a difference of scores in [0, 1], which are told in points."""
+    """True for a difference of scores in [0, 1], which are told in points."""
     return not isinstance(one, Row) or one.bounded
 
 
 def unit(one: Difference) -> str:
-    """What `points` counts."""
+    """Name of the unit that `points` counts."""
     return "points" if is_bounded(one) else "in its own unit"
 
 
@@ -59,7 +59,7 @@ def verdict(comparison: Comparison) -> list[str]:
 
 
 def headline(comparison: Comparison) -> str:
-    """Of the first average, or of the only benchmark."""
+    """State the verdict on the first average, or on the only benchmark."""
     a, b = comparison.a.name, comparison.b.name
     one = comparison.averages[0] if comparison.averages else comparison.rows[0]
     if not comparison.averages and len(comparison.rows) > 1:  # two kinds of MMLU
@@ -136,7 +136,7 @@ def _without(one: Difference) -> str:
 
 
 def judge(rows: Sequence[Row]) -> list[str]:
-    """Who judged AlpacaEval, if it was compared: a sentence, or none."""
+    """Name the judge of AlpacaEval, if it was compared: a sentence, or none."""
     for row in rows:
         if row.name == JUDGED:
             named = row.entry.get("judge")
@@ -147,7 +147,7 @@ def judge(rows: Sequence[Row]) -> list[str]:
 
 
 def seeds(comparison: Comparison) -> str:
-    """Whether training seeds are in the intervals: a sentence."""
+    """Say if training seeds are in the intervals: a sentence."""
     arms = (comparison.a, comparison.b)
     a, b = (len(arm.runs) for arm in arms)
     if a == b == 1:

@@ -29,7 +29,7 @@ SHORTEST_MARK = 3  # characters around a place that count as a delimiter
 
 @dataclass(frozen=True)
 class Judge:
-    """Who compares. seed: of the order in which answers are shown; alpaca_eval's is 0."""
+    """An evaluator, the model that answers, and the seed of the order (alpaca_eval's is 0)."""
 
     evaluator: Evaluator
     model: str
@@ -39,7 +39,7 @@ class Judge:
 
     @property
     def identity(self) -> JudgeIdentity:
-        """What every annotation of it carries."""
+        """Identity that every annotation of this judge carries."""
         evaluator = self.evaluator
         how = {
             "settings": dict(self.settings),
@@ -54,7 +54,7 @@ class Judge:
         return JudgeIdentity(name, self.model, evaluator.prompt, version, canonical_json(how))
 
     def swapped(self, instruction: str) -> bool:
-        """Whether the model's answer is shown first: drawn by instruction and seed.
+        """True if the model's answer is shown first: drawn by instruction and seed.
 
         The draw is alpaca_eval's own, of a generator seeded with the text.
         """
@@ -85,7 +85,7 @@ class Judge:
         return tuple(sorted(found))
 
     def verdict(self, pair: Pair, reply: Reply) -> Verdict:
-        """What a reply to `conversation(pair)` means, with the order undone."""
+        """Read a reply to `conversation(pair)`, with the order undone."""
         swapped = self.swapped(pair.instruction)
         preference = fault = None
         if reply.error is not None:
@@ -136,7 +136,7 @@ def defused(text: str) -> str:
 
 
 def delimiters(evaluator: Evaluator) -> set[str]:
-    """What an output could imitate: the places, what encloses them on their line, and headings."""
+    """List what an output could imitate: the places, what encloses them, and headings."""
     marks = {f"{{{place}}}" for place in PLACES}
     for message in evaluator.messages:
         for line in message["content"].splitlines():

@@ -23,7 +23,7 @@ class Malformed(Exception):
 
 @dataclass(frozen=True)
 class Reply:
-    """What came back for one comparison.
+    """A judge's reply to one comparison.
 
     logprobs: {token: log-probability} of the likeliest tokens at each position, None if the judge
     does not give them. error: why there is no reply, if the judge could not be asked; unreached:
@@ -38,7 +38,7 @@ class Reply:
 
     @staticmethod
     def from_choice(choice: Mapping[str, Any]) -> Reply:
-        """Of a choice of an OpenAI-compatible chat completion; with `error` if it is none."""
+        """Read a choice of an OpenAI-compatible chat completion; with `error` if it is none."""
         try:
             message = choice["message"]
             text = message.get("content") or ""
@@ -99,7 +99,7 @@ READERS: dict[str, Callable[..., float]] = {"logprob_parser": by_logprob, "text"
 
 
 def reading_problems(parser: str, options: Mapping[str, Any]) -> list[str]:
-    """What keeps replies from being read this way; nothing if all is well."""
+    """List what keeps replies from being read this way; nothing if all is well."""
     if parser not in READERS:
         return [f"its replies are read by {parser}, which is not supported; logprob_parser is"]
     try:

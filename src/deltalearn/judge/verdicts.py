@@ -14,7 +14,7 @@ ERROR, UNREACHED = "error", "unreached"  # how faults begin that are no reply of
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """What is compared: output_1 is the reference's, output_2 the model's."""
+    """Two answers to compare: output_1 is the reference's, output_2 the model's."""
 
     instruction: str
     output_1: str
@@ -52,7 +52,7 @@ class JudgeIdentity:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What came of a comparison.
+    """The outcome of a comparison.
 
     preference: in [1, 2], the model's share plus 1; None if there is no reply or it could not be
     read (`fault` says why). swapped: whether the model's answer was shown first, None if unknown;
@@ -71,12 +71,12 @@ class Verdict:
 
     @property
     def lasting(self) -> bool:
-        """Whether the judge has replied; what kept it from replying may be gone the next time."""
+        """True if the judge has replied; if not, asking it again may help."""
         return not (self.fault or "").startswith((f"{ERROR}: ", f"{UNREACHED}: "))
 
     @property
     def unreached(self) -> bool:
-        """Whether the judge never saw the question."""
+        """True if the judge never saw the question."""
         return (self.fault or "").startswith(f"{UNREACHED}: ")
 
 
@@ -95,7 +95,7 @@ class Annotation:
 
     @property
     def scored(self) -> bool:
-        """Whether there is a preference."""
+        """True if there is a preference."""
         return self.verdict.preference is not None
 
     @property

@@ -38,7 +38,7 @@ class ServerUnavailable(UserError):
 
 @dataclass(frozen=True)
 class Reply(Generic[T]):
-    """What came back: the value that was read, after how many tries and seconds."""
+    """A reply: the value that was read, after how many tries and seconds."""
 
     value: T
     tries: int
@@ -92,7 +92,7 @@ class Client:
         self._breaker = CircuitBreaker(endpoint.patience)
 
     async def open(self) -> None:
-        """Open the session."""
+        """Open the session of HTTP connections."""
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, ssl=self._verify),
             timeout=aiohttp.ClientTimeout(total=self.endpoint.timeout),

@@ -59,7 +59,7 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
 
 
 def hide(said: bytes, key: str | None) -> bytes:
-    """What a server said, without the key, which some repeat in their errors or in an answer.
+    """Take the key out of a server's text; some repeat it in their errors or in an answer.
 
     Before anything is read or cut: a part of a key is to be hidden as well.
     """

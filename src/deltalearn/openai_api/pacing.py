@@ -15,7 +15,7 @@ LOOK = 0.25  # seconds; whoever waits looks so often whether the run goes on
 
 
 class Cancellation:
-    """Whether a run goes on: until it fails, or somebody stops it."""
+    """State of a run that goes on until it fails or somebody stops it."""
 
     def __init__(self, stop: Callable[[], bool]) -> None:
         self._stop = stop
@@ -29,7 +29,7 @@ class Cancellation:
 
     @property
     def over(self) -> bool:
-        """Whether no request may be sent any more."""
+        """True if no request may be sent any more."""
         return self.failure is not None or self._stop()
 
     async def pause(self, seconds: float) -> bool:
@@ -63,7 +63,7 @@ class RateLimiter:
 
 
 class CircuitBreaker:
-    """Whether the server answers, and until when it wants to be left alone."""
+    """State of a server: if it answers, and until when it wants to be left alone."""
 
     def __init__(self, patience: float) -> None:
         self._patience = patience
@@ -81,7 +81,7 @@ class CircuitBreaker:
         self._failures += 1
 
     def good_since(self, moment: float) -> bool:
-        """Whether any request was answered since `moment` (monotonic seconds)."""
+        """True if any request was answered since `moment` (monotonic seconds)."""
         return self._last_good >= moment
 
     @property

@@ -26,7 +26,7 @@ class ServerInfo:
     vllm: str | None = None
 
     def lists(self, model: str) -> bool:
-        """Whether it has this model, as far as it says.
+        """True if it has this model, as far as it says.
 
         Ollama adds ":latest" to a name, and routers take ":variants" of names that they list.
         """
@@ -55,7 +55,7 @@ async def look(session: aiohttp.ClientSession, endpoint: Endpoint) -> ServerInfo
 
 
 async def is_there(session: aiohttp.ClientSession, endpoint: Endpoint) -> bool:
-    """Whether the server answers a plain question, if only with a refusal."""
+    """True if the server answers a plain question, if only with a refusal."""
     with contextlib.suppress(*UNREADABLE):
         url = f"{endpoint.base}/models"
         async with session.get(url, timeout=PROBE, allow_redirects=False) as reply:

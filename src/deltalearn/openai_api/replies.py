@@ -65,7 +65,7 @@ def chat_answer(value: Any) -> Answer:
 def read_reply(
     status: int, headers: Mapping[str, str], body: bytes, read: Read[T]
 ) -> tuple[T, int]:
-    """Read a reply.
+    """Read the reply to a chat request.
 
     Args:
         status: Of HTTP.

@@ -43,5 +43,5 @@ class ArmSpec(Spec):
 
     @property
     def trains(self) -> bool:
-        """Whether the student is tuned at all."""
+        """True if the student is tuned at all."""
         return self.chosen is not None or self.pairs is not None

@@ -28,7 +28,7 @@ class Spec(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     def changed(self, key: str) -> bool:
-        """Whether `key` was given a value other than its default.
+        """True if `key` was given a value other than its default.
 
         (A key written out with its default value is harmless, so a resolved recipe loads again.)
         """

@@ -67,7 +67,7 @@ class QuestionsSpec(ReferenceSpec):
 
 
 class BackendSpec(Spec):
-    """What the benchmarks of the suite and lm_eval's tasks run on. Own questions: transformers."""
+    """Where the suite's benchmarks and lm_eval's tasks run. Own questions run on transformers."""
 
     kind: Literal["hf", "vllm", "openai"] = "hf"
     dtype: str | None = Field(None, description="Default: the recipe's.")
@@ -93,7 +93,7 @@ class BackendSpec(Spec):
 
 
 class JudgeSpec(Spec):
-    """Who judges AlpacaEval."""
+    """The model that judges AlpacaEval."""
 
     evaluator: str = Field(min_length=1, description="Of alpaca_eval, or a file of one's own.")
     model: str | None = Field(None, description="Default: whom the evaluator is published for.")
@@ -152,11 +152,11 @@ class EvaluateSpec(Spec):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What is asked for, as it is written."""
+        """Benchmarks asked for, as they are written."""
         return self.benchmarks or tuple(self.questions)
 
     def content(self) -> dict[str, Any]:
-        """What decides the scores; how fast they are computed is left out."""
+        """All that decides the scores; how fast they are computed is left out."""
         values = self.model_dump(exclude={"bootstrap", "token_budget"})
         for key in ("batch_size", "concurrency"):
             del values["backend"][key]

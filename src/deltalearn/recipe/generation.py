@@ -62,7 +62,7 @@ class RaySpec(Spec):
 
 
 class GenerateSpec(Spec):
-    """How the models answer. temperature 0 is greedy, as in the paper."""
+    """Settings of the models' answers. temperature 0 is greedy, as in the paper."""
 
     engine: Literal["transformers", "vllm", "ray"] = Field(
         "transformers", description="Of models without a server."

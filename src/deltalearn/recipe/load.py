@@ -67,7 +67,7 @@ class LoadedRecipe:
     command: Command = RUN
 
     def values(self) -> dict[str, Any]:
-        """What the command reads of the recipe, every value spelled out, as JSON has it."""
+        """All that the command reads of the recipe, every value spelled out, as JSON has it."""
         return self.recipe.model_dump(mode="json", include=set(self.command.sections))
 
     def resolved_yaml(self) -> str:
@@ -305,7 +305,17 @@ def _commented(
 def explain(
     path: Path | str, error: ValidationError, root: type[BaseModel], inside: str = ""
 ) -> list[str]:
-    """What is wrong, a line for each fault: file, key, and for a misspelt key the nearest one."""
+    """Say what is wrong with a recipe: file, key, and for a misspelt key the nearest one.
+
+    Args:
+        path: The recipe's file.
+        error: pydantic's.
+        root: Model that was validated.
+        inside: Dotted key of it in the recipe; empty for the whole.
+
+    Returns:
+        A line for each fault.
+    """
     lines = []
     for item in error.errors():
         where = ".".join(filter(None, [inside, *map(str, item["loc"])]))

@@ -29,7 +29,7 @@ SECRET = re.compile(  # not max_tokens, stop_token_ids, eos_token and the like
 
 
 class PricesSpec(Spec):
-    """What a million tokens cost, in any one currency."""
+    """Prices of a million tokens, in any one currency."""
 
     prompt: float = Field(0.0, ge=0, description="Of prompts.")
     completion: float = Field(0.0, ge=0, description="Of answers.")

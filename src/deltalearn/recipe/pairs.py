@@ -37,7 +37,7 @@ class PairsSource(Spec):
 
 
 class PairsSpec(PairRules):
-    """How pairs are made of answers, or, with `source`, where they are read from; never both."""
+    """Rules to make pairs of answers, or, with `source`, where to read pairs from; never both."""
 
     source: str | None = Field(None, min_length=1)
     split: str | None = None
@@ -58,7 +58,7 @@ class PairsSpec(PairRules):
 
     @property
     def rules(self) -> PairRules:
-        """How pairs are made of answers."""
+        """Rules by which pairs are made of answers."""
         return PairRules(**self.model_dump(include=set(PairRules.model_fields)))
 
     @property

@@ -44,7 +44,7 @@ class DevSpec(ReferenceSpec):
 
 
 class TuneSpec(Spec):
-    """How the student is tuned. Defaults are the paper's, except lr, which has no good default."""
+    """Settings of tuning. Defaults are the paper's, except lr, which has no good default."""
 
     method: MethodName = Field("dpo_norm", description="Loss.")
     lr: float = Field(5e-7, gt=0, description="Peak learning rate.")
@@ -174,7 +174,7 @@ def replaced(method: str, own: Mapping[str, Any]) -> set[str]:
 
 
 class ExpectSpec(Spec):
-    """What a dry run assumes where it cannot have pairs or config; it has no other effect.
+    """Assumptions of a dry run that cannot have pairs or config; it has no other effect.
 
     Lengths are drawn from lognormal distributions with these medians, in tokens, and this spread
     (standard deviation of the logarithm).

@@ -35,7 +35,7 @@ class Panel:
 
 @dataclass(frozen=True)
 class Log:
-    """What one arm logged: per quantity an array (seeds, steps)."""
+    """Log of one arm: per quantity an array (seeds, steps)."""
 
     arm: Arm
     values: dict[str, np.ndarray]

@@ -194,6 +194,6 @@ def models(view: RunView) -> list[dict[str, str]]:
 
 
 def recipe_text(view: RunView) -> str:
-    """recipe.yaml, as resolved."""
+    """Text of recipe.yaml, as resolved."""
     path = view.path / "recipe.yaml"
     return path.read_text(encoding="utf-8") if path.is_file() else ""

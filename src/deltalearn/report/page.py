@@ -14,7 +14,15 @@ from deltalearn.util.wording import count, visible
 
 
 def render_page(run: Path, summary: dict[str, Any]) -> str:
-    """The HTML of a run's report. The same run gives the same page, byte for byte."""
+    """Render the report of a run. The same run gives the same page, byte for byte.
+
+    Args:
+        run: The run's directory.
+        summary: The numbers of `summary.json`.
+
+    Returns:
+        One HTML file that needs nothing else.
+    """
     view = RunView.load(run, summary)
     template = _environment().get_template("template.html.j2")
     return template.render(

@@ -30,7 +30,7 @@ class Arm:
 
     @property
     def supervised(self) -> bool:
-        """Whether it only imitates the chosen side."""
+        """True if it only imitates the chosen side."""
         return self.method == "sft"
 
     @property
@@ -69,7 +69,7 @@ class RunView:
 
     @property
     def recipe(self) -> dict[str, Any]:
-        """The resolved recipe."""
+        """The resolved recipe of the run."""
         return self.manifest["recipe"]
 
     @property
@@ -117,7 +117,7 @@ class RunView:
 
     @cached_property
     def main(self) -> list[Measure]:
-        """What is shown at length: all benchmarks if they are few, else averages or the first."""
+        """Benchmarks shown at length: all if they are few, else averages or the first."""
         if len(self.measures) <= FEW_BENCHMARKS:
             return self.measures
         kinds = self.summary["benchmarks"]
@@ -134,7 +134,7 @@ class RunView:
         return self.summary["arms"][arm]["diff_vs_base"]
 
     def is_scored(self, model: str) -> bool:
-        """Whether a generator has scores; one behind a server has none."""
+        """True if a generator has scores; one behind a server has none."""
         return model == STUDENT or model in self.summary["teachers"]
 
     def scores(self, model: str) -> dict[str, Any]:

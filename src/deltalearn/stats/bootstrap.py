@@ -41,7 +41,7 @@ def resample(
 
 
 def can_resample(sampling: Sampling) -> bool:
-    """Whether every stratum has two units or more."""
+    """True if every stratum has two units or more."""
     return bool((sampling.units > 1).all())
 
 

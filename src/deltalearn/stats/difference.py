@@ -15,7 +15,16 @@ def score(
     strata: Sequence[object] | None = None,
     clusters: Sequence[object] | None = None,
 ) -> Estimate:
-    """The mean of (n,) scores with its standard error; macro over `strata` if they are given."""
+    """Compute the mean of scores with its standard error (Miller, arXiv 2411.00640).
+
+    Args:
+        x: (n,) scores.
+        strata: Stratum of each score; the mean is then the mean of the strata's means.
+        clusters: Cluster of each score, drawn together; default each by itself.
+
+    Returns:
+        The mean with its standard error and degrees of freedom.
+    """
     x = np.asarray(x, dtype=float)
     return Sampling(x.shape[-1], strata=strata, clusters=clusters).estimate(x)
 

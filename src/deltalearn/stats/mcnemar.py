@@ -15,7 +15,7 @@ from scipy import optimize, stats
 
 
 def is_binary(*scores: np.ndarray) -> bool:
-    """Whether all scores are 0 or 1."""
+    """True if all scores are 0 or 1."""
     return all(np.isin(x, (0, 1)).all() for x in scores)
 
 

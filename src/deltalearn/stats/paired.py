@@ -87,7 +87,7 @@ class Paired:
 
     @property
     def single(self) -> bool:
-        """Whether each arm is one training run."""
+        """True if each arm is one training run."""
         return len(self.a) == len(self.b) == 1
 
     @property

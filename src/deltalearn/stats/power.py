@@ -15,7 +15,7 @@ ALPHA, POWER = 0.05, 0.80
 
 
 def multiple(alpha: float = ALPHA, power: float = POWER, df: float = math.inf) -> float:
-    """How many standard errors the minimum detectable effect is: 2.80 by default.
+    """Minimum detectable effect in standard errors: 2.80 by default.
 
     With few degrees of freedom the two quantiles are those of t.
     """

@@ -15,12 +15,12 @@ A_YEAR = timedelta(days=365)  # for the others to wait while the first generates
 
 
 def is_first_process() -> bool:
-    """Whether this process is the one that writes and prints (there may be no other)."""
+    """True if this process is the one that writes and prints (there may be no other)."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def several_processes() -> bool:
-    """Whether a launcher started more than one."""
+    """True if a launcher started more than one process."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 

@@ -24,18 +24,33 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write `text` to `path` atomically (UTF-8)."""
+    """Write a text file atomically, in UTF-8.
+
+    Args:
+        path: Replaced if it exists.
+        text: All of it.
+    """
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as indented JSON, atomically."""
+    """Write a file of indented JSON atomically.
+
+    Args:
+        path: Replaced if it exists.
+        value: Any JSON value.
+    """
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
-    """Write one JSON value a line, atomically."""
+    """Write a file with one JSON value a line, atomically.
+
+    Args:
+        path: Replaced if it exists.
+        rows: JSON values, read once.
+    """
     with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as out:
         for row in rows:
             out.write(json.dumps(row, ensure_ascii=False) + "\n")

@@ -75,7 +75,7 @@ class KeyValueStore:
         )
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the SQLite file."""
         self._db.close()
 
     def get(self, keys: Iterable[Scalar]) -> dict[Scalar, Scalar]:

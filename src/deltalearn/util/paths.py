@@ -11,9 +11,17 @@ PACKAGE_SCHEME = "package://"
 
 
 def local_path(place: str, base: Path | None = None) -> Path:
-    """Turn `place` into a path: package data, absolute, `~`, or relative to `base` (default: cwd).
+    """Turn the name of a place into a path, which need not exist.
 
-    Raises UserError if the package is not installed. The path itself need not exist.
+    Args:
+        place: `package://module/path`, an absolute path, `~/...`, or a relative path.
+        base: Folder of relative paths; default the current one.
+
+    Returns:
+        The path.
+
+    Raises:
+        UserError: If the package is not installed.
     """
     if place.startswith(PACKAGE_SCHEME):
         module, _, inside = place[len(PACKAGE_SCHEME) :].partition("/")

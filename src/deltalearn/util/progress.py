@@ -51,10 +51,19 @@ class Bar:
 
 @contextmanager
 def progress(title: str, *, total: int, unit: str, done: int = 0) -> Iterator[Bar]:
-    """Show a bar for `total` steps, `done` of them behind us, while the block runs.
+    """Show a progress bar while the block runs.
 
     In a terminal (standard error) it moves; elsewhere a job of over a minute prints a line a
     minute.
+
+    Args:
+        title: Name of the job.
+        total: Steps of the job.
+        unit: Name of the amounts whose rate is shown, "tokens" for example.
+        done: Steps done before.
+
+    Yields:
+        The bar, to be advanced.
     """
     columns = (
         TextColumn("{task.description}"),

@@ -40,5 +40,5 @@ class SafeStop:
         self.asked = True
 
     def leave(self, where: str) -> None:
-        """Raise Stopped."""
+        """Raise `Stopped` with the text `where`."""
         raise Stopped(where)

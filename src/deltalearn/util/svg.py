@@ -67,9 +67,17 @@ POINTS_PER_INCH = 72  # one SVG unit is one point, so sizes given in units are d
 
 @contextmanager
 def drawing(name: str, width: float, height: float) -> Iterator[Figure]:
-    """A figure of `width` x `height` SVG units in the house style, whatever matplotlibrc says.
+    """Make a figure in the house style, whatever matplotlibrc says.
 
-    Draw it and call `inline` inside the block; `name` makes the ids in the SVG its own.
+    Draw it and call `inline` inside the block.
+
+    Args:
+        name: Makes the ids in the SVG its own.
+        width: In SVG units.
+        height: In SVG units.
+
+    Yields:
+        The figure, empty.
     """
     with matplotlib.rc_context(), warnings.catch_warnings():
         matplotlib.rcdefaults()
@@ -81,7 +89,18 @@ def drawing(name: str, width: float, height: float) -> Iterator[Figure]:
 
 
 def margins(figure: Figure, left: float, right: float, top: float, bottom: float) -> Axes:
-    """Axes with these margins in SVG units."""
+    """Add axes with these margins to a figure.
+
+    Args:
+        figure: Of `drawing`.
+        left: In SVG units, as the others.
+        right: Margin at the right.
+        top: Margin at the top.
+        bottom: Margin at the bottom.
+
+    Returns:
+        The axes.
+    """
     width, height = figure.get_size_inches() * POINTS_PER_INCH
     box = (left / width, bottom / height, 1 - (left + right) / width, 1 - (top + bottom) / height)
     return figure.add_axes(box)
@@ -125,7 +144,18 @@ def interval_mark(
     bold: bool = False,
     marker: str = "o",
 ) -> None:
-    """A value with its interval, if it has one, at the height `at` of a forest plot."""
+    """Draw a value with its interval, if it has one, in a forest plot.
+
+    Args:
+        axes: Of the plot.
+        at: Height in the plot.
+        value: Where the marker stands.
+        ends: Ends of the interval; None for no end.
+        colour: Of marker and interval.
+        filled: False draws the marker's outline only.
+        bold: Draw it larger, as a headline.
+        marker: matplotlib's name of the marker.
+    """
     if ends[0] is not None:
         width = 3.6 if bold else 2.8
         axes.plot(ends, [at, at], color=colour, linewidth=width, alpha=0.55, zorder=3)
@@ -139,9 +169,15 @@ def short_signed(value: float) -> str:
 
 
 def inline(figure: Figure, name: str, description: str) -> Markup:
-    """`figure` as an <svg> element whose ids start with `name`.
+    """Write a figure as an <svg> element for a page.
 
-    `description` is one line of visible text for who cannot see the figure.
+    Args:
+        figure: Of `drawing`.
+        name: All ids in the element start with it.
+        description: One line of visible text for who cannot see the figure.
+
+    Returns:
+        The element.
     """
     for text in figure.findobj(Text):
         text.set_parse_math(False)

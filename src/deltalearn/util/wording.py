@@ -25,7 +25,15 @@ def visible(text: str) -> str:
 
 
 def one_line(text: str, limit: int | None = None) -> str:
-    """`visible` on one line, for names and figures; cut with an ellipsis after `limit`."""
+    """Write a text on one line, unseen characters shown, for names and figures.
+
+    Args:
+        text: Any text.
+        limit: Most characters; a longer text is cut with an ellipsis. None for no limit.
+
+    Returns:
+        One line.
+    """
     line = visible(text).replace("\n", "␊").replace("\t", "␉")
     return line if limit is None or len(line) <= limit else line[: limit - 1] + "…"
 
@@ -38,7 +46,15 @@ def _sign(match: re.Match[str]) -> str:
 
 
 def signed(value: float, decimals: int) -> str:
-    """`+1.2`, `−1.2` or `0.0`: with a real minus sign, and no sign on what rounds to zero."""
+    """Write a number with its sign: `+1.2`, `−1.2` (a real minus sign), `0.0` if it rounds to zero.
+
+    Args:
+        value: The number.
+        decimals: Number of decimals.
+
+    Returns:
+        The text.
+    """
     text = f"{abs(value):.{decimals}f}"
     if float(text) == 0:
         return text
@@ -46,7 +62,15 @@ def signed(value: float, decimals: int) -> str:
 
 
 def plain(value: float, decimals: int) -> str:
-    """A number with a real minus sign."""
+    """Write a number with a real minus sign.
+
+    Args:
+        value: The number.
+        decimals: Number of decimals.
+
+    Returns:
+        The text.
+    """
     return signed(value, decimals).removeprefix("+")
 
 
@@ -56,7 +80,15 @@ def count(value: int) -> str:
 
 
 def share(part: float, whole: float) -> str:
-    """`part` of `whole` as a percentage; a small part never reads as none, nor a large as all."""
+    """Write a share as a percentage; a small part never reads as none, nor a large as all.
+
+    Args:
+        part: The part.
+        whole: All of it.
+
+    Returns:
+        The text.
+    """
     if not whole:
         return "–"
     percent = 100 * part / whole
@@ -133,7 +165,7 @@ class Measure:
         return f"[{low}, {high}]"
 
     def claim(self, entry: dict[str, float]) -> str:
-        """What may be said of a difference from base."""
+        """State what may be said of a difference from base."""
         words = {
             GAIN: f"gains {self.amount(entry['mean'])}",
             LOSS: f"loses {self.amount(entry['mean'])}",
@@ -146,7 +178,7 @@ class Measure:
 
 
 def measure(key: str, entry: dict[str, Any], differences: Iterable[dict[str, Any]]) -> Measure:
-    """How a benchmark's numbers are written: fine enough for the narrowest of its intervals.
+    """Choose how a benchmark's numbers are written: fine enough for its narrowest interval.
 
     Args:
         key: its name, which for questions of one's own ends in `.` and their metric.

@@ -25,14 +25,22 @@ GATHER = 0.05  # seconds over which answers are gathered for one commit; what a 
 
 @dataclass(frozen=True)
 class RequestTemplate:
-    """How a model is asked, the same for all its requests."""
+    """The parts of a request body that are the same for all requests to a model."""
 
     endpoint: Endpoint
     sampling: Sampling
     template: Mapping[str, Any]
 
     def body(self, request: Request, *, token_ids: bool) -> dict[str, Any]:
-        """What is sent. token_ids: whether to ask for those of the answer, as vLLM gives them."""
+        """Make the JSON body of a request.
+
+        Args:
+            request: What is asked.
+            token_ids: Ask for the ids of the answer's tokens too, as vLLM gives them.
+
+        Returns:
+            Fields of the body.
+        """
         sampling = self.sampling
         body: dict[str, Any] = {
             "model": self.endpoint.model,
@@ -50,7 +58,7 @@ class RequestTemplate:
         return body
 
     def response(self, request: Request, outcome: Reply[Answer] | Fault) -> Response:
-        """The record of what came of a request."""
+        """Make the record of what came of a request."""
         if isinstance(outcome, Fault):
             return _failed(request, outcome)
         answer = outcome.value
