@@ -3,23 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from deltalearn.errors import UserError
-from deltalearn.lm.locate import ModelFiles
 from deltalearn.pipeline.tune_inputs import (
-    counts_text,
     read_config,
     read_examples,
     split_line,
     tokenizer_files,
 )
-from deltalearn.recipe import LoadedRecipe, Recipe
-from deltalearn.util.paths import local_path
-
-if TYPE_CHECKING:
-    from deltalearn.tune.dataset import Examples
-    from deltalearn.tune.fit import PairLengths
+from deltalearn.recipe import LoadedRecipe
 
 PREVIEW_FROM = 100  # pairs read at a time to show some; all would take as long as tuning's start
 PREVIEW_PAIRS = 2
@@ -74,61 +66,18 @@ def report_dry_run(loaded: LoadedRecipe, tflops: float | None = None) -> str:
     nothing to expect); otherwise they are assumed, and the report says so. tflops: useful
     TFLOP/s that a GPU is expected to reach, for hours.
     """
-    from deltalearn.tune.estimate import dry_run, format_dry_run, known_config
-    from deltalearn.tune.fit import check_fit, config_obstacle
-    from deltalearn.tune.memory import measure_model
-    from deltalearn.tune.train import split_held_out
+    from deltalearn.pipeline.tune_estimate import Student, estimate_tuning, lengths_of_source
+    from deltalearn.tune.estimate import format_dry_run
 
     recipe = loaded.recipe
-    files = None
-    try:
-        files = tokenizer_files(recipe.student, network=recipe.expect is None)
-        config = read_config(files)
-        about_model = "config read"
-    except UserError:
-        if recipe.expect is None:
-            raise
-        files = None
-        config = known_config(recipe.expect.architecture)
-        about_model = f"not on this disk; ASSUMED: the architecture of {recipe.expect.architecture}"
-    lengths, examples, about_pairs = _lengths(recipe, files)
-    method, held_out = recipe.tune.method, recipe.tune.eval_pairs or 0
-    warning = check_fit(config, lengths, method, -1 if examples is None else examples.largest_id)
-    train = None if examples is None else split_held_out(examples, held_out)[0]
-    dtype = "bfloat16" if recipe.dtype == "auto" else recipe.dtype  # as on a GPU
-    sizes = tuple(
-        measure_model(config, dtype, recipe.tune.lora, shard=shard) for shard in (False, True)
-    )
-    obstacle = config_obstacle(config, lengths, method)
-    plan = dry_run(lengths, sizes[0], recipe.tune, recipe.seeds[0], train=train, obstacle=obstacle)
+    student = Student.find(recipe.student, recipe.expect)
+    lengths = lengths_of_source(recipe, recipe.tune, recipe.pairs.outside, student.files)
+    found = estimate_tuning(student, lengths, recipe.tune, recipe.seeds[0], recipe.dtype)
     head = [
         f"Dry run of {recipe.name}: no weights read, nothing trained",
-        f"model     {recipe.student.path}: {about_model}",
-        f"pairs     {recipe.pairs.source}: {about_pairs}",
-        *filter(None, [warning]),
+        f"model     {recipe.student.path}: {student.about}",
+        f"pairs     {recipe.pairs.source}: {lengths.about}",
+        *filter(None, [found.warning]),
     ]
-    return "\n".join(head) + "\n" + format_dry_run(plan, sizes, recipe.tune, dtype, tflops)
-
-
-def _lengths(recipe: Recipe, files: ModelFiles | None) -> tuple[PairLengths, Examples | None, str]:
-    """Lengths of all usable pairs, the pairs if they are here, and how lengths were come by."""
-    from deltalearn.tune.estimate import draw_lengths
-    from deltalearn.tune.fit import PairLengths
-
-    expect, settings = recipe.expect, recipe.tune
-    here = local_path(recipe.pairs.source).exists()
-    if files is not None and (here or expect is None):
-        examples, counts = read_examples(recipe.pairs.outside, recipe.tune, files)
-        lines = filter(None, [counts_text(counts), split_line(recipe.pairs.outside)])
-        return PairLengths.of(examples), examples, "\n".join(lines)
-    assert expect is not None
-    medians = expect.prompt_tokens, expect.chosen_tokens, expect.rejected_tokens
-    pairs = min(filter(None, (expect.pairs, settings.max_pairs, recipe.pairs.limit)))
-    drawn = draw_lengths(pairs, medians, expect.spread, settings.max_length, recipe.seeds[0])
-    missing = "its pairs are here, but not the tokenizer" if here else "not on this disk"
-    assumed = (
-        f"{missing}; ASSUMED: {pairs:,} usable pairs with lognormal lengths, medians of "
-        f"{medians[0]:,} (prompt), {medians[1]:,} (chosen) and {medians[2]:,} (rejected) tokens, "
-        f"spread {expect.spread:g}, cut to {settings.max_length:,} tokens"
-    )
-    return drawn, None, assumed
+    report = format_dry_run(found.plan, found.sizes, found.settings, found.dtype, tflops)
+    return "\n".join(head) + "\n" + report

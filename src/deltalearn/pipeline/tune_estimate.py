@@ -1,0 +1,185 @@
+"""What tuning one student would take: lengths, steps and memory, from files or assumptions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from deltalearn.errors import UserError
+from deltalearn.lm.locate import ModelFiles
+from deltalearn.pipeline.tune_inputs import (
+    counts_text,
+    read_config,
+    read_examples,
+    split_line,
+    tokenizer_files,
+)
+from deltalearn.recipe import ExpectSpec, LoraSpec, ModelSpec, PairsSource, Recipe, TuneSpec
+from deltalearn.util.files import canonical_json
+from deltalearn.util.paths import local_path
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+    from deltalearn.tune.dataset import Examples
+    from deltalearn.tune.estimate import DryRun
+    from deltalearn.tune.fit import PairLengths
+    from deltalearn.tune.memory import ModelSize
+
+
+@dataclass(frozen=True)
+class Student:
+    """The model to tune, as far as it is here.
+
+    Attributes:
+        files: Its config and tokenizer; None where they are not on this disk.
+        config: Read, or that of the assumed architecture.
+        about: Which of both, in words.
+    """
+
+    files: ModelFiles | None
+    config: PretrainedConfig
+    about: str
+    _sizes: dict[Any, tuple[ModelSize, ModelSize]] = field(default_factory=dict)
+
+    def sizes(self, dtype: str, lora: LoraSpec | None) -> tuple[ModelSize, ModelSize]:
+        """Measure the model whole and sharded; once, as an 8B model takes seconds."""
+        from deltalearn.tune.memory import measure_model
+
+        key = dtype, lora and canonical_json(lora.model_dump())
+        if key not in self._sizes:
+            measured = [measure_model(self.config, dtype, lora, shard=s) for s in (False, True)]
+            self._sizes[key] = measured[0], measured[1]
+        return self._sizes[key]
+
+    @classmethod
+    def find(cls, spec: ModelSpec, expect: ExpectSpec | None) -> Student:
+        """Find a student's config; without network where there is something to expect.
+
+        Raises:
+            UserError: If it is not to be had and nothing is to be expected.
+        """
+        from deltalearn.tune.estimate import known_config
+
+        try:
+            files = tokenizer_files(spec, network=expect is None)
+            return cls(files, read_config(files), "config read")
+        except UserError:
+            if expect is None:
+                raise
+            about = f"not on this disk; ASSUMED: the architecture of {expect.architecture}"
+            return cls(None, known_config(expect.architecture), about)
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Lengths of the usable pairs, and how they were found. examples: the pairs, if read."""
+
+    pairs: PairLengths
+    about: str
+    examples: Examples | None = None
+
+
+@dataclass(frozen=True)
+class TuneEstimate:
+    """What one tuning takes. sizes: the model measured whole and sharded."""
+
+    settings: TuneSpec
+    dtype: str
+    plan: DryRun
+    sizes: tuple[ModelSize, ModelSize]
+    warning: str | None
+
+    def gib(self, gpus: int, device: str = "cuda") -> float:
+        """GiB on each of `gpus` devices, with FSDP2 where the settings say so."""
+        from deltalearn.tune.memory import GIB, estimate_memory
+
+        shard = self.settings.shard and gpus > 1
+        size, tokens = self.sizes[shard], self.plan.largest_forward
+        return (
+            estimate_memory(
+                size, self.settings, self.dtype, tokens=tokens, gpus=gpus, shard=shard,
+                device=device,
+            ).total
+            / GIB
+        )  # fmt: skip
+
+
+def estimate_tuning(
+    student: Student, lengths: Lengths, settings: TuneSpec, seed: int, dtype: str
+) -> TuneEstimate:
+    """Plan a tuning without weights.
+
+    Args:
+        student: The model.
+        lengths: Of its pairs.
+        settings: Of the tuning.
+        seed: Of the order of pairs.
+        dtype: A torch dtype's name, or auto, which is bfloat16 as on a GPU.
+
+    Raises:
+        UserError: If the pairs do not fit the model or fill no batch.
+    """
+    from deltalearn.tune.estimate import dry_run
+    from deltalearn.tune.fit import check_fit, config_obstacle
+    from deltalearn.tune.train import split_held_out
+
+    examples, method = lengths.examples, settings.method
+    largest = -1 if examples is None else examples.largest_id
+    warning = check_fit(student.config, lengths.pairs, method, largest)
+    train = None
+    if examples is not None:
+        train = split_held_out(examples, settings.eval_pairs or 0)[0]
+    dtype = "bfloat16" if dtype == "auto" else dtype
+    sizes = student.sizes(dtype, settings.lora)
+    obstacle = config_obstacle(student.config, lengths.pairs, method)
+    plan = dry_run(lengths.pairs, sizes[0], settings, seed, train=train, obstacle=obstacle)
+    return TuneEstimate(settings, dtype, plan, sizes, warning)
+
+
+def read_lengths(pairs: PairsSource, settings: TuneSpec, student: ModelFiles) -> Lengths:
+    """Count the tokens of all usable pairs of a source."""
+    from deltalearn.tune.fit import PairLengths
+
+    examples, counts = read_examples(pairs, settings, student)
+    about = "\n".join(filter(None, [counts_text(counts), split_line(pairs)]))
+    return Lengths(PairLengths.of(examples), about, examples)
+
+
+def assumed_lengths(recipe: Recipe, settings: TuneSpec, limit: int | None, why: str) -> Lengths:
+    """Draw the lengths that `recipe.expect` describes.
+
+    Args:
+        recipe: A recipe with `expect`.
+        settings: Of the tuning.
+        limit: Pairs that the source is cut to, if it is.
+        why: Why they are not counted, in words.
+    """
+    from deltalearn.tune.estimate import draw_lengths
+
+    expect = recipe.expect
+    assert expect is not None
+    medians = expect.prompt_tokens, expect.chosen_tokens, expect.rejected_tokens
+    number = min(filter(None, (expect.pairs, settings.max_pairs, limit)))
+    drawn = draw_lengths(number, medians, expect.spread, settings.max_length, recipe.seeds[0])
+    about = (
+        f"{why}; ASSUMED: {number:,} usable pairs with lognormal lengths, medians of "
+        f"{medians[0]:,} (prompt), {medians[1]:,} (chosen) and {medians[2]:,} (rejected) tokens, "
+        f"spread {expect.spread:g}, cut to {settings.max_length:,} tokens"
+    )
+    return Lengths(drawn, about)
+
+
+def lengths_of_source(
+    recipe: Recipe, settings: TuneSpec, pairs: PairsSource, student: ModelFiles | None
+) -> Lengths:
+    """Lengths of pairs from a source: counted where it can be had, or else assumed.
+
+    Raises:
+        UserError: If they are not to be had and the recipe has no `expect`.
+    """
+    here = local_path(pairs.source).exists()
+    if student is not None and (here or recipe.expect is None):
+        return read_lengths(pairs, settings, student)
+    why = "its pairs are here, but not the tokenizer" if here else "not on this disk"
+    return assumed_lengths(recipe, settings, pairs.limit, why)
