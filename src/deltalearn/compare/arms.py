@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -104,9 +105,10 @@ def _of_run(run: Path, arm: str) -> list[Path]:
 def _scored(run: Path) -> dict[str, list[Path]]:
     """What is scored in a run directory: arms by name, then its models."""
     found: dict[str, list[Path]] = {}
-    for file in sorted((run / "scores").glob("arms/*/**/results.json")):
-        arm = file.relative_to(run / "scores" / "arms").parts[0]
-        found.setdefault(arm, []).append(file.parent)
+    recipe = json.loads((run / "run.json").read_text(encoding="utf-8"))["recipe"]
+    for seed in recipe["seeds"]:  # those of a recipe before do not count
+        for file in sorted((run / "scores").glob(f"arms/*/seed-{seed}/results.json")):
+            found.setdefault(file.parent.parent.name, []).append(file.parent)
     for file in sorted((run / "scores").glob("models/*/results.json")):
         name = file.parent.name
         found.setdefault("base" if name == "student" else name, [file.parent])
