@@ -130,7 +130,7 @@ def test_the_suite_is_told_by_its_average_and_then_by_benchmark(suite_run, capsy
     assert next(iter(summary["benchmarks"])) == "average"
     assert summary["benchmarks"]["average"]["title"] == "average of the 11"
     page = render_page(suite_run, summary)
-    assert "1 of 2 tuned students beats the untouched one in average of the 11" in page
+    assert "1 of 2 tuned students beats the untouched one in the average of the 11" in page
     assert 'id="benchmarks"' in page and page.count('<section id="tasks">') == 1
     assert page.count('role="img"') < 12  # averages are drawn, not each of twelve benchmarks
     write_json(suite_run / "summary.json", summary)

@@ -49,14 +49,14 @@ def _verdict(view: RunView, first: Measure) -> str:
             LOSS: "The tuned student falls below the untouched one",
             NONE: "The tuned student is not shown to differ from the untouched one",
         }[found[0]]
-        return f"{words} in {first.label}"
+        return f"{words} in {first.named}"
     if gains == total:
-        return f"All {total} tuned students beat the untouched one in {first.label}"
+        return f"All {total} tuned students beat the untouched one in {first.named}"
     tail = f"; {losses} fall{'s' if losses == 1 else ''} below it" if losses else ""
     if gains:
         verb = "beats" if gains == 1 else "beat"
-        return f"{gains} of {total} tuned students {verb} the untouched one in {first.label}{tail}"
-    return f"No tuned student is shown to beat the untouched one in {first.label}{tail}"
+        return f"{gains} of {total} tuned students {verb} the untouched one in {first.named}{tail}"
+    return f"No tuned student is shown to beat the untouched one in {first.named}{tail}"
 
 
 def _sentence(view: RunView, arm: Arm) -> dict[str, Any]:
@@ -67,11 +67,11 @@ def _sentence(view: RunView, arm: Arm) -> dict[str, Any]:
         "arm": arm,
         "how": _how(view, arm, first),
         "end": first.score(view.summary["arms"][arm.name][first.key]["mean"]),
-        "metric": first.label,
+        "metric": first.named,
         "claim": first.claim(difference[first.key]),
         "style": STYLES[verdict(difference[first.key])],
         "sign": SIGNS[verdict(difference[first.key])],
-        "others": [f"{m.label.capitalize()}: {m.claim(difference[m.key])}" for m in others],
+        "others": [f"{m.label[:1].upper()}{m.label[1:]}: {m.claim(difference[m.key])}" for m in others],
     }
 
 

@@ -139,6 +139,11 @@ class Measure:
     unit: str  # of a difference
     decimals: int
 
+    @property
+    def named(self) -> str:
+        """As it stands in a sentence."""
+        return f"the {self.label}" if self.label.startswith("average ") else self.label
+
     def score(self, value: float) -> str:
         """A score with its unit sign."""
         return plain(value * self.scale, self.decimals) + self.suffix
