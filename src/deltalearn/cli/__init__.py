@@ -5,19 +5,19 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
 
 from deltalearn.cli import answers, evaluation, scores
+from deltalearn.cli.settings import LazyCommands, settings_of_recipe
 
 
 class Interrupted(Exception):
     """Ctrl-C, under a name that the command-line library does not swallow without a word."""
 
 
-class _Commands(TyperGroup):
+class _Commands(LazyCommands):
     def invoke(self, ctx: typer.Context) -> object:
         try:
             return super().invoke(ctx)
@@ -103,71 +103,50 @@ def run(
 
 
 @app.command()
+@settings_of_recipe(
+    {
+        "student.path": "--student",
+        "pairs.source": "--pairs",
+        "pairs.split": "--split",
+        "pairs.prompt_column": "--prompt-column",
+        "pairs.chosen_column": "--chosen-column",
+        "pairs.rejected_column": "--rejected-column",
+        "tune.max_pairs": "--limit",
+        "tune.method": "--method",
+        "tune.lr": "--lr",
+        "tune.beta": "--beta",
+        "tune.batch_size": "--batch-size",
+        "tune.steps": "--steps",
+        "tune.epochs": "--epochs",
+        "tune.max_length": "--max-length",
+        "tune.truncation": "--truncation",
+        "tune.token_budget": "--token-budget",
+        "tune.layout": "--layout",
+        "tune.attention": "--attention",
+        "tune.gradient_checkpointing": "--gradient-checkpointing/--no-gradient-checkpointing",
+        "tune.lora.r": "--lora R",
+        "tune.shard": "--shard/--no-shard",
+        "tune.eval_pairs": "--eval-pairs",
+        "tune.tracker": "--tracker",
+        "device": "--device",
+        "dtype": "--dtype",
+    }
+)
 def tune(
-    student: Annotated[
-        str | None, typer.Option(help="The model to tune: a directory or a Hugging Face hub id.")
-    ] = None,
-    pairs: Annotated[
-        str | None, typer.Option(help="Pairs: Parquet, JSONL, a folder of them, or a hub id.")
+    settings: dict[str, Any],
+    recipe: Annotated[
+        str | None, typer.Option(help="A recipe, file or name; options win over it.")
     ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Where it goes; default runs/<name of the recipe>.")
     ] = None,
-    recipe: Annotated[
-        str | None, typer.Option(help="A tune recipe, file or name; options win over it.")
-    ] = None,
-    method: Annotated[
-        str | None, typer.Option(help="dpo_norm (default), dpo, ipo, simpo, orpo, sft, ...")
-    ] = None,
-    lr: Annotated[float | None, typer.Option(help="Peak learning rate; default 5e-7.")] = None,
-    beta: Annotated[float | None, typer.Option(help="Default: the method's own.")] = None,
-    batch_size: Annotated[
-        int | None, typer.Option(help="Pairs a step, over all GPUs; default 32.")
-    ] = None,
-    steps: Annotated[int | None, typer.Option(help="Instead of epochs.")] = None,
-    epochs: Annotated[float | None, typer.Option(help="Default 1.")] = None,
-    max_length: Annotated[
-        int | None, typer.Option(help="Tokens of prompt and answer; default 2048.")
-    ] = None,
-    truncation: Annotated[
-        str | None, typer.Option(help="Of longer pairs: drop (default), cut or error.")
-    ] = None,
-    token_budget: Annotated[
-        int | None, typer.Option(help="Tokens of one forward on each GPU; default 8192.")
-    ] = None,
-    layout: Annotated[str | None, typer.Option(help="auto, shared, packed or padded.")] = None,
-    attention: Annotated[str | None, typer.Option(help="auto, segments, sdpa or flex.")] = None,
-    gradient_checkpointing: Annotated[
-        bool | None, typer.Option("--gradient-checkpointing/--no-gradient-checkpointing")
-    ] = None,
-    lora: Annotated[
-        int | None, typer.Option(metavar="R", help="Adapters of rank R, not all weights.")
-    ] = None,
-    shard: Annotated[
-        bool | None, typer.Option("--shard/--no-shard", help="FSDP2 instead of DDP.")
-    ] = None,
-    seed: Annotated[int | None, typer.Option(help="Default 0.")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16.")] = None,
-    split: Annotated[
-        str | None, typer.Option(help="Of a hub data set or a folder of one; default train.")
-    ] = None,
-    prompt_column: Annotated[str | None, typer.Option(help="Default: by its usual names.")] = None,
-    chosen_column: Annotated[str | None, typer.Option(help="Default: by its usual names.")] = None,
-    rejected_column: Annotated[
-        str | None, typer.Option(help="Default: by its usual names.")
-    ] = None,
-    limit: Annotated[int | None, typer.Option(help="Use the first so many pairs.")] = None,
-    eval_pairs: Annotated[int | None, typer.Option(help="Pairs held out of training.")] = None,
-    tracker: Annotated[
-        str | None, typer.Option(help="none, tensorboard, wandb or trackio.")
-    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Of training. [default: 0]")] = None,
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Any other setting, e.g. warmup_ratio=0."),
     ] = None,
     reference: Annotated[
-        Path | None, typer.Option(help="Folder of reference scores; default OUT/reference.")
+        Path | None, typer.Option(help="Folder of reference log-probs; default OUT/reference.")
     ] = None,
     update: Annotated[
         bool, typer.Option("--update", help="Let changed settings start over in OUT.")
@@ -187,35 +166,8 @@ def tune(
     from deltalearn.util.distributed import is_first_process
 
     check_modes(preview=preview, dry_run=dry_run, tflops=tflops, reference=reference, update=update)
-    options = {
-        "student.path": student,
-        "pairs.source": pairs,
-        "pairs.split": split,
-        "pairs.prompt_column": prompt_column,
-        "pairs.chosen_column": chosen_column,
-        "pairs.rejected_column": rejected_column,
-        "seeds": None if seed is None else [seed],
-        "device": device,
-        "dtype": dtype,
-        "tune.method": method,
-        "tune.lr": lr,
-        "tune.beta": beta,
-        "tune.batch_size": batch_size,
-        "tune.steps": steps,
-        "tune.epochs": epochs,
-        "tune.max_length": max_length,
-        "tune.truncation": truncation,
-        "tune.max_pairs": limit,
-        "tune.token_budget": token_budget,
-        "tune.layout": layout,
-        "tune.attention": attention,
-        "tune.gradient_checkpointing": gradient_checkpointing,
-        "tune.lora.r": lora,
-        "tune.shard": shard,
-        "tune.eval_pairs": eval_pairs,
-        "tune.tracker": tracker,
-    }
-    loaded = load_recipe(recipe, set_ or (), command=TUNE, options=options)
+    settings["seeds"] = None if seed is None else [seed]
+    loaded = load_recipe(recipe, set_ or (), command=TUNE, options=settings)
     if not (preview or dry_run):
         run_tune(loaded, out, reference=reference, update=update)
     elif is_first_process():

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from deltalearn.cli.settings import settings_of_recipe
 
 if TYPE_CHECKING:
     from deltalearn.pipeline.directory import RunDirectory
@@ -22,40 +24,36 @@ Models = Annotated[
 ]
 
 
+@settings_of_recipe(
+    {
+        "prompts.source": "--prompts",
+        "prompts.limit": "--limit",
+        "models.*.server.url": "--url",
+        "models.*.server.key_env": "--key-env",
+        "models.*.server.concurrency": "--concurrency",
+        "generate.engine": "--engine",
+        "generate.temperature": "--temperature",
+        "generate.top_p": "--top-p",
+        "generate.max_tokens": "--max-tokens",
+        "generate.samples": "--samples",
+        "generate.seed": "--seed",
+        "generate.system": "--system",
+        "device": "--device",
+        "dtype": "--dtype",
+    }
+)
 def generate(
+    settings: dict[str, Any],
     recipe: Annotated[
-        str | None, typer.Argument(help="A recipe of `generate` or of `run`; options win over it.")
+        str | None, typer.Argument(help="A recipe, file or name; options win over it.")
     ] = None,
     model: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME=PATH", help="A model that answers; repeat for a ladder."),
     ] = None,
-    prompts: Annotated[
-        str | None, typer.Option(help="JSONL, Parquet, a folder of them, or a hub id.")
-    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Where it goes; default runs/<name of the recipe>.")
     ] = None,
-    engine: Annotated[str | None, typer.Option(help="transformers, vllm or ray.")] = None,
-    url: Annotated[
-        str | None,
-        typer.Option(help="Ask an OpenAI-compatible server instead: http://localhost:8000/v1."),
-    ] = None,
-    key_env: Annotated[
-        str | None, typer.Option(help="Environment variable that holds the server's key.")
-    ] = None,
-    concurrency: Annotated[
-        int | None, typer.Option(help="Requests in flight at a server; default 64.")
-    ] = None,
-    temperature: Annotated[float | None, typer.Option(help="Default 0: greedy.")] = None,
-    top_p: Annotated[float | None, typer.Option(help="Default 1.")] = None,
-    max_tokens: Annotated[int | None, typer.Option(help="Of an answer; default 2048.")] = None,
-    samples: Annotated[int | None, typer.Option(help="Answers to a prompt; default 1.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of sampled answers; default 0.")] = None,
-    system: Annotated[str | None, typer.Option(help="System turn where a prompt has none.")] = None,
-    limit: Annotated[int | None, typer.Option(help="Use so many prompts.")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16.")] = None,
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Any setting: generate.vllm.memory=0.8"),
@@ -77,30 +75,14 @@ def generate(
     from deltalearn.recipe.load import read_values
     from deltalearn.recipe.options import named_models, refuse_idle
 
-    options = {
-        "prompts.source": prompts,
-        "prompts.limit": limit,
-        "models.*.server.url": url,
-        "models.*.server.key_env": key_env,
-        "models.*.server.concurrency": concurrency,
-        "generate.engine": engine,
-        "generate.temperature": temperature,
-        "generate.top_p": top_p,
-        "generate.max_tokens": max_tokens,
-        "generate.samples": samples,
-        "generate.seed": seed,
-        "generate.system": system,
-        "device": device,
-        "dtype": dtype,
-    }
     if recipe is not None and "arms" in read_values(recipe)[1]:
         _of_whole_recipe(
-            recipe, model, options, set_, out, retry=retry_errors, update=update, dry=dry_run
+            recipe, model, settings, set_, out, retry=retry_errors, update=update, dry=dry_run
         )
         return
-    refuse_idle(options)
-    options = named_models(model or []) | options
-    loaded = load_recipe(recipe, set_ or (), command=GENERATE, options=options)
+    refuse_idle(settings)
+    settings = named_models(model or []) | settings
+    loaded = load_recipe(recipe, set_ or (), command=GENERATE, options=settings)
     if dry_run:
         typer.echo(report_dry_run(loaded, out, retry_errors=retry_errors))
     elif run_generate(loaded, out, update=update, retry_errors=retry_errors):
@@ -154,38 +136,31 @@ def say_errors(directory: RunDirectory) -> bool:
     return failed > 0
 
 
+@settings_of_recipe(
+    {
+        "pairs.truncated": "--truncated",
+        "pairs.reasoning": "--reasoning",
+        "pairs.max_length_difference": "--max-length-difference",
+    }
+)
 def pairs(
+    settings: dict[str, Any],
     store: Store,
     chosen: Annotated[str, typer.Option(help="The model whose answers are preferred.")],
     rejected: Annotated[str, typer.Option(help="The model whose answers are not.")],
     out: Annotated[Path, typer.Option(help="A Parquet file in TRL's format.")],
-    settings: Annotated[
-        str | None, typer.Option(help="JSON, whole or a part: which answers, if of several kinds.")
-    ] = None,
-    truncated: Annotated[str, typer.Option(help="Of answers cut at the limit: drop or keep.")] = (
-        "drop"
-    ),
-    reasoning: Annotated[
-        str, typer.Option(help="Thinking traces before answers: keep or strip.")
-    ] = "keep",
-    max_length_difference: Annotated[
-        int | None, typer.Option(help="Most tokens by which the chosen answer may be longer.")
+    how: Annotated[
+        str | None,
+        typer.Option(
+            "--settings", help="JSON, whole or a part: which answers, if of several kinds."
+        ),
     ] = None,
 ) -> None:
     """Make preference pairs of two models' answers in a store."""
     from deltalearn.pipeline.pairs import write_pairs_of_store
 
-    line = write_pairs_of_store(
-        _path(store),
-        chosen,
-        rejected,
-        out,
-        settings,
-        truncated=truncated,
-        reasoning=reasoning,
-        max_length_difference=max_length_difference,
-    )
-    typer.echo(line)
+    rules = {key.removeprefix("pairs."): v for key, v in settings.items() if v is not None}
+    typer.echo(write_pairs_of_store(_path(store), chosen, rejected, out, how, **rules))
 
 
 @responses.command("list")

@@ -25,7 +25,9 @@ Listed = Annotated[
 class Spec(BaseModel):
     """Base of all recipe parts: unknown keys are errors, values are not coerced silently."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, defer_build=True
+    )
 
     def changed(self, key: str) -> bool:
         """True if `key` was given a value other than its default.

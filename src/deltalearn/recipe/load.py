@@ -12,6 +12,7 @@ from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 
 from deltalearn.errors import UserError
 from deltalearn.recipe.commands import COMMANDS, RUN, Command
@@ -350,15 +351,28 @@ def _keys_at(root: type[BaseModel], location: tuple) -> list[str]:
     """Field names that the schema has at `location` under `root`."""
     model: Any = root
     for part in location:
-        model = _present(model)
-        if isinstance(model, type) and issubclass(model, BaseModel):
-            model = model.model_fields[part].annotation if part in model.model_fields else None
-        else:  # dict[Name, X]: any key leads to X
-            model = get_args(model)[-1] if get_args(model) else None
+        model = _inside(model, part)
     model = _present(model)
     if isinstance(model, type) and issubclass(model, BaseModel):
         return list(model.model_fields)
     return []
+
+
+def field_at(dotted: str) -> FieldInfo:
+    """The field of a recipe at a dotted key, in which * stands for any name."""
+    *sections, key = dotted.split(".")
+    model: Any = Recipe
+    for part in sections:
+        model = _inside(model, part)
+    return _present(model).model_fields[key]
+
+
+def _inside(model: Any, part: Any) -> Any:
+    """The annotation of what `model` has at the key `part`, None for nothing."""
+    model = _present(model)
+    if isinstance(model, type) and issubclass(model, BaseModel):
+        return model.model_fields[part].annotation if part in model.model_fields else None
+    return get_args(model)[-1] if get_args(model) else None  # dict[Name, X]: any key leads to X
 
 
 def _present(annotation: Any) -> Any:

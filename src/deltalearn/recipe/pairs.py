@@ -31,20 +31,17 @@ class PairsSource(Spec):
         None, description="Of a hub data set or a folder of one; default train."
     )
     prompt_column: str | None = Field(None, description="Default: by its usual names.")
-    chosen_column: str | None = Field(None, description="Default: chosen.")
-    rejected_column: str | None = Field(None, description="Default: rejected.")
+    chosen_column: str | None = Field(None, description="Default: by its usual names.")
+    rejected_column: str | None = Field(None, description="Default: by its usual names.")
     limit: int | None = Field(None, ge=1, description="Use the first so many pairs.")
 
 
-class PairsSpec(PairRules):
+class PairsSpec(PairRules, PairsSource):
     """Rules to make pairs of answers, or, with `source`, where to read pairs from; never both."""
 
-    source: str | None = Field(None, min_length=1)
-    split: str | None = None
-    prompt_column: str | None = None
-    chosen_column: str | None = None
-    rejected_column: str | None = None
-    limit: int | None = Field(None, ge=1)
+    source: str | None = Field(  # type: ignore[assignment]
+        None, min_length=1, description=PairsSource.model_fields["source"].description
+    )
 
     @model_validator(mode="after")
     def _not_mixed(self) -> PairsSpec:

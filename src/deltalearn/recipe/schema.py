@@ -29,7 +29,9 @@ class Recipe(Spec):
     seeds: Listed[tuple[Seed, ...]] = Field(
         (0, 1, 2), min_length=1, description="Of training, one student each."
     )
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field(
+        "auto", description="Where models run; auto: a GPU if there is one."
+    )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="Precision of weights and forwards."
     )

@@ -1,0 +1,122 @@
+"""Options of the command line made from the fields of a recipe: type, default and help.
+
+A command with such options is registered without them, since their schema takes a while to import;
+they are added when it is the one that is called.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import types
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import typer
+from typer.core import TyperGroup
+
+MADE = "settings"  # the parameter of a command that gets them: dotted key -> value, None: not given
+
+
+def settings_of_recipe(flags: Mapping[str, str]) -> Callable[[Callable], Callable]:
+    """A decorator that gives a command an option for each of some fields of a recipe.
+
+    Args:
+        flags: the option of each field by its dotted key, maybe with a name for its value
+            (`--lora R`). The command gets what was given as `settings`, by the same keys.
+    """
+
+    def decorate(function: Callable) -> Callable:
+        function.flags = flags  # type: ignore[attr-defined]
+        return _command(function, lambda: {k: _option(k, flag) for k, flag in flags.items()})
+
+    return decorate
+
+
+class LazyCommands(TyperGroup):
+    """A group in which a command gets its options from the recipe when it is called."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """The command that is called, whole."""
+        name, command, rest = super().resolve_command(ctx, args)
+        whole = getattr(inspect.unwrap(command.callback or len), "whole", None)
+        if whole is not None:
+            app = typer.Typer(add_completion=False, rich_markup_mode=None)
+            app.command(name, help=command.help)(whole())
+            command = typer.main.get_command(app)
+        return name, command, rest
+
+
+def _command(function: Callable, make: Callable[[], dict[str, Any]]) -> Callable:
+    """`function` as Typer sees it before the options are made; its `whole()` has them."""
+    hints = get_type_hints(function, include_extras=True)
+    own = [p for p in inspect.signature(function).parameters.values() if p.name != MADE]
+    own = [p.replace(annotation=hints[p.name]) for p in own]
+
+    def whole() -> Callable:
+        options = make()
+        keys = {_name(key): key for key in options}
+        made = [
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=option)
+            for name, option in zip(keys, options.values(), strict=True)
+        ]
+
+        def command(**values: Any) -> Any:
+            settings = {key: values.pop(name) for name, key in keys.items()}
+            return function(**values, **{MADE: settings})
+
+        return _shaped(command, function, [*own, *made])
+
+    def bare(**values: Any) -> Any:
+        return function(**values, **{MADE: {}})
+
+    shaped = _shaped(bare, function, own)
+    function.whole = whole  # type: ignore[attr-defined]
+    return shaped
+
+
+def _shaped(command: Callable, like: Callable, parameters: list[inspect.Parameter]) -> Callable:
+    functools.update_wrapper(command, like)
+    parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in parameters]
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {p.name: p.annotation for p in parameters}
+    return command
+
+
+def _name(key: str) -> str:
+    return key.replace(".", "__").replace("*", "each")
+
+
+def _option(key: str, flag: str) -> Any:
+    """The annotation of a parameter that Typer makes the option of a field of."""
+    from deltalearn.recipe.load import field_at
+
+    field = field_at(key)
+    kind, metavar = _kind(field.annotation)
+    flag, _, value = flag.partition(" ")
+    # An option whose value has a name of its own switches something on: it has no default.
+    default = "" if value else _default(field.default)
+    about = " ".join(filter(None, [field.description, default]))
+    option = typer.Option(flag, help=about, metavar=value or metavar, show_default=False)
+    return Annotated[kind | None, option]
+
+
+def _default(value: Any) -> str:
+    """What an option is when it is not given, if that is a plain value."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        return ""
+    return f"[default: {value:g}]" if isinstance(value, float) else f"[default: {value}]"
+
+
+def _kind(annotation: Any) -> tuple[Any, str | None]:
+    """The type of an option's value, and what the help shows for it."""
+    if get_origin(annotation) in (Union, types.UnionType):
+        annotation = next(part for part in get_args(annotation) if part is not type(None))
+    if get_origin(annotation) is Annotated:
+        return _kind(get_args(annotation)[0])
+    if get_origin(annotation) is Literal:
+        return str, f"[{'|'.join(map(str, get_args(annotation)))}]"
+    if get_origin(annotation) is tuple:  # given one by one
+        inner, metavar = _kind(get_args(annotation)[0])
+        return list[inner], metavar  # type: ignore[valid-type]
+    return annotation, None
