@@ -28,7 +28,7 @@ def prompt_column(row: Mapping[str, Any]) -> str | None:
     """The column with the prompt. Unusable if it holds half of a question, the rest beside it."""
     name = next((name for name in PROMPT if row.get(name)), None) or first_of(row, PROMPT)
     for other in REST_OF_INSTRUCTION if name == "instruction" else ():
-        if row.get(other) and row[other] != row[name]:
+        if row.get(other) and row[other] != row["instruction"]:
             raise Unusable(f"instruction and {other}: join them into one column, prompt")
     return name
 

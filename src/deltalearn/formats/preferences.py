@@ -28,6 +28,7 @@ from deltalearn.formats.turns import (
 from deltalearn.records import Message, Unusable
 
 FINISHED = ("stop", "length")
+OWN = {"chosen", "rejected"}  # columns of TRL, which may be swapped
 READING = 2  # to be raised when the same rows become other pairs: what was prepared is stale then
 MEANINGS = {
     "unreadable": "not JSON or not text",
@@ -178,21 +179,24 @@ def preference(value: Mapping[str, Any], named: Named = NOTHING, where: str = ""
     Raises:
         Unfit: It is no pair; the reason is one of MEANINGS.
     """
-    names = [
+    names = (
         _column(value, named.chosen, columns.CHOSEN),
         _column(value, named.rejected, columns.REJECTED),
-    ]
-    chosen, rejected = (text_or_turns(value[name], name) for name in names)
-    name, prompt = _prompt(value, named.prompt, names)
-    if _is_raw(value, name, names) and all(isinstance(x, str) for x in (prompt, chosen, rejected)):
-        if not prompt.strip():
+    )
+    turns: str | tuple[Message, ...]
+    if named.prompt in (None, "prompt") and _is_raw(value, names):
+        turns, chosen, rejected = (value[name] for name in ("prompt", *names))
+        if not value["prompt"].strip():
             raise Unfit("blank_prompt", "the prompt is empty")
-        turns: str | tuple[Message, ...] = prompt
     else:
-        turns, chosen, rejected = _split(prompt, chosen, rejected)
-        turns = _checked(value, turns)
-    reasons = [_finish_reason(value, name) for name in names]
-    return PairRow(where, turns, chosen, rejected, *reasons, _template_arguments(value))
+        sides = (text_or_turns(value[name], name) for name in names)
+        found, chosen, rejected = _split(_prompt(value, named.prompt, names), *sides)
+        turns = _checked(value, found)
+    return PairRow(
+        where, turns, chosen, rejected,
+        _finish_reason(value, names[0]), _finish_reason(value, names[1]),
+        _template_arguments(value),
+    )  # fmt: skip
 
 
 def has_preference(value: Mapping[str, Any]) -> bool:
@@ -210,35 +214,30 @@ def _column(value: Mapping[str, Any], named: str | None, known: Sequence[str]) -
     return name
 
 
-def _is_raw(value: Mapping[str, Any], prompt: str | None, sides: Sequence[str]) -> bool:
-    """Whether plain text is no chat: in TRL's own columns, which may be swapped, alone."""
-    own = prompt == "prompt" and {*sides} == {"chosen", "rejected"}
-    return own and columns.system_text(value) is None
+def _is_raw(value: Mapping[str, Any], sides: Sequence[str]) -> bool:
+    """Whether a row is in TRL's standard format: plain text in its own columns, and no chat."""
+    texts = all(isinstance(value.get(name), str) for name in ("prompt", *sides))
+    return texts and {*sides} == OWN and columns.system_text(value) is None
 
 
 def _prompt(
     value: Mapping[str, Any], named: str | None, sides: Sequence[str]
-) -> tuple[str | None, Any]:
-    """(column, prompt) of a row: text, a conversation that waits for an answer, or None."""
-    name = named or ("prompt" if _is_standard(value, sides) else None)
+) -> str | list[Message] | None:
+    """The prompt of a row: text, a conversation that waits for an answer, or None."""
     try:
-        name = name or columns.prompt_column(value)
+        name = named or columns.prompt_column(value)
     except Unusable as half:
         raise Unfit("half_prompt", str(half)) from None
     if name is None:
-        return None, None
+        return None
     if value.get(name) is None:
         raise Unfit("no_column", f"no {name!r}; there are {', '.join(map(str, value))}")
     turns = text_or_turns(value[name], name)
-    # Instruction data carries an answer as last turn; the answers of the pair replace it.
+    # Instruction data carries an answer as last turn; the answers of the pair replace it. In TRL's
+    # own columns such a prompt is one that the answers would go on with.
     answered = not isinstance(turns, str) and len(turns) > 1 and turns[-1]["role"] == "assistant"
-    return name, turns[:-1] if answered and not _is_raw(value, name, sides) else turns
-
-
-def _is_standard(value: Mapping[str, Any], sides: Sequence[str]) -> bool:
-    """Whether a row is in TRL's standard format: raw text in all three columns."""
-    texts = all(isinstance(value.get(name), str) for name in ("prompt", *sides))
-    return texts and _is_raw(value, "prompt", sides)
+    trl = name == "prompt" and {*sides} == OWN
+    return turns[:-1] if answered and not trl else turns
 
 
 def _split(
