@@ -71,7 +71,9 @@ def _sentence(view: RunView, arm: Arm) -> dict[str, Any]:
         "claim": first.claim(difference[first.key]),
         "style": STYLES[verdict(difference[first.key])],
         "sign": SIGNS[verdict(difference[first.key])],
-        "others": [f"{m.label[:1].upper()}{m.label[1:]}: {m.claim(difference[m.key])}" for m in others],
+        "others": [
+            f"{m.label[:1].upper()}{m.label[1:]}: {m.claim(difference[m.key])}" for m in others
+        ],
     }
 
 
