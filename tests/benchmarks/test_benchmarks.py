@@ -35,6 +35,7 @@ def load(monkeypatch):
     return importlib.import_module
 
 
+@pytest.mark.slow
 def test_tune_vs_trl_does_the_same_steps_on_both_sides():
     found = last_line("tune_vs_trl.py", "--quick", "--mix", "ultrafeedback")
     assert found["steps_agree"]
@@ -69,6 +70,7 @@ def test_tune_vs_trl_gpu_says_what_is_missing():
     assert "Traceback" not in ended.stderr
 
 
+@pytest.mark.slow
 def test_reference_cache_scores_each_answer_once():
     """Three models make 3 pairings: 3 answers a prompt against 2 x 3; a new lr costs TRL 2 more."""
     found = last_line("reference_cache.py", "--quick")
@@ -126,6 +128,7 @@ def test_lengths_keep_their_medians_and_fit(load):
     assert max(p + 2 + max(c, r) + 1 for p, c, r in lengths) == 2048
 
 
+@pytest.mark.slow
 def test_preparation_gives_the_ids_of_trl():
     found = last_line("prepare.py", "--pairs", "300", "--peer-pairs", "50")
     assert found["ids_agree"]
@@ -145,6 +148,7 @@ def test_clients_bring_back_every_request_once():
     ]
 
 
+@pytest.mark.slow
 def test_the_store_is_read_while_it_is_written():
     found = last_line("response_store.py", "--rows", "8000")
     assert {"write", "read", "pairs", "check", "export"} <= found["rows_per_s"].keys()

@@ -165,6 +165,7 @@ class TestOutputDirectory:
         fails(deltalearn("run", small(tmp_path), "--out", tmp_path), "not a run of deltalearn")
         assert (tmp_path / "thesis.tex").read_text() == "do not touch"
 
+    @pytest.mark.slow
     def test_update_redoes_only_what_depends_on_the_change(self, finished, tmp_path):
         out = tmp_path / "run"
         shutil.copytree(finished / "run", out)
@@ -220,6 +221,7 @@ def test_interrupting_says_how_to_resume(tmp_path):
 class TestFullDisk:
     """A file-size limit stands in for a full disk: the same system call fails at the same place."""
 
+    @pytest.mark.slow
     def test_while_generating(self, tmp_path):
         recipe = small(tmp_path)
         texts = itertools.product("abcdefghij", "abcdefghij", "abcdefgh")

@@ -38,6 +38,7 @@ def asked(kind: str, doc: dict) -> str:
 
 @pytest.mark.data
 @pytest.mark.parametrize("names", TWINS)
+@pytest.mark.slow
 def test_no_question_is_on_both_sides_of_twins(names):
     twins = [load_tasks(BY_NAME[name], DATA) for name in names]
     sides = [{split: questions(t, split) for split in ("test", "dev", "held-out")} for t in twins]

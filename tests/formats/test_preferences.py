@@ -317,6 +317,7 @@ columns = [
 
 @given(cells=st.dictionaries(st.sampled_from(columns), json_values))
 @settings(max_examples=150)
+@pytest.mark.slow
 def test_no_row_crashes(tmp_path_factory, cells):
     file = tmp_path_factory.mktemp("any") / "rows.jsonl"
     good = {"prompt": "p", "chosen": "a", "rejected": "b"}

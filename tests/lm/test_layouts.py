@@ -161,6 +161,7 @@ def test_equals_slow_reference(models, name, kind, attention):
 
 @settings(max_examples=15)
 @given(trees=trees, name=st.sampled_from(["llama", "gpt2", "gemma2, soft caps"]))
+@pytest.mark.slow
 def test_any_lengths(models, trees, name):
     model = copy.deepcopy(models[name])
     results = [fast(model, trees, *way) for way in [("padded", None), *WAYS]]

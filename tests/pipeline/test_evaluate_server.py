@@ -48,6 +48,7 @@ def answers(suite: Suite) -> int:
 # -- what is kept ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_killed_run_loses_no_answer_that_has_come(suite):
     """Every answer but those of the last questions, which do not come: with two in flight."""
 

@@ -94,6 +94,7 @@ def test_pairs_are_all_that_two_sizes_can_teach_letter_by_letter(
     assert sorted(found) == expected(raw, larger, smaller)
 
 
+@pytest.mark.slow
 def test_a_column_for_each_size_gives_the_same_pairs(raw, pairs, tmp_path):
     """The shape in which the authors keep a ladder: one row a prompt, models as columns."""
     ladder = tmp_path / "ladder.jsonl"

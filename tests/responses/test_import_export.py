@@ -190,6 +190,7 @@ JSON = st.recursive(
 
 @settings(max_examples=300)
 @given(st.sampled_from(COLUMNS), JSON)
+@pytest.mark.slow
 def test_an_altered_row_is_refused_or_leaves_a_whole_store(column, value):
     """Whatever was done to a row, it is not an exception, and neither is its neighbour lost."""
     other = exported(messages=[turn("user", "other")], key="")

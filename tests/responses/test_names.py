@@ -207,6 +207,7 @@ def test_settings_that_are_no_object_are_refused(path, tmp_path, given, text):
 # -- from a recipe to pairs ----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_contrastive_recipe_from_end_to_end(tmp_path):
     """One model, two system prompts, two names: answers, pairs, a second limit, forgetting."""
 

@@ -501,6 +501,7 @@ def comparisons() -> list[Comparison]:
     return compare(SEED)
 
 
+@pytest.mark.slow
 def test_covers_two_hundred_settings_and_every_function(comparisons):
     assert sum(KINDS.values()) >= 200
     assert len({c.setting for c in comparisons}) >= 200

@@ -473,6 +473,7 @@ def test_an_endless_loop_that_ignores_all_signals_ends():
     assert found.cpu < 2
 
 
+@pytest.mark.slow
 def test_sleeping_forever_ends():
     for program in (
         "import time\nwhile True: time.sleep(1000)",
