@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 import zipfile
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -70,41 +71,34 @@ def test_installed_wheel_works_from_anywhere(wheel, tmp_path):
     assert all(line.startswith(str(target)) for line in result.stdout.split())
 
 
-# Which folder may import which: cli -> pipeline -> stages -> leaves (docs/architecture.md).
-# Everything may import errors.py, records.py and util/. A stage imports no other stage.
+# Which folder may import which is said in docs/architecture.md, and nowhere else.
+ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text()
 EVERYWHERE = {"__init__", "errors", "records", "util"}
-MAY_IMPORT = {
-    # leaves
-    "errors": set(),
-    "records": set(),
-    "util": set(),
-    "stats": set(),
-    "formats": set(),
-    "openai_api": set(),
-    "lm": set(),
-    "recipe": set(),
-    "judge": set(),
-    # what stages leave for one another
-    "responses": {"formats", "lm"},
-    # stages
-    "prompts": {"formats"},
-    "generate": {"lm", "openai_api", "responses"},
-    "pairs": {"responses"},
-    "tune": {"formats", "lm", "recipe"},
-    "evaluate": {"formats", "judge", "lm", "openai_api", "stats"},
-    "compare": {"evaluate", "stats"},
-    "report": {"evaluate", "stats"},
-    # what drives and shows them
-    "pipeline": {
-        "evaluate", "formats", "generate", "judge", "lm", "openai_api", "pairs", "prompts",
-        "recipe", "report", "responses", "tune",
-    },
-    "theory": set(),
-    "lab": {"lm"},
-    "cli": {
-        "compare", "evaluate", "lab", "pipeline", "recipe", "report", "responses", "theory",
-    },
-}  # fmt: skip
+STAGES = {"prompts", "generate", "pairs", "tune", "evaluate", "compare", "report"}
+READS_RESULTS = {("compare", "evaluate"), ("report", "evaluate")}
+
+
+def may_import() -> dict[str, set[str]]:
+    """The block of rules: `folder -> folder folder`."""
+    (block,) = re.findall(r"^```imports\n(.*?)^```", ARCHITECTURE, re.DOTALL | re.MULTILINE)
+    rules = (line.partition("->") for line in block.splitlines())
+    return {folder.strip(): set(others.split()) for folder, _, others in rules}
+
+
+def imported(path: Path) -> dict[str, int]:
+    """{folder or module at the top: line} of what a module imports of the package."""
+    found = {}
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "") == "deltalearn":
+            for alias in node.names:
+                inside = any((SOURCE / f"{alias.name}{end}").exists() for end in ("", ".py"))
+                found[alias.name if inside else "__init__"] = node.lineno
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("deltalearn."):
+            found[node.module.split(".")[1]] = node.lineno
+        elif isinstance(node, ast.Import):
+            names = [alias.name.split(".") for alias in node.names]
+            found |= {n[1]: node.lineno for n in names if n[0] == "deltalearn" and n[1:]}
+    return found
 
 
 SANDBOXED = Path(
@@ -116,16 +110,51 @@ def modules() -> list[Path]:
     return sorted(SOURCE.rglob("*.py"))
 
 
+def part_of(path: Path) -> str:
+    """The folder or module at the top that a module belongs to."""
+    return path.relative_to(SOURCE).parts[0].removesuffix(".py")
+
+
 @pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(SOURCE)))
 def test_imports_point_one_way(path):
-    part = path.relative_to(SOURCE).parts[0].removesuffix(".py")
-    if part == "__main__":
+    part = part_of(path)
+    if part in ("__init__", "__main__"):  # the Python face and `python -m deltalearn`
         return
-    allowed = EVERYWHERE | MAY_IMPORT.get(part, set()) | {part}
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("deltalearn"):
-            name = [*node.module.split("."), "__init__"][1]
-            assert name in allowed, f"line {node.lineno}: {part} imports {name}"
+    allowed = EVERYWHERE | may_import().get(part, set()) | {part}
+    for name, line in imported(path).items():
+        assert name in allowed, f"line {line}: {part} imports {name}; see docs/architecture.md"
+
+
+def test_the_document_names_every_folder_and_no_arrow_too_many():
+    rules = may_import()
+    folders = {path.name for path in SOURCE.iterdir() if (path / "__init__.py").exists()}
+    assert set(rules) == folders - {"util"}
+    used: dict[str, set[str]] = {folder: set() for folder in rules}
+    for path in modules():
+        if part_of(path) in rules:
+            used[part_of(path)] |= set(imported(path)) - EVERYWHERE - {part_of(path)}
+    assert used == rules
+
+
+def test_no_circle_and_no_stage_imports_another():
+    rules = may_import()
+    tuple(TopologicalSorter(rules).static_order())  # raises CycleError
+    between = {(a, b) for a in STAGES for b in rules[a] & STAGES}
+    assert between <= READS_RESULTS
+
+
+LONG = {  # files of more than 400 lines, and why
+    "pipeline/evaluate.py": "one stage for every kind of benchmark; to be split by kind",
+}
+
+
+def test_files_are_short():
+    long = {
+        str(path.relative_to(SOURCE))
+        for path in modules()
+        if len(path.read_text().splitlines()) > 400
+    }
+    assert long <= set(LONG)
 
 
 @pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(SOURCE)))
