@@ -14,13 +14,14 @@ import socket
 from pathlib import Path
 
 import pytest
+import yaml
 from helpers.data import DATA, GOLDEN, drop_data
 
 pytest.importorskip("lm_eval")
 
 from deltalearn.errors import UserError
 from deltalearn.evaluate.harness.run import Selection, load_tasks
-from deltalearn.evaluate.tulu3 import bbh, gsm8k, math
+from deltalearn.evaluate.tulu3 import INCLUDE_PATH, bbh, examples, gsm8k, math
 from deltalearn.evaluate.tulu3.suite import ALL, BY_NAME, ELEVEN, averaged
 
 PREFIX = "Here is the completed function:\n\n```python\n"
@@ -295,8 +296,6 @@ def test_lm_eval_alone_finds_the_suite(monkeypatch):
     """Through its include path, without our command."""
     from lm_eval.tasks import TaskManager
 
-    from deltalearn.evaluate.tulu3 import INCLUDE_PATH
-
     monkeypatch.setenv("DELTALEARN_DATA_DIR", str(GOLDEN))
     manager = TaskManager(include_path=str(INCLUDE_PATH), include_defaults=False)
     loaded = manager.load(["tulu3"])
@@ -307,6 +306,34 @@ def test_lm_eval_alone_finds_the_suite(monkeypatch):
         if group._config.aggregate_metric_list
     }
     assert weights == {"tulu3_mmlu_mc": [False], "tulu3_mmlu_cot": [False], "tulu3_bbh": [True]}
+
+
+def test_a_folder_is_a_benchmark_of_the_suite_and_a_task_of_lm_eval():
+    """To add a benchmark is to add a folder and its line in suite.py; neither is forgotten."""
+    tasks = {}
+    for path in INCLUDE_PATH.glob("*/*.yaml"):
+        name = yaml.load(path.read_text(), Loader=examples._Plain)  # noqa: S506
+        tasks[name.get("group") or name["task"]] = path.parent.name
+    assert set(tasks) == {benchmark.task for benchmark in ALL}
+    assert set(tasks.values()) == {path.parent.name for path in INCLUDE_PATH.glob("*/__init__.py")}
+    group = yaml.safe_load((INCLUDE_PATH / "tulu3.yaml").read_text())
+    assert set(group["task"]) == {benchmark.task for benchmark in ALL if benchmark.chat}
+
+
+def test_rows_of_the_hub_are_those_of_the_files(monkeypatch):
+    """GSM8K, of which both have one form; what the hub is asked for is in the task's folder."""
+    import datasets
+
+    asked = []
+
+    def load_dataset(*place, split):
+        asked.append((*place, split))
+        return lines("gsm8k/test.jsonl")
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.delenv("DELTALEARN_DATA_DIR", raising=False)
+    assert gsm8k.load()["test"].to_list() == gsm8k.load(str(GOLDEN))["test"].to_list()
+    assert asked == [("openai/gsm8k", "main", "test")]
 
 
 def test_missing_data_is_named(tmp_path):

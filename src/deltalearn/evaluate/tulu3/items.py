@@ -11,13 +11,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from deltalearn.evaluate.tulu3.sources import Row
 
-if TYPE_CHECKING:
-    from datasets import DatasetDict
-
+Splits = Any  # a datasets.DatasetDict, which is imported late
 EMPTY = {"id": "", "stratum": "", "cluster": "", "head": "", "question": "", "choices": "[]"}
 EMPTY |= {"target": "", "gold": "null"}
 
@@ -45,7 +43,7 @@ def target(item: Row) -> str:
     return item["target"]
 
 
-def dataset(test: Iterable[Row], examples: Iterable[Row] = ()) -> DatasetDict:
+def dataset(test: Iterable[Row], examples: Iterable[Row] = ()) -> Splits:
     """Both splits, as lm_eval takes them."""
     from datasets import Dataset, DatasetDict
 

@@ -19,6 +19,7 @@ from deltalearn.errors import UserError
 
 VARIABLE = "DELTALEARN_DATA_DIR"
 Row = dict[str, Any]
+Place = tuple[str, str | None, str]  # of rows in the hub: data set, configuration, split
 
 
 class NoData(UserError):
@@ -115,6 +116,16 @@ def _object(row: Any, where: str) -> Row:
     if not isinstance(row, dict):
         raise NoData(f"{where}: not a JSON object")
     return row
+
+
+def rows(
+    data_dir: str | Path | None, benchmark: str, local: str, *patterns: str, at: Place
+) -> Iterable[Row]:
+    """Rows of a benchmark: of its local file (as `files`), or `at` the hub without a directory."""
+    directory = data_directory(data_dir)
+    if directory is None:
+        return hub(*at)
+    return read(files(directory, benchmark, local, *patterns)[0])
 
 
 def hub(path: str, name: str | None, split: str) -> Iterator[Row]:

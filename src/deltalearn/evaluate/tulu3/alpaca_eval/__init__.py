@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from deltalearn.evaluate.tulu3.benchmark import Benchmark, Results
-from deltalearn.evaluate.tulu3.items import dataset, item
+from deltalearn.evaluate.tulu3.items import Splits, dataset, item
 from deltalearn.evaluate.tulu3.sources import (
     Row,
     data_directory,
@@ -21,13 +21,10 @@ from deltalearn.evaluate.tulu3.sources import (
     read,
 )
 
-if TYPE_CHECKING:
-    from datasets import DatasetDict
-
 LOCAL = "alpaca_eval/reference_*.json"
 
 
-def load(data_dir: str | None = None, **_: Any) -> DatasetDict:
+def load(data_dir: str | None = None, **_: Any) -> Splits:
     """Instructions; gold: the reference's answer."""
     directory = data_directory(data_dir)
     if directory is None:

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from deltalearn.evaluate.tulu3.bbh import grader
 from deltalearn.evaluate.tulu3.benchmark import Benchmark
 from deltalearn.evaluate.tulu3.examples import lm_eval_task, published
-from deltalearn.evaluate.tulu3.items import dataset, gold, item
+from deltalearn.evaluate.tulu3.items import Splits, dataset, gold, item
 from deltalearn.evaluate.tulu3.sources import Row, data_directory, files, hub, numbered, read_json
-
-if TYPE_CHECKING:
-    from datasets import DatasetDict
 
 LOCAL = "bbh/bbh/*.json"
 DIGESTS = {  # of the examples, by sub-task
@@ -47,7 +44,7 @@ DIGESTS = {  # of the examples, by sub-task
 }
 
 
-def load(task: str, data_dir: str | None = None, **_: Any) -> DatasetDict:
+def load(task: str, data_dir: str | None = None, **_: Any) -> Splits:
     """A sub-task's questions; three chains of thought as examples, behind its description."""
     directory = data_directory(data_dir)
     if directory is None:

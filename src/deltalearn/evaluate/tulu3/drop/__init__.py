@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from deltalearn.evaluate.tulu3.benchmark import Benchmark
 from deltalearn.evaluate.tulu3.drop import grader
-from deltalearn.evaluate.tulu3.items import dataset, gold, item
+from deltalearn.evaluate.tulu3.items import Splits, dataset, gold, item
 from deltalearn.evaluate.tulu3.sources import NoData, Row, data_directory, files, hub, read_json
-
-if TYPE_CHECKING:
-    from datasets import DatasetDict
 
 LOCAL = "drop*/drop*.json (and drop*/*train*.json, for the three examples)"
 SEED = 1234  # OLMES seeds its examples anew for every question: they are the same for all
 EXAMPLES = 3
 
 
-def load(data_dir: str | None = None, **_: Any) -> DatasetDict:
+def load(data_dir: str | None = None, **_: Any) -> Splits:
     """Questions on passages; gold: every accepted answer as a list of its parts."""
     directory = data_directory(data_dir)
     if directory is None:

@@ -5,19 +5,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from deltalearn.evaluate.sandbox import Sandbox
 from deltalearn.evaluate.tulu3.benchmark import Benchmark, Results
 from deltalearn.evaluate.tulu3.humaneval import grader
-from deltalearn.evaluate.tulu3.items import dataset, gold, item
-from deltalearn.evaluate.tulu3.sources import Row, data_directory, files, hub, read
-
-if TYPE_CHECKING:
-    from datasets import DatasetDict
+from deltalearn.evaluate.tulu3.items import Splits, dataset, gold, item
+from deltalearn.evaluate.tulu3.sources import Row, rows
 
 LOCAL = "humaneval/HumanEval.jsonl*"
 LOCAL_PLUS = "humanevalplus/HumanEvalPlus-OriginFmt*.jsonl*"
@@ -25,16 +22,10 @@ PASS_AT = 10
 SECONDS, SECONDS_PLUS = 3.0, 20.0  # of a program; the sandbox counts processor time
 
 
-def load(data_dir: str | None = None, plus: bool = False, **_: Any) -> DatasetDict:
+def load(data_dir: str | None = None, plus: bool = False, **_: Any) -> Splits:
     """Stubs to complete; gold: the tests and the name that they call."""
-    directory = data_directory(data_dir)
+    name, local = ("humanevalplus", LOCAL_PLUS) if plus else ("humaneval", LOCAL)
     place = "evalplus/humanevalplus" if plus else "openai/openai_humaneval"
-    local = LOCAL_PLUS if plus else LOCAL
-    rows: Iterable[Row] = (
-        hub(place, None, "test")
-        if directory is None
-        else read(files(directory, "humanevalplus" if plus else "humaneval", local)[0])
-    )
     return dataset(
         item(
             id=row["task_id"],
@@ -42,7 +33,7 @@ def load(data_dir: str | None = None, plus: bool = False, **_: Any) -> DatasetDi
             target=row["canonical_solution"],
             gold={"test": row["test"], "entry_point": row["entry_point"]},
         )
-        for row in rows
+        for row in rows(data_dir, name, local, at=(place, None, "test"))
     )
 
 

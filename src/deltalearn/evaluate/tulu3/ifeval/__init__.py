@@ -2,35 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from deltalearn.evaluate.tulu3.benchmark import Benchmark, Results
 from deltalearn.evaluate.tulu3.grade import Grade
 from deltalearn.evaluate.tulu3.ifeval import grader
-from deltalearn.evaluate.tulu3.items import dataset, gold, item
-from deltalearn.evaluate.tulu3.sources import Row, data_directory, files, hub, read
-
-if TYPE_CHECKING:
-    from datasets import DatasetDict
+from deltalearn.evaluate.tulu3.items import Splits, dataset, gold, item
+from deltalearn.evaluate.tulu3.sources import Row, rows
 
 LOCAL = "ifeval/*.jsonl"
 
 
-def load(data_dir: str | None = None, **_: Any) -> DatasetDict:
+def load(data_dir: str | None = None, **_: Any) -> Splits:
     """Prompts with checkable instructions; gold: their names and arguments."""
-    directory = data_directory(data_dir)
-    if directory is None:
-        rows: Iterable[Row] = hub("google/IFEval", None, "train")
-    else:
-        rows = read(files(directory, "ifeval", LOCAL)[0])
+    found = rows(data_dir, "ifeval", LOCAL, at=("google/IFEval", None, "train"))
     return dataset(
         item(
             id=str(row["key"]),
             question=row["prompt"],
             gold={"instructions": row["instruction_id_list"], "arguments": row["kwargs"]},
         )
-        for row in rows
+        for row in found
     )
 
 

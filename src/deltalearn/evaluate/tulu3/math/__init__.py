@@ -5,16 +5,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from deltalearn.evaluate.tulu3.benchmark import Benchmark
 from deltalearn.evaluate.tulu3.examples import published
-from deltalearn.evaluate.tulu3.items import dataset, gold, item
+from deltalearn.evaluate.tulu3.items import Splits, dataset, gold, item
 from deltalearn.evaluate.tulu3.math import grader
 from deltalearn.evaluate.tulu3.sources import Row, data_directory, files, hub, read
-
-if TYPE_CHECKING:
-    from datasets import DatasetDict
 
 LOCAL = "math*/test.jsonl"
 SUBJECTS = (
@@ -29,7 +26,7 @@ EDITS = (
 )
 
 
-def load(data_dir: str | None = None, **_: Any) -> DatasetDict:
+def load(data_dir: str | None = None, **_: Any) -> Splits:
     """Competition problems of seven subjects; gold: the whole solution."""
     directory = data_directory(data_dir)
     if directory is None:

@@ -5,16 +5,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from deltalearn.evaluate.tulu3.benchmark import Benchmark, Results
 from deltalearn.evaluate.tulu3.grade import Grade
-from deltalearn.evaluate.tulu3.items import choices, dataset, gold, item
+from deltalearn.evaluate.tulu3.items import Splits, choices, dataset, gold, item
 from deltalearn.evaluate.tulu3.mmlu import grader
-from deltalearn.evaluate.tulu3.sources import Row, data_directory, files, hub, read
-
-if TYPE_CHECKING:
-    from datasets import DatasetDict
+from deltalearn.evaluate.tulu3.sources import Row, rows
 
 LOCAL = "mmlu/test/*_test.csv (with a header; dev/*_dev.csv beside it)"
 LETTERS = "ABCD"
@@ -26,19 +23,23 @@ SUMMARIZE = (
 )
 
 
-def load(subject: str, data_dir: str | None = None, **_: Any) -> DatasetDict:
+def load(subject: str, data_dir: str | None = None, **_: Any) -> Splits:
     """A subject's questions, and its five development questions as examples."""
-    directory = data_directory(data_dir)
-    if directory is None:
-        test, dev = (hub("cais/mmlu", subject, split) for split in ("test", "dev"))
-    else:
-        test = read(files(directory, "mmlu", LOCAL, f"mmlu/test/{subject}_test.csv")[0])
-        dev = read(files(directory, "mmlu", LOCAL, f"mmlu/dev/{subject}_dev.csv")[0])
+    test, dev = (
+        rows(
+            data_dir,
+            "mmlu",
+            LOCAL,
+            f"mmlu/{split}/{subject}_{split}.csv",
+            at=("cais/mmlu", subject, split),
+        )
+        for split in ("test", "dev")
+    )
     name = subject.replace("_", " ")
-    rows = [_item(row, id=f"{subject}/{i}", subject=name) for i, row in enumerate(test)]
+    questions = [_item(row, id=f"{subject}/{i}", subject=name) for i, row in enumerate(test)]
     examples = [_item(row, id=f"{subject}/dev/{i}", subject=name) for i, row in enumerate(dev)]
     examples[0]["head"] = EXAMPLES.format(subject=name)
-    return dataset(rows, examples)
+    return dataset(questions, examples)
 
 
 def _item(row: Row, id: str, subject: str) -> Row:

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from deltalearn.evaluate.tulu3.benchmark import Benchmark
-from deltalearn.evaluate.tulu3.items import dataset, gold, item
+from deltalearn.evaluate.tulu3.items import Splits, dataset, gold, item
 from deltalearn.evaluate.tulu3.popqa import grader
-from deltalearn.evaluate.tulu3.sources import NoData, Row, data_directory, files, hub, read
+from deltalearn.evaluate.tulu3.sources import NoData, Row, data_directory, hub, read, rows
 from deltalearn.util.files import digest
 
-if TYPE_CHECKING:
-    from datasets import DatasetDict
-
-HUB = "akariasai/PopQA"
+HUB = "akariasai/PopQA", None, "test"
 LOCAL = "popqa*/*.jsonl, and tulu3_fewshot/popqa_15shot.json"
 EXAMPLES = (  # rows of the data set
     5985932, 724502, 2285098, 2007997, 3785558, 4202904, 6081578, 2180840, 6036329, 867482, 1378543,
@@ -24,21 +20,17 @@ EXAMPLES = (  # rows of the data set
 DIGEST = "9fc5572618896e56"
 
 
-def load(data_dir: str | None = None, **_: Any) -> DatasetDict:
+def load(data_dir: str | None = None, **_: Any) -> Splits:
     """Entity questions; gold: the aliases of the object."""
-    directory = data_directory(data_dir)
-    if directory is None:
-        rows: Iterable[Row] = hub(HUB, None, "test")
-    else:
-        rows = read(files(directory, "popqa", LOCAL, "popqa/*.jsonl", "popqa_subset/*.jsonl")[0])
+    patterns = "popqa/*.jsonl", "popqa_subset/*.jsonl"
     test = (
         item(id=str(row["id"]), question=row["question"], target=aliases[0], gold=aliases)
-        for row in rows
+        for row in rows(data_dir, "popqa", LOCAL, *patterns, at=HUB)
         for aliases in [grader.gold(row)]
     )
     examples = (
         item(id=f"example/{i}", question=row["question"], target=row["obj"])
-        for i, row in enumerate(worked_examples(directory))
+        for i, row in enumerate(worked_examples(data_directory(data_dir)))
     )
     return dataset(test, examples)
 
@@ -49,12 +41,13 @@ def worked_examples(directory: Path | None) -> list[Row]:
         file = directory / "tulu3_fewshot" / "popqa_15shot.json"
         if not file.is_file():
             raise NoData(f"{file}: not there; PopQA's prompts need its examples")
-        source, rows = str(file), {row["id"]: row for row in read(file)}
+        source, found = str(file), read(file)
     else:
-        source, rows = HUB, {row["id"]: row for row in hub(HUB, None, "test")}
-    if lost := [i for i in EXAMPLES if i not in rows]:
+        source, found = HUB[0], hub(*HUB)
+    by_id = {row["id"]: row for row in found}
+    if lost := [i for i in EXAMPLES if i not in by_id]:
         raise NoData(f"{source}: no row with the id {lost[0]}, an example of PopQA's prompts")
-    chosen = [{"question": rows[i]["question"], "obj": rows[i]["obj"]} for i in EXAMPLES]
+    chosen = [{key: by_id[i][key] for key in ("question", "obj")} for i in EXAMPLES]
     if digest(chosen)[: len(DIGEST)] != DIGEST:
         raise NoData(f"{source}: the examples of PopQA's prompts are not the published ones")
     return chosen

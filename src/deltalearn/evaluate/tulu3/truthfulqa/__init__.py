@@ -2,32 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from deltalearn.evaluate.tulu3.benchmark import Benchmark, Results
 from deltalearn.evaluate.tulu3.examples import lm_eval_task, published
 from deltalearn.evaluate.tulu3.grade import Grade
-from deltalearn.evaluate.tulu3.items import choices, dataset, gold, item
-from deltalearn.evaluate.tulu3.sources import Row, data_directory, files, hub, numbered, read
+from deltalearn.evaluate.tulu3.items import Splits, choices, dataset, gold, item
+from deltalearn.evaluate.tulu3.sources import Row, numbered, rows
 from deltalearn.evaluate.tulu3.truthfulqa import grader
-
-if TYPE_CHECKING:
-    from datasets import DatasetDict
 
 LOCAL = "truthfulqa/mc_task.json"
 
 
-def load(data_dir: str | None = None, **_: Any) -> DatasetDict:
+def load(data_dir: str | None = None, **_: Any) -> Splits:
     """Questions with the choices of MC1 and MC2 merged; gold: 1 for true, 0 for false, of MC2."""
-    directory = data_directory(data_dir)
-    if directory is None:
-        rows: Iterable[Row] = hub("truthfulqa/truthful_qa", "multiple_choice", "validation")
-    else:
-        rows = read(files(directory, "truthfulqa", LOCAL)[0])
+    place = "truthfulqa/truthful_qa", "multiple_choice", "validation"
+    found = rows(data_dir, "truthfulqa", LOCAL, at=place)
     head = "".join(f"Q: {s['question']}\nA: {s['answer']}\n\n" for s in worked_examples())
-    return dataset(_item(name, row, head) for name, row in numbered(rows, ""))
+    return dataset(_item(name, row, head) for name, row in numbered(found, ""))
 
 
 def _item(name: str, row: Row, head: str) -> Row:
@@ -49,10 +42,10 @@ def _item(name: str, row: Row, head: str) -> Row:
 def worked_examples() -> list[Row]:
     """Six: question, answer. (Lin et al. 2022.)"""
     text = lm_eval_task("truthfulqa/truthfulqa_mc1.yaml")["doc_to_text"]
-    examples = text.partition("'")[2].partition("'%}")[0]  # a literal of the template
-    pairs = (block.split("\nA: ") for block in examples.removeprefix("Q: ").split("\n\nQ: "))
-    rows = [{"question": question, "answer": answer} for question, answer in pairs]
-    return published("truthfulqa", rows, "39195ab141a855f0")
+    literal = text.partition("'")[2].partition("'%}")[0]  # of the template
+    pairs = (block.split("\nA: ") for block in literal.removeprefix("Q: ").split("\n\nQ: "))
+    examples = [{"question": question, "answer": answer} for question, answer in pairs]
+    return published("truthfulqa", examples, "39195ab141a855f0")
 
 
 def _grade(item: Row, results: Results) -> Grade:
