@@ -508,18 +508,18 @@ def tune_recipe(place: str | Path, options: dict, *overrides: str) -> LoadedReci
 
 class TestRecipe:
     def test_options_win_over_set_values_of_the_file(self):
-        loaded = tune_recipe("tulu3-8b", {"tune.lr": 1e-6}, "beta=3", "tune.batch_size=64")
+        loaded = tune_recipe("tulu3-8b-pairs", {"tune.lr": 1e-6}, "beta=3", "tune.batch_size=64")
         tune = loaded.recipe.tune
         assert (tune.lr, tune.beta, tune.batch_size, tune.max_length) == (1e-6, 3, 64, 2048)
         assert loaded.origins["tune.lr"] == "command line"
-        assert loaded.origins["tune.max_length"] == "tulu3-8b.yaml"
+        assert loaded.origins["tune.max_length"] == "tulu3-8b-pairs.yaml"
 
     def test_another_method_does_not_inherit_beta_nor_steps_epochs(self):
-        tune = tune_recipe("tulu3-8b", {"tune.method": "dpo", "tune.steps": 5}).recipe.tune
+        tune = tune_recipe("tulu3-8b-pairs", {"tune.method": "dpo", "tune.steps": 5}).recipe.tune
         assert (tune.effective_beta, tune.steps, tune.epochs) == (0.1, 5, None)
 
     def test_an_option_below_a_null_of_the_file(self, tmp_path):
-        text = tune_recipe("tulu3-8b", {}).resolved_yaml()
+        text = tune_recipe("tulu3-8b-pairs", {}).resolved_yaml()
         (tmp_path / "mine.yaml").write_text(text)
         assert yaml.safe_load(text)["tune"]["lora"] is None
         loaded = tune_recipe(tmp_path / "mine.yaml", {"tune.lora.r": 8})

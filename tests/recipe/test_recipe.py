@@ -73,6 +73,20 @@ def test_shipped_recipe_is_found_by_name(place, tmp_path, monkeypatch):
     assert recipe.model("student").path == "package://deltalearn.lab/ladder/m"
 
 
+def test_the_papers_experiment_is_one_recipe_with_its_controls():
+    recipe = load_recipe("tulu3-8b").recipe
+    assert recipe.tuned_arms == ["delta", "sft", "reversed", "tulu3_preference"]
+    delta, reversed_ = recipe.tune_of("delta"), recipe.tune_of("reversed")
+    assert delta == reversed_  # all else equal
+    assert (delta.lr, delta.beta, delta.batch_size, delta.epochs) == (5e-8, 5, 32, 1)
+    strong = recipe.tune_of("tulu3_preference")
+    assert (strong.lr, strong.batch_size, strong.scheduler) == (5e-7, 128, "linear")
+    assert recipe.arms["tulu3_preference"].pairs.source.startswith("allenai/")
+    own = load_recipe("tulu3-8b-pairs", command=TUNE).recipe
+    assert own.student == recipe.student
+    assert own.tune.model_copy(update={"max_pairs": None}) == delta
+
+
 def test_unknown_recipe_lists_the_shipped_ones():
     with pytest.raises(UserError, match=r"nosuch: no such recipe file.*\blab\b"):
         load_recipe("nosuch")

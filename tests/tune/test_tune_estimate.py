@@ -56,7 +56,7 @@ class TestSteps:
     )
     def test_as_in_the_paper(self, size, pairs, steps, warmup):
         """ceil(epochs x floor(N / 32)) steps, ceil(0.03 x steps) of warm-up."""
-        settings = load_recipe("tulu3-8b", command=TUNE).recipe.tune
+        settings = load_recipe("tulu3-8b-pairs", command=TUNE).recipe.tune
         plan = dry_run(equal_pairs(pairs), size, settings, seed=42)
         assert (plan.steps, plan.warmup) == (steps, warmup)
 
@@ -235,7 +235,7 @@ class TestReport:
 @pytest.fixture(scope="module")
 def headline() -> str:
     """The report of the shipped 8B recipe, with neither its pairs nor its model at hand."""
-    return report_dry_run(load_recipe("tulu3-8b", command=TUNE), tflops=400)
+    return report_dry_run(load_recipe("tulu3-8b-pairs", command=TUNE), tflops=400)
 
 
 def test_headline_recipe_without_weights_and_network(headline):
@@ -247,7 +247,7 @@ def test_headline_recipe_without_weights_and_network(headline):
 
 
 def test_adapters_change_the_headline_memory():
-    loaded = load_recipe("tulu3-8b", ["lora.r=16", "max_pairs=3200"], command=TUNE)
+    loaded = load_recipe("tulu3-8b-pairs", ["lora.r=16", "max_pairs=3200"], command=TUNE)
     text = report_dry_run(loaded)
     assert "(41,943,040 trained)" in text
     assert "100 steps of 32 pairs" in text
