@@ -37,10 +37,11 @@ def server_message(body: bytes) -> tuple[str, str | None]:
             text = str(inner)
     except ValueError:
         pass
-    return whole(" ".join(text.split())[:SHOWN]), code if isinstance(code, str) else None
+    said = replace_surrogates(" ".join(text.split())[:SHOWN])
+    return said, code if isinstance(code, str) else None
 
 
-def whole(text: str) -> str:
+def replace_surrogates(text: str) -> str:
     """`text` without halves of surrogate pairs: JSON can write them, and nothing can store them."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 

@@ -8,7 +8,14 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from deltalearn.openai_api.errors import NEVER, RETRIED, SHOWN, retry_after, server_message, whole
+from deltalearn.openai_api.errors import (
+    NEVER,
+    RETRIED,
+    SHOWN,
+    replace_surrogates,
+    retry_after,
+    server_message,
+)
 
 MOST = 2**32  # no token id, and no number of tokens, is larger
 
@@ -85,7 +92,7 @@ def read_reply(
         value = json.loads(body)
         return read(value), _tokens(value)
     except UNREAD as error:
-        shown = whole(body[:SHOWN].decode(errors="replace"))
+        shown = replace_surrogates(body[:SHOWN].decode(errors="replace"))
         reason = f"HTTP 200, but no completion ({type(error).__name__}: {error}): {shown}"
         raise Fault("malformed", reason, retry=True) from None
 
@@ -111,8 +118,8 @@ def _answer(choice: dict[str, Any], usage: dict[str, Any]) -> Answer:
     if not all(isinstance(i, int) and 0 <= i < MOST for i in ids):
         raise Fault("malformed", "its token ids are none", retry=True)
     return Answer(
-        whole(text),
-        whole(reasoning),
+        replace_surrogates(text),
+        replace_surrogates(reasoning),
         "stop" if reason in STOP_REASONS else "length",
         ids,
         _count(usage.get("prompt_tokens")),
