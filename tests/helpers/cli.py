@@ -46,10 +46,14 @@ def small(path: Path, **changes) -> Path:
         "tune": {"lr": 1e-4, "batch_size": 4, "steps": 2},
         "arms": {"base": {}, "delta": {"chosen": "s", "rejected": "xs"}},
         "evaluate": {
-            "source": "package://deltalearn.lab/ladder/eval.jsonl",
-            "task_column": "task",
-            "max_tokens": 16,
-            "limit": 22,
+            "questions": {
+                "lab": {
+                    "source": "package://deltalearn.lab/ladder/eval.jsonl",
+                    "task_column": "task",
+                    "max_tokens": 16,
+                    "limit": 22,
+                }
+            }
         },
         **changes,
     }
