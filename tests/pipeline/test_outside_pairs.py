@@ -66,5 +66,6 @@ def test_a_run_on_outside_pairs_alone_asks_no_model(tmp_path, strong):
         evaluate=None,
     )  # fmt: skip
     stages, _ = run(recipe, tmp_path / "run")
-    assert list(stages) == ["tune/strong/seed-0"]
+    assert list(stages) == ["tune/strong/seed-0", "report"]
+    assert "Tuned, not scored" in (tmp_path / "run" / "report.html").read_text()
     assert not (tmp_path / "run" / "responses.sqlite").exists()

@@ -35,7 +35,7 @@ OVERRIDES = [
     "tune={lr: 1.5e-4, steps: 24, checkpoint_every: 4}",
     "arms={base: {}, delta: {chosen: s, rejected: xs},"
     " sft: {chosen: s, rejected: xs, tune: {method: sft}}}",
-    "evaluate.limit=220",
+    "evaluate.questions.lab.limit=220",
     "evaluate.bootstrap=200",
 ]
 

@@ -96,7 +96,7 @@ def run(
     if not directory.done_now:
         typer.echo(f"{directory.path}: everything is done already, nothing to do")
     answers.say_errors(directory)
-    if until == STAGES[-1] and loaded.recipe.evaluate:
+    if until == STAGES[-1]:
         from deltalearn.report.terminal import print_summary
 
         print_summary(directory.path)

@@ -80,7 +80,7 @@ class Pipeline(Context):
     def left_out(self) -> set[str]:
         """Stages for which the recipe has no section: it needs no answers, or no scores."""
         answers = set() if self.recipe.generators else {"prompts", "generate", "pairs"}
-        scores = set() if self.recipe.evaluate else {"evaluate", "report"}
+        scores = set() if self.recipe.evaluate else {"evaluate"}
         return answers | scores
 
     def check(self, stages: tuple[str, ...]) -> None:
@@ -158,6 +158,6 @@ class Pipeline(Context):
 
         inputs = {
             "stages": dict(self.keys),
-            "spec": self.recipe.evaluate.bootstrap,
+            "spec": self.recipe.evaluate.bootstrap if self.recipe.evaluate else None,
         }
         self._stage("report", inputs, ["summary.json", "report.html"], work)
