@@ -77,6 +77,26 @@ def test_messages_win_over_prompt_and_column_overrides_both(write_lines):
     assert texts(read_prompts(str(path), column="question")) == ["q"]
 
 
+def test_prompts_are_found_in_the_columns_of_other_tools(write_lines):
+    """A system column becomes a turn; half of a question is another question."""
+    found = read_prompts(
+        str(
+            write_lines(
+                [
+                    {"instruction": "one"},
+                    {"question": "two", "system": "be brief"},
+                    {"input": "three"},
+                    {"instruction": "translate", "input": "Haus"},
+                ]
+            )
+        )
+    )
+    assert [p.messages for p in found.prompts] == [
+        (user("one"),), (system("be brief"), user("two")), (user("three"),)
+    ]  # fmt: skip
+    assert "instruction and input" in found.rejects[0]["reason"]
+
+
 def test_extra_keys_of_a_turn_are_left_out(write_lines):
     path = write_lines([{"messages": [{**user("a"), "name": "x", "weight": 1}]}])
     assert read_prompts(str(path)).prompts[0].messages == (user("a"),)
