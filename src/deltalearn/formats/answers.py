@@ -28,7 +28,18 @@ RowFormat = Callable[[dict[str, Any]], list[FoundAnswer] | None]
 
 
 def answers(value: dict[str, Any], ladder: tuple[str, ...] = ()) -> list[FoundAnswer]:
-    """The answers of a row; `ladder`: columns of models. Unusable if it has none."""
+    """Find the answers of a row.
+
+    Args:
+        value: The row.
+        ladder: Columns that hold answers, each of the model that it is called after.
+
+    Returns:
+        At least one answer.
+
+    Raises:
+        Unusable: If the row has none.
+    """
     refuse_tools(value, "the row")
     found = _columns(value, ladder) if ladder else None
     for row_format in () if ladder else ROW_FORMATS:

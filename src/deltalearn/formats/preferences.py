@@ -72,7 +72,7 @@ class PairRow:
 
 @dataclass
 class SourceCounts:
-    """What became of the rows read; `first`: where and why each reason was met first."""
+    """Counts of the rows read; `first`: where and why each reason was met first."""
 
     read: int = 0
     pairs: int = 0
@@ -200,7 +200,7 @@ def preference(value: Mapping[str, Any], named: Named = NOTHING, where: str = ""
 
 
 def has_preference(value: Mapping[str, Any]) -> bool:
-    """Whether a row has the columns of a pair."""
+    """True if a row has the columns of a pair."""
     return all(columns.first_of(value, names) for names in (columns.CHOSEN, columns.REJECTED))
 
 

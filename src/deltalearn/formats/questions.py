@@ -28,10 +28,23 @@ def read_items(
     task_column: str | None = None,
     limit: int | None = None,
 ) -> list[Item]:
-    """Read items from JSONL, Parquet, a folder or a hub data set, the first `limit` of them.
+    """Read evaluation items, each with its reference answer.
 
     The prompt is a string or a list of messages. Unlike prompts, a bad row is an error: a score
     over silently fewer items would be another score.
+
+    Args:
+        source: JSONL, Parquet, a folder of them, or a hub data set.
+        prompt_column: Column of the question.
+        answer_column: Column of the reference answer.
+        task_column: Column of the task; default: all are one task.
+        limit: Number of items to read, from the first; default all.
+
+    Returns:
+        The items, in order.
+
+    Raises:
+        UserError: If the source is missing, or if a row is no item.
     """
     items: list[Item] = []
     seen: set[str] = set()

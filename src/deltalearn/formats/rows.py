@@ -30,7 +30,18 @@ class Row:
 
 
 def rows(source: str, split: str | None = None) -> Iterator[Row]:
-    """Yield every row of `source` with its place. UserError if there is no such source."""
+    """Read every row of a source, with its place.
+
+    Args:
+        source: A .jsonl or .parquet file, a folder of them, `package://...`, or a hub data set id.
+        split: Of a hub data set; default "train".
+
+    Yields:
+        Rows, those that could not be parsed too.
+
+    Raises:
+        UserError: If there is no such source.
+    """
     files = _files_of(source)
     if files is None:
         yield from _hub_rows(source, split or DEFAULT_SPLIT)
@@ -41,9 +52,16 @@ def rows(source: str, split: str | None = None) -> Iterator[Row]:
 
 
 def data_rows(source: str, split: str | None = None) -> Iterator[Row]:
-    """Yield the rows of a source of `rows`, of a saved data set, or of a .json file of one array.
+    """Read the rows of a source of `rows`, of a saved data set, or of a .json file of one array.
 
     A folder with files of several splits is read like the hub data set that it was.
+
+    Args:
+        source: As for `rows`, or one of these.
+        split: Of a hub data set, or of a folder that holds several; default "train".
+
+    Yields:
+        Rows, those that could not be parsed too.
     """
     path = local_path(source)
     if path.suffix == ".json" and path.is_file():
@@ -62,15 +80,24 @@ def file_rows(files: Iterable[Path]) -> Iterator[Row]:
 
 
 def is_saved(folder: Path) -> bool:
-    """Whether `datasets` saved a data set, or several splits of one, in `folder`."""
+    """True if `datasets` saved a data set, or several splits of one, in `folder`."""
     return any((folder / name).is_file() for name in SAVED)
 
 
 def split_files(source: str, split: str | None) -> list[Path] | None:
-    """The files of one split (default "train") of a folder as it comes from the hub.
+    """Find the files of one split of a folder as it comes from the hub.
 
-    Its names say of which split a file is (`test-00000-of-00001.parquet`). None where they do
-    not name several. UserError if the split is not among those that they name.
+    Their names say of which split they are (`test-00000-of-00001.parquet`).
+
+    Args:
+        source: A folder.
+        split: Name of the split; default "train".
+
+    Returns:
+        The files; None where the names do not name several splits.
+
+    Raises:
+        UserError: If the split is not among those that they name.
     """
     path = local_path(source)
     if not path.is_dir() or is_saved(path):
@@ -204,9 +231,14 @@ def _hub_rows(source: str, split: str) -> Iterator[Row]:
 
 
 def source_digest(source: str, files: Sequence[Path] | None = None) -> Any:
-    """Hash of local data files; a hub id stands for itself (what was read is kept in the run).
+    """Hash local data files; a hub id stands for itself (what was read is kept in the run).
 
-    files: those of a folder that are read, if not all. What lies beside data is no content.
+    Args:
+        source: A file, a folder or a hub id.
+        files: Those of a folder that are read, if not all. What lies beside data is no content.
+
+    Returns:
+        JSON that changes when the data do.
     """
     path = local_path(source)
     if path.is_dir():

@@ -141,7 +141,7 @@ class Measure:
 
     @property
     def named(self) -> str:
-        """As it stands in a sentence."""
+        """The label as it stands in a sentence."""
         return f"the {self.label}" if self.label.startswith("average ") else self.label
 
     def score(self, value: float) -> str:
