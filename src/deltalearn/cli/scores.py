@@ -10,7 +10,7 @@ import typer
 
 def compare(
     a: Annotated[
-        Path | None, typer.Argument(help="A result directory, or one with a few: training seeds.")
+        Path | None, typer.Argument(help="Result directory, one with several (seeds), or RUN:ARM.")
     ] = None,
     b: Annotated[Path | None, typer.Argument(help="What A is compared with, likewise.")] = None,
     also_a: Annotated[

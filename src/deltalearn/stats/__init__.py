@@ -7,6 +7,7 @@ and gives means and standard errors; every other module is one question:
 difference   how large is the mean of scores or of differences, and its standard error
 bootstrap    an interval without a normal curve; many benchmarks resampled together
 mcnemar      0/1 scores: the exact test, and an interval of the same two counts
+paired       the difference of two arms with interval and p, by the method that fits the scores
 seeds        several training runs an arm, as a random effect
 joint        two benchmarks that share their problems
 holm         many tests at once
