@@ -50,8 +50,8 @@ class Dot:
 
 def dot(entry: Mapping[str, Any], measure: Measure, *, filled: bool = True) -> Dot:
     """An entry of the summary in the measure's own scale."""
-    ends = (entry[key] for key in ("mean", "lo", "hi"))
-    return Dot(*(None if end is None else end * measure.scale for end in ends), filled)
+    low, high = (None if end is None else end * measure.scale for end in (entry["lo"], entry["hi"]))
+    return Dot(entry["mean"] * measure.scale, low, high, filled)
 
 
 @dataclass(frozen=True)
