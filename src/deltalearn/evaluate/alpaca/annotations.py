@@ -29,7 +29,12 @@ def read_annotations(path: Path) -> list[Annotation]:
 
 
 def write_annotations(path: Path, annotations: Iterable[Annotation]) -> None:
-    """Write annotations in a layout that `read_annotations` and alpaca_eval read, atomically."""
+    """Write annotations in a layout that `read_annotations` and alpaca_eval read, atomically.
+
+    Args:
+        path: The file, which is replaced.
+        annotations: One row each, in this order.
+    """
     rows = []
     for annotation in annotations:
         verdict = {k: v for k, v in asdict(annotation.verdict).items() if v not in (None, ())}
@@ -42,9 +47,17 @@ def write_annotations(path: Path, annotations: Iterable[Annotation]) -> None:
 
 
 def match(annotations: Sequence[Annotation], pairs: Sequence[Pair]) -> list[Annotation]:
-    """The annotations of `pairs`, in their order, found by instruction.
+    """Find the annotations of `pairs` by instruction.
 
-    UserError if one is missing, comes twice, or judged other texts than these.
+    Args:
+        annotations: Of these pairs and perhaps of more, in any order.
+        pairs: What must have been judged.
+
+    Returns:
+        One annotation for each pair, in their order.
+
+    Raises:
+        UserError: If one is missing, comes twice, or judged other texts than these.
     """
     by_instruction = {a.instruction: a for a in once(annotations, "the annotations")}
     if missing := [p for p in pairs if p.instruction not in by_instruction]:

@@ -202,7 +202,7 @@ def deviation(delta: np.ndarray, counts: np.ndarray) -> np.ndarray:
 
 
 def is_extreme(raw: float, controlled: float) -> bool:
-    """Whether alpaca_eval would warn: more than 10 points and a quarter of the way away."""
+    """Say whether alpaca_eval would warn: more than 10 points and a quarter of the way away."""
     low = min(raw * 0.75, raw - 0.10)
     high = max(raw + (1 - raw) / 4, raw + 0.10)
     return not low <= controlled <= high

@@ -42,9 +42,17 @@ def read_outputs(path: Path) -> list[Output]:
 
 
 def pair_up(outputs: Sequence[Output], references: Sequence[Output]) -> list[Pair]:
-    """One pair per instruction, in the order of the references.
+    """Put each response beside that of the reference.
 
-    UserError if an instruction comes twice, has no response, or is unknown to the references.
+    Args:
+        outputs: The model's.
+        references: The reference model's, on the same instructions.
+
+    Returns:
+        One pair per instruction, in the order of the references.
+
+    Raises:
+        UserError: If an instruction comes twice, has no response, or is unknown to the references.
     """
     if not outputs or not references:
         raise UserError("no answers to compare: the outputs or the references are empty")

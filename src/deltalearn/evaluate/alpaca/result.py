@@ -146,7 +146,7 @@ def summary(annotations: Sequence[Annotation], sides: Sides | None = None) -> di
 
 
 def counts(annotations: Sequence[Annotation]) -> dict[str, Any]:
-    """How judging went.
+    """Count how judging went.
 
     faults: unread replies by kind. unasked: equal answers. imitations: pairs with a delimiter of
     the prompt in their texts. shown_first: mean preference for the answer shown first, 0.5 without

@@ -17,7 +17,12 @@ from deltalearn.util.files import digest
 
 
 def published(name: str, rows: list[Row], expected: str) -> list[Row]:
-    """The rows, if they are the published ones: their digest begins with `expected`.
+    """Return the rows, if they are the published ones.
+
+    Args:
+        name: Of the examples, for the error.
+        rows: The examples.
+        expected: What the digest of the published ones begins with.
 
     Raises:
         UserError: If lm_eval's task files are others.

@@ -29,7 +29,7 @@ def item(**values: Any) -> Row:
 
 
 def gold(item: Row) -> Any:
-    """What a grader needs."""
+    """Read what a grader needs from an item."""
     return json.loads(item["gold"])
 
 
@@ -44,7 +44,12 @@ def target(item: Row) -> str:
 
 
 def dataset(test: Iterable[Row], examples: Iterable[Row] = ()) -> Splits:
-    """Both splits, as lm_eval takes them."""
+    """Make both splits, as lm_eval takes them.
+
+    Args:
+        test: Items to be asked.
+        examples: Items of the prompt, in its order; there is no such split without any.
+    """
     from datasets import Dataset, DatasetDict
 
     splits = {"test": Dataset.from_list(list(test))}

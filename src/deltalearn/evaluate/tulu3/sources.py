@@ -49,9 +49,16 @@ def data_directory(given: str | Path | None) -> Path | None:
 
 
 def files(directory: Path, benchmark: str, local: str, *patterns: str) -> list[Path]:
-    """The files of a benchmark by the first pattern that has any, by default `local`.
+    """Find the files of a benchmark, by the first pattern that has any.
 
-    NoData if none has; `local` says then where they are looked for.
+    Args:
+        directory: Of local data.
+        benchmark: Its name, for the error.
+        local: Where its data lies, for the error and if there are no patterns.
+        patterns: Globs under the directory.
+
+    Raises:
+        NoData: If there are none.
     """
     for pattern in patterns or (local,):
         if found := sorted(directory.glob(pattern)):
@@ -121,7 +128,13 @@ def _object(row: Any, where: str) -> Row:
 def rows(
     data_dir: str | Path | None, benchmark: str, local: str, *patterns: str, at: Place
 ) -> Iterable[Row]:
-    """Rows of a benchmark: of its local file (as `files`), or `at` the hub without a directory."""
+    """Read the rows of a benchmark, of its local file or of the hub.
+
+    Args:
+        data_dir: The directory of local data, as for `data_directory`.
+        benchmark, local, patterns: As for `files`.
+        at: Where they are in the hub, which is asked without a directory.
+    """
     directory = data_directory(data_dir)
     if directory is None:
         return hub(*at)
@@ -129,7 +142,16 @@ def rows(
 
 
 def hub(path: str, name: str | None, split: str) -> Iterator[Row]:
-    """Rows of a split of a hub data set. NoData if it cannot be had."""
+    """Read a split of a hub data set.
+
+    Args:
+        path: The data set.
+        name: Its configuration, None for the only one.
+        split: Of it.
+
+    Raises:
+        NoData: If it cannot be had.
+    """
     import datasets
 
     try:
@@ -141,7 +163,15 @@ def hub(path: str, name: str | None, split: str) -> Iterator[Row]:
 
 
 def hub_file(path: str, file: str) -> list[Row]:
-    """Rows of one file of a hub data set, for those that are no tables."""
+    """Read one file of a hub data set, for those that are no tables.
+
+    Args:
+        path: The data set.
+        file: Its path in there.
+
+    Raises:
+        NoData: If it cannot be had.
+    """
     from huggingface_hub import hf_hub_download
 
     try:
@@ -154,6 +184,14 @@ def hub_file(path: str, file: str) -> list[Row]:
 
 
 def numbered(rows: Iterable[Row], prefix: str) -> Iterator[tuple[str, Row]]:
-    """(identity by place, row): the place in the published order is what names an item."""
+    """Name rows by their place in the published order, which is what names an item.
+
+    Args:
+        rows: In that order.
+        prefix: What a name begins with.
+
+    Yields:
+        (name, row).
+    """
     for number, row in enumerate(rows):
         yield f"{prefix}{number}", row

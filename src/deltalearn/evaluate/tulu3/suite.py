@@ -36,9 +36,11 @@ ELEVEN = tuple(b.name for b in ALL if b.name not in MMLU)  # and one of MMLU
 
 
 def averaged(names: set[str], mmlu: str | None = None) -> tuple[str, ...] | None:
-    """The eleven benchmarks of the average, None if one of them is missing.
+    """Name the eleven benchmarks of the average; None if one of them is missing.
 
-    mmlu: the variant that counts; default: the first of MMLU that is there.
+    Args:
+        names: Benchmarks that there are.
+        mmlu: The variant that counts; default: the first of MMLU that is there.
     """
     variant = mmlu or next((name for name in MMLU if name in names), None)
     if variant not in names or not names.issuperset(ELEVEN):

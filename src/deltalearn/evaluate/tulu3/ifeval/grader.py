@@ -57,7 +57,7 @@ def verdicts(
     instruction_ids: Sequence[str],
     kwargs: Sequence[Mapping[str, Any]],
 ) -> list[bool]:
-    """Whether each instruction is followed; an empty output follows none.
+    """Check whether each instruction is followed; an empty output follows none.
 
     Loose: by at least one of 8 variants of the output, so that an introductory or closing line or
     asterisks do no harm. ValueError without instructions or if the lists differ in length.

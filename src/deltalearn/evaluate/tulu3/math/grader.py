@@ -42,7 +42,7 @@ def gold(solution: str) -> str:
 
 
 def answers(output: str) -> list[str]:
-    """What stands in `output` as an answer, normalised.
+    """Find what stands in `output` as an answer, normalised.
 
     That of Minerva's final sentence and the last boxed one; if there is neither, what is between
     the last two dollar signs; none without those.
@@ -55,8 +55,8 @@ def answers(output: str) -> list[str]:
 
 
 def equivalent(a: str, b: str) -> bool:
-    """Whether two normalised answers are the same text, or the same for sympy or by the string
-    equivalence of Hendrycks et al.
+    """Compare two normalised answers: as text, by the string equivalence of Hendrycks et al., and
+    by sympy.
 
     UserError if lm_eval or sympy is missing.
     """

@@ -24,7 +24,7 @@ LENGTH = 5_000  # characters; longer strings are not equal to anything
 
 
 def equal(a: str, b: str) -> bool:
-    """Whether sympy's LaTeX parser reads `a` and `b` and their difference simplifies to zero.
+    """Compare by sympy: its LaTeX parser reads `a` and `b` and their difference simplifies to zero.
 
     False for what does not parse, takes longer than SECONDS, needs more than MEMORY or is longer
     than LENGTH. As published the parser stops where it understands no more: "4, because" is 4.

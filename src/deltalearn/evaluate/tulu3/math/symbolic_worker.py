@@ -53,7 +53,7 @@ def load():
 
 
 def equal(a, b, parse_latex, simplify):
-    """Whether the difference simplifies to zero; False for what does not parse or subtract."""
+    """Say whether the difference simplifies to zero; False for what does not parse or subtract."""
     try:
         return bool(simplify(parse_latex(a) - parse_latex(b)) == 0)
     except Exception:  # hostile text: errors of the parser, of sympy, recursion, memory
@@ -61,6 +61,7 @@ def equal(a, b, parse_latex, simplify):
 
 
 def tell(message) -> None:
+    """Write one line of JSON."""
     print(json.dumps(message), flush=True)
 
 

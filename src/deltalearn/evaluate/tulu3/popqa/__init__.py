@@ -36,7 +36,7 @@ def load(data_dir: str | None = None, **_: Any) -> Splits:
 
 
 def worked_examples(directory: Path | None) -> list[Row]:
-    """Fifteen: question, obj."""
+    """Find the fifteen: question, obj."""
     if directory is not None:
         file = directory / "tulu3_fewshot" / "popqa_15shot.json"
         if not file.is_file():
