@@ -71,7 +71,7 @@ def summarize(run: Path) -> dict[str, Any]:
     table = _Table.of([*models.values(), *arms.values()], _settings(recipe))
     places = {arm.name: i for i, arm in enumerate([*models.values(), *arms.values()])}
     base = places.get(f"models/{STUDENT}")
-    entries = {}
+    entries: dict[str, dict[str, Any]] = {}
     for name in recipe["arms"]:
         if base is None:
             entries[name] = {}
@@ -214,7 +214,9 @@ class _Table:
         }
         by_task = {name: own for name, own in by_task.items() if own}
         per_seed = {
-            name: sum(w * p.sampling.mean(p.a - p.b.mean(axis=0)) for w, p in own).tolist()
+            name: np.sum(
+                [w * p.sampling.mean(p.a - p.b.mean(axis=0)) for w, p in own], axis=0
+            ).tolist()
             for name, own in parts.items()
         }
         difference = {**found, "by_task": by_task}
@@ -238,7 +240,7 @@ def _metric(name: str) -> str:
     return {"loglik": "log-likelihood"}.get(metric, metric.replace("_", " "))
 
 
-def _tasks(one: Matched, a: int, b: int) -> list[tuple[str, Paired]]:
+def _tasks(one: Matched, a: int, b: int) -> list[tuple[object, Paired]]:
     """A macro average's strata by themselves; none if there is but one."""
     if not one.macro or len(one.sampling.strata) < 2:
         return []

@@ -62,9 +62,10 @@ class Difference:
     @property
     def verdict(self) -> str:
         """GAIN or LOSS of A if the interval lies on one side of zero, else NONE."""
-        if self.test.lo is None or self.test.lo <= 0 <= self.test.hi:
+        lo, hi = self.test.lo, self.test.hi
+        if lo is None or hi is None or lo <= 0 <= hi:
             return NONE
-        return GAIN if self.test.lo > 0 else LOSS
+        return GAIN if lo > 0 else LOSS
 
 
 @dataclass(frozen=True)
@@ -165,11 +166,13 @@ def _test(
     if estimate.se == 0:  # all items differ alike, most likely not at all: no spread to go by
         p = 1.0 if estimate.value == 0 else min(1.0, 2.0 ** (1 - units))
         return Test(None, None, None, p, "signs")
-    few = parts is None or estimate.df < FEW
-    if few or any(pair.drawn is None for _, pair in parts):
-        return Test(*map(float, estimate.interval()), "t", float(estimate.p_value()), "t")
-    draws = sum(weight * pair.drawn for weight, pair in parts)
-    return Test(*bootstrap.percentile(draws), "bootstrap", bootstrap.p_value(draws), "bootstrap")
+    drawn = [weight * pair.drawn for weight, pair in parts or () if pair.drawn is not None]
+    if not parts or estimate.df < FEW or len(drawn) < len(parts):
+        lo, hi = map(float, estimate.interval())
+        return Test(lo, hi, "t", float(estimate.p_value()), "t")
+    draws = np.sum(drawn, axis=0)
+    lo, hi = bootstrap.percentile(draws)
+    return Test(lo, hi, "bootstrap", bootstrap.p_value(draws), "bootstrap")
 
 
 def _difference(
