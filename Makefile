@@ -1,5 +1,5 @@
 # make demo: the whole of delta learning in under two minutes.
-# make check: lint and the tests that are not slow.  make test: all of them, as CI does.
+# make check: lint, types and the tests that are not slow.  make test: all of them, as CI does.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
