@@ -81,6 +81,9 @@ def run(
     retry_errors: Annotated[
         bool, typer.Option("--retry-errors", help="Ask again for answers that ended in errors.")
     ] = False,
+    parallel: Annotated[
+        int, typer.Option(min=1, help="Arms and seeds trained at a time, each on its own GPU.")
+    ] = 1,
 ) -> None:
     """Run the whole pipeline of a recipe; run it again to resume."""
     from deltalearn.errors import UserError
@@ -89,8 +92,14 @@ def run(
 
     if until not in STAGES:
         raise UserError(f"--until {until}: no such stage; there are {', '.join(STAGES)}")
-    loaded = load_recipe(recipe, set_ or ())
-    directory = run_recipe(loaded, out, update=update, until=until, retry_errors=retry_errors)
+    directory = run_recipe(
+        load_recipe(recipe, set_ or ()),
+        out,
+        update=update,
+        until=until,
+        retry_errors=retry_errors,
+        parallel=parallel,
+    )
     if directory is None:  # one of several processes, and not the one that speaks
         return
     if not directory.done_now:

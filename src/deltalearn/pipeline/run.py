@@ -7,21 +7,23 @@ heavy is imported until a stage has work to do, so that a finished run says so a
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from deltalearn.errors import UserError
 from deltalearn.pipeline.context import Context
 from deltalearn.pipeline.directory import RunDirectory
 from deltalearn.pipeline.evaluate_stage import check_evaluation, evaluate_stages
 from deltalearn.pipeline.generate import STORE_FILES, generate_stages
 from deltalearn.pipeline.pairs import pairs_name, pairs_stage
 from deltalearn.pipeline.prompts import prompts_stage
+from deltalearn.pipeline.side_by_side import Worker, devices, side_by_side
 from deltalearn.pipeline.stage import Say, Stage
 from deltalearn.pipeline.tune import TuneJob, Tuning, follow, free_settings, tune_stage
 from deltalearn.pipeline.tune_inputs import pairs_digest
 from deltalearn.recipe import STUDENT, LoadedRecipe, PairsSource
-from deltalearn.util.distributed import Processes
+from deltalearn.util.distributed import Processes, several_processes
 from deltalearn.util.files import digest
 
 STAGES = ("prompts", "generate", "pairs", "tune", "evaluate", "report")
@@ -34,16 +36,24 @@ def run_recipe(
     update: bool = False,
     until: str = STAGES[-1],
     retry_errors: bool = False,
+    parallel: int = 1,
     say: Say = print,
 ) -> RunDirectory | None:
     """Run `loaded` in `out` (default runs/<name>) up to and including the stage `until`.
 
     Run it again to resume; a finished run does nothing. retry_errors: ask again for answers that
-    ended in errors, and do again what depends on them. `say` gets one line per stage that worked.
-    Under a launcher all processes train, and the first does everything else; None in the others.
+    ended in errors, and do again what depends on them. parallel: arms and seeds to train at the
+    same time, each in a process of its own, on a GPU of its own where there are GPUs. `say` gets
+    one line per stage that worked. Under a launcher all processes train, and the first does
+    everything else; None in the others.
     """
     recipe = loaded.recipe
     out = out or Path("runs") / recipe.name
+    if parallel > 1 and several_processes():
+        raise UserError(
+            "--parallel has no effect under a launcher, where all processes train one arm and seed "
+            "after the other; remove it, or start without the launcher"
+        )
     processes = Processes(recipe.device)
 
     def lead() -> RunDirectory:
@@ -51,7 +61,7 @@ def run_recipe(
         with RunDirectory(out, loaded, update=update, may_hold=STORE_FILES, free=free) as directory:
             pipeline = Pipeline(
                 recipe, directory, say, update=update, retry_errors=retry_errors,
-                processes=processes,
+                processes=processes, parallel=parallel,
             )  # fmt: skip
             stages = STAGES[: STAGES.index(until) + 1]
             stages = tuple(stage for stage in stages if stage not in pipeline.left_out)
@@ -69,7 +79,8 @@ def run_recipe(
 class Pipeline(Context):
     """The stages of one run. Each method does one stage and leaves its artefacts on disk."""
 
-    processes: Processes | None = None
+    processes: Processes = field(kw_only=True)
+    parallel: int = 1
 
     def _stage(
         self, name: str, inputs: Any, outputs: list[str], work: Callable[[], dict[str, Any]]
@@ -107,12 +118,25 @@ class Pipeline(Context):
 
     def tune(self) -> None:
         """Every tuned arm, once per seed: arms/<arm>/seed-<seed>/final is a model directory."""
+        workers: list[Worker] = []
         for arm in self.recipe.tuned_arms:
             for seed in self.recipe.seeds:
-                name = f"{arm}/seed-{seed}"
                 job = self._job(arm, seed)
-                tuning = Tuning(job, self.processes, self.say_once)
-                self.run(tune_stage(f"tune/{name}", job, tuning, f"arms/{name}"))
+                if self.parallel == 1:
+                    self.run(self._tune_stage(job, Tuning(job, self.processes, self.say_once)))
+                else:
+                    workers.append(Worker(job, self.say_once))
+        waiting = [w for w in workers if not self.directory.is_done(self._tune_stage(w.job, w))]
+        for worker in workers:
+            if worker not in waiting:
+                self.run(self._tune_stage(worker.job, worker))
+        if waiting:
+            places = devices(min(self.parallel, len(waiting)), self.recipe.device)
+            side_by_side(waiting, places, lambda w: self.run(self._tune_stage(w.job, w)))
+
+    def _tune_stage(self, job: TuneJob, tuning: Tuning | Worker) -> Stage:
+        folder = job.out.relative_to(self.directory.path).as_posix()
+        return tune_stage(folder.replace("arms", "tune", 1), job, tuning, folder)
 
     def _job(self, arm: str, seed: int) -> TuneJob:
         spec, recipe = self.recipe.tune_of(arm), self.recipe

@@ -1,0 +1,195 @@
+"""Independent tune stages side by side, each in a process of its own on a device of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+from deltalearn.errors import UserError
+from deltalearn.pipeline.stage import Say
+from deltalearn.pipeline.tune import TuneJob
+from deltalearn.pipeline.worker import GO
+from deltalearn.util.progress import console
+from deltalearn.util.signals import SafeStop, Stopped
+
+LAST_LINES = 20  # of what a process that crashed wrote
+LOOK_EVERY = 0.2  # seconds between looks at whether to stop
+
+
+def devices(parallel: int, device: str) -> list[dict[str, str]]:
+    """What each of `parallel` processes finds in its environment: a GPU, or its share of cores.
+
+    UserError if there are fewer GPUs.
+    """
+    import torch
+
+    if device == "cpu" or not torch.cuda.is_available():
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        threads = str(max(1, (cores or 1) // parallel))
+        return [{"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads)}] * parallel
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    gpus = named.split(",") if named else list(map(str, range(torch.cuda.device_count())))
+    if parallel > len(gpus):
+        raise UserError(
+            f"--parallel {parallel}: each process has a GPU of its own, and there are {len(gpus)}"
+        )
+    torch.cuda.empty_cache()  # what generating left here is room for a student
+    return [{"CUDA_VISIBLE_DEVICES": gpu} for gpu in gpus[:parallel]]
+
+
+@dataclass(eq=False)
+class Worker:
+    """A process that does one job; `prepare` and `work` as `Tuning` has them.
+
+    environment: what is set for it alone; known when it is started.
+    """
+
+    job: TuneJob
+    say: Say
+    environment: dict[str, str] = field(default_factory=dict)
+    _process: subprocess.Popen[str] | None = None
+    _asked: bool = False
+    _wrote: deque[str] = field(default_factory=lambda: deque(maxlen=LAST_LINES))
+
+    def prepare(self) -> None:
+        """Start the process and wait until it has found the job possible."""
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "deltalearn.pipeline.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            encoding="utf-8",
+            errors="replace",
+            env={**os.environ, **self.environment},
+            start_new_session=True,  # a Ctrl-C reaches this process, which hands it on, once
+        )
+        self._reader = threading.Thread(target=self._pass_on, daemon=True)
+        self._reader.start()
+        self._write(self.job.model_dump_json())
+        self._until("prepared")
+
+    def work(self) -> dict[str, Any]:
+        """Let it work; its counts."""
+        self._write(GO)
+        counts = self._until("counts")
+        assert self._process is not None
+        self._process.wait()
+        return counts
+
+    def interrupt(self) -> None:
+        """Ask the process to save its state and end; the second time, to end."""
+        if self._process is not None and self._process.poll() is None:
+            self._process.send_signal(signal.SIGTERM if self._asked else signal.SIGINT)
+            self._asked = True
+
+    def close(self) -> None:
+        """End the process if it has not ended."""
+        if self._process is not None:
+            assert self._process.stdin is not None
+            with suppress(OSError):
+                self._process.stdin.close()  # at which it ends
+            self._process.wait()
+
+    def _write(self, line: str) -> None:
+        assert self._process is not None and self._process.stdin is not None
+        with suppress(BrokenPipeError):  # it has ended, and `_until` says why
+            self._process.stdin.write(line + "\n")
+            self._process.stdin.flush()
+
+    def _until(self, wanted: str) -> Any:
+        """Pass on what it says until `wanted` is said; Stopped or UserError if it ends instead."""
+        assert self._process is not None and self._process.stdout is not None
+        for line in self._process.stdout:
+            message = json.loads(line)
+            if "say" in message:
+                self.say(message["say"])
+            elif "error" in message:
+                raise UserError(f"{self.job.title}: {message['error']}")
+            elif "stopped" in message:
+                raise Stopped(message["stopped"])
+            elif wanted in message:
+                return message[wanted]
+        code = self._process.wait()
+        self._reader.join()
+        if self._asked:
+            raise Stopped(f"{self.job.title}: stopped")
+        raise UserError(
+            f"{self.job.title}: its process ended with exit code {code}"
+            + (" (killed; is there enough memory?)" if code == -signal.SIGKILL else "")
+            + "; its last lines:\n"
+            + "".join(self._wrote)
+        )
+
+    def _pass_on(self) -> None:
+        assert self._process is not None and self._process.stderr is not None
+        for line in self._process.stderr:
+            self._wrote.append(line)
+            if line.startswith("warning: ") or " min left" in line:  # the bar's line a minute
+                console.print(line.rstrip(), markup=False, soft_wrap=True)
+
+
+def side_by_side(
+    workers: Iterable[Worker], environments: list[dict[str, str]], do: Callable[[Worker], None]
+) -> None:
+    """Call `do` with each worker, as many at a time as there are environments.
+
+    Workers on pairs that nobody is at work on come first: others can then take over the reference
+    log-probabilities of those that went before. After an error no more is begun, what is at work
+    is finished, and the first error is raised. Ctrl-C has them all save their state.
+    """
+    waiting, busy = list(workers), []
+    errors: list[BaseException] = []
+    lock = threading.Lock()
+
+    def take(environment: dict[str, str]) -> Worker | None:
+        with lock:
+            if errors or stop.asked or not waiting:
+                return None
+            taken = [worker.job.pairs_key for worker in busy]
+            worker = min(waiting, key=lambda w: taken.count(w.job.pairs_key))
+            waiting.remove(worker)
+            busy.append(worker)
+            worker.environment = environment
+            return worker
+
+    def serve(environment: dict[str, str]) -> None:
+        while (worker := take(environment)) is not None:
+            try:
+                do(worker)
+            except BaseException as error:
+                errors.append(error)
+            finally:
+                worker.close()
+                busy.remove(worker)
+
+    with SafeStop() as stop:
+        threads = [threading.Thread(target=serve, args=(e,)) for e in environments]
+        for thread in threads:
+            thread.start()
+        try:
+            told = False
+            for thread in threads:
+                while thread.is_alive():
+                    thread.join(LOOK_EVERY)
+                    if stop.asked and not told:
+                        told = True
+                        for worker in list(busy):
+                            worker.interrupt()
+        except KeyboardInterrupt:  # a second one: no state is waited for
+            for worker in list(busy):
+                worker.interrupt()
+            raise
+    if failed := [error for error in errors if not isinstance(error, KeyboardInterrupt)]:
+        raise failed[0]
+    if stop.asked:
+        stop.leave(f"tune: stopped; {len(waiting)} not begun" if waiting else "tune: stopped")

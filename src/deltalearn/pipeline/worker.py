@@ -1,0 +1,65 @@
+"""One tune stage in a process of its own, for a run that does several side by side.
+
+Started by `deltalearn.pipeline.side_by_side` as `python -m deltalearn.pipeline.worker`. It reads
+the job from the first line of its input, prepares, says so, and works once it is told to; when its
+input ends, its parent is gone, and it ends too. What it says goes out in lines of JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+from typing import Any, TextIO
+
+from deltalearn.errors import UserError, is_disk_full
+from deltalearn.pipeline.lock import Hold
+from deltalearn.pipeline.tune import TuneJob, Tuning
+from deltalearn.util.distributed import Processes
+from deltalearn.util.malloc import keep_freed_memory
+
+GO = "go"
+
+
+def main() -> None:
+    """Do one job."""
+    out = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # what libraries print is no message
+    keep_freed_memory()
+    try:
+        _work(out)
+    except UserError as error:
+        _tell(out, error=str(error))
+    except KeyboardInterrupt as error:
+        _tell(out, stopped=str(error))
+    except OSError as error:
+        if not is_disk_full(error):
+            raise
+        _tell(out, error=f"the disk is full ({error}); make room, then run it again to resume")
+
+
+def _work(out: TextIO) -> None:
+    job = TuneJob.model_validate_json(sys.stdin.readline())
+    tuning = Tuning(job, Processes(job.device), lambda line: _tell(out, say=line))
+    with Hold(job.out):  # one that outlived its parent by a moment may be there
+        tuning.prepare()
+        _tell(out, prepared=True)
+        if sys.stdin.readline().strip() != GO:
+            return
+        threading.Thread(target=_end_with_parent, daemon=True).start()
+        _tell(out, counts=tuning.work())
+
+
+def _end_with_parent() -> None:
+    """Leave nothing at work behind: a run that is started again would meet it in its folders."""
+    sys.stdin.read()
+    os._exit(1)
+
+
+def _tell(out: TextIO, **message: Any) -> None:
+    print(json.dumps(message), file=out, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,168 @@
+"""Protects a run in several processes: under a launcher, and arms and seeds side by side.
+
+Either way it is the run of one process, to rounding under a launcher and to the last bit side by
+side; killed or stopped it goes on, and one process alone opens the directory and speaks.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.cli import deltalearn, fails, small
+from safetensors.torch import load_file
+
+TORCHRUN = ["torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend=c10d",
+            "--rdzv-endpoint=localhost:0"]  # fmt: skip
+ACCELERATE = ["accelerate.commands.launch", "--num_processes", "2", "--num_machines", "1", "--cpu",
+              "--mixed_precision", "no", "--dynamo_backend", "no"]  # fmt: skip
+STEPS = 40
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory) -> Path:
+    """Two arms and two seeds on one pairing, long enough to be stopped in the middle."""
+    sides = {"chosen": "s", "rejected": "xs"}
+    return small(
+        tmp_path_factory.mktemp("recipe"), seeds=[0, 1],
+        tune={"lr": 1e-4, "batch_size": 4, "steps": STEPS, "checkpoint_every": 1},
+        arms={"base": {}, "delta": sides, "sft": {**sides, "tune": {"method": "sft"}}},
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def alone(recipe, tmp_path_factory) -> Path:
+    """The same run in one process."""
+    out = tmp_path_factory.mktemp("alone") / "run"
+    result = deltalearn("run", recipe, "--out", out)
+    assert result.returncode == 0, result.stderr
+    return out
+
+
+def start(launcher: list[str], *arguments: str | Path) -> subprocess.Popen:
+    command = [sys.executable, *(["-m", *launcher] if launcher else []), "-m", "deltalearn", "run"]
+    return subprocess.Popen(
+        [*command, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, start_new_session=True,
+    )  # fmt: skip
+
+
+def ended(process: subprocess.Popen) -> tuple[int, str, str]:
+    out, err = process.communicate(timeout=300)
+    return process.returncode, out, err
+
+
+def wait_for(happened: Callable[[], object], process: subprocess.Popen) -> None:
+    while not happened():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+
+
+def begun(out: Path) -> Callable[[], bool]:
+    """Whether some student was trained for a step."""
+    return lambda: any(out.glob("arms/*/*/checkpoints/step-*"))
+
+
+def students(out: Path) -> dict[str, dict[str, torch.Tensor]]:
+    found = sorted(out.glob("arms/*/*/final/model.safetensors"))
+    return {str(path.relative_to(out)): load_file(path) for path in found}
+
+
+def assert_same(out: Path, alone: Path, **tolerance: float) -> None:
+    ours, theirs = students(out), students(alone)
+    assert ours.keys() == theirs.keys() and len(ours) == 4
+    for student, weights in theirs.items():
+        for name, tensor in weights.items():
+            torch.testing.assert_close(ours[student][name], tensor, **tolerance, msg=student)
+
+
+EXACT = {"atol": 0.0, "rtol": 0.0}
+ROUNDED = {"atol": 2e-4, "rtol": 1e-3}  # Adam divides by tiny moments, so rounding shows
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", [TORCHRUN, ACCELERATE], ids=["torchrun", "accelerate"])
+def test_under_a_launcher_it_is_the_run_of_one_process(recipe, alone, tmp_path, launcher):
+    """Killed as a whole, and run again: one process speaks, and nothing is answered twice."""
+    out = tmp_path / "run"
+    first = start(launcher, recipe, "--out", out)
+    wait_for(begun(out), first)
+    os.killpg(first.pid, signal.SIGKILL)
+    first.wait()
+    code, said, errors = ended(start(launcher, recipe, "--out", out))
+    assert code == 0, errors
+    assert_same(out, alone, **ROUNDED)
+    assert said.count("tune/sft/seed-1 ") == said.count("evaluate/models/s ") == 1
+    assert "generate/" not in said
+    stages = json.loads((out / "run.json").read_text())["stages"]
+    resumed = [r["counts"]["resumed_at"] for n, r in stages.items() if n.startswith("tune/")]
+    assert max(resumed) > 0
+    ours, theirs = (json.loads((p / "summary.json").read_text())["arms"] for p in (out, alone))
+    for arm in theirs:
+        metric = "expected_accuracy"
+        assert ours[arm][metric]["mean"] == pytest.approx(theirs[arm][metric]["mean"], abs=1e-3)
+    code, said, _ = ended(start(launcher, recipe, "--out", out))
+    assert code == 0 and said.count("nothing to do") == 1
+
+
+@pytest.mark.slow
+def test_under_a_launcher_a_mistake_is_told_once(recipe, tmp_path):
+    out = tmp_path / "run"
+    code, _, errors = ended(start(TORCHRUN, recipe, "--out", out, "--set", "tune.batch_size=1"))
+    assert code != 0
+    assert errors.count("error: ") == 1
+    assert "batch_size 1 is less than one pair for each of 2 processes" in errors
+    code, _, errors = ended(start(TORCHRUN, recipe, "--out", out, "--set", "prompts.source=./no"))
+    assert code != 0 and errors.count("error: ") == 1
+    code, _, errors = ended(start(TORCHRUN, recipe, "--out", out, "--parallel", "2"))
+    assert code != 0 and errors.count("--parallel has no effect under a launcher") == 1
+
+
+@pytest.mark.slow
+def test_side_by_side_it_is_the_run_of_one_process(recipe, alone, tmp_path):
+    """Stopped by Ctrl-C, it says so once and goes on; killed, it leaves nobody at work."""
+    out = tmp_path / "run"
+    command = [recipe, "--out", out, "--parallel", "2"]
+    stopped = start([], *command)
+    wait_for(begun(out), stopped)
+    stopped.send_signal(signal.SIGINT)
+    code, said, errors = ended(stopped)
+    assert code == 130, errors
+    assert "Traceback" not in errors
+    assert re.search(r"tune: stopped; 2 not begun; run the same command again to resume", errors)
+    assert begun(out)()
+    killed = start([], *command)
+    wait_for(lambda: len(list(out.glob("arms/*/*/log.jsonl"))) >= 2, killed)
+    killed.kill()
+    killed.wait()
+    code, said, errors = ended(start([], *command))
+    assert code == 0, errors
+    assert "tune/sft/seed-1 " in said
+    assert_same(out, alone, **EXACT)
+    code, said, _ = ended(start([], *command))
+    assert code == 0 and "nothing to do" in said
+
+
+@pytest.mark.slow
+def test_side_by_side_a_failure_is_told_and_what_is_at_work_is_finished(recipe, alone, tmp_path):
+    out = tmp_path / "run"
+    command = ["run", recipe, "--out", out]
+    broken = "arms.sft.tune={method: sft, batch_size: 99}"
+    result = deltalearn(*command, "--set", broken, "--parallel", "4")
+    fails(result, "tune sft (seed ", "15 pairs to train on do not fill one batch of 99")
+    stages = json.loads((out / "run.json").read_text())["stages"]
+    tuned = {name: record["state"] for name, record in stages.items() if name.startswith("tune")}
+    assert tuned == {"tune/delta/seed-0": "done", "tune/delta/seed-1": "done"}
+    result = deltalearn(*command, "--update", "--parallel", "2")
+    assert result.returncode == 0, result.stderr
+    assert "tune/delta" not in result.stdout
+    assert_same(out, alone, **EXACT)
