@@ -92,8 +92,9 @@ def run(
 
     if until not in STAGES:
         raise UserError(f"--until {until}: no such stage; there are {', '.join(STAGES)}")
+    loaded = load_recipe(recipe, set_ or ())
     directory = run_recipe(
-        load_recipe(recipe, set_ or ()),
+        loaded,
         out,
         update=update,
         until=until,

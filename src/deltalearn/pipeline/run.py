@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -97,15 +98,27 @@ class Pipeline(Context):
     def check(self, stages: tuple[str, ...]) -> None:
         """UserError for what is missing, before anything works: a mistake costs no waiting."""
         if "prompts" in stages:
-            prompts_stage(self)
+            self._prompts  # noqa: B018 (each finds and identifies what it is called)
         if stages != ("prompts",):
-            self.generators  # noqa: B018 (finds and identifies all models)
+            self.generators  # noqa: B018
+        if "tune" in stages:
+            self._outside  # noqa: B018
         if "evaluate" in stages:
             check_evaluation(self, self.recipe.evaluate)
 
+    @cached_property
+    def _prompts(self) -> Stage:
+        return prompts_stage(self)
+
+    @cached_property
+    def _outside(self) -> dict[str, Any]:
+        """Identity of the pairs from outside, by arm."""
+        arms = self.recipe.arms.items()
+        return {name: pairs_digest(arm.pairs) for name, arm in arms if arm.pairs is not None}
+
     def prompts(self) -> None:
         """prompts.jsonl and prompts.rejects.jsonl."""
-        self.run(prompts_stage(self))
+        self.run(self._prompts)
 
     def generate(self) -> None:
         """Every needed model's answers, in responses.sqlite."""
@@ -162,7 +175,7 @@ class Pipeline(Context):
         spec = self.recipe.arms[arm]
         if spec.pairs is not None:
             called = f"outside-{digest(spec.pairs.model_dump())[:8]}"
-            return spec.pairs, pairs_digest(spec.pairs), called
+            return spec.pairs, self._outside[arm], called
         name = pairs_name(spec.chosen, spec.rejected)
         return PairsSource(source=str(self.path(f"{name}.parquet"))), self.keys[name], name
 
