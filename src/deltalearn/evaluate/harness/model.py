@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from deltalearn.errors import UserError
 from deltalearn.evaluate.harness.cache import Answers
 from deltalearn.evaluate.harness.served import Server
 from deltalearn.util.files import digest
@@ -200,6 +201,10 @@ class RememberingModel:
         if left >= limit:
             return context, options
         self.trouble.shortened += 1
+        if room <= STEP:
+            raise UserError(
+                f"its context of {room} tokens is too short for a prompt and an answer of {STEP}"
+            )
         if left < STEP:  # the prompt itself does not fit: an answer of some length is made room for
             self.trouble.truncated += 1
             return context, {**options, "max_gen_toks": min(limit, STEP)}

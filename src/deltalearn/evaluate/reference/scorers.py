@@ -13,8 +13,9 @@ from typing import Any
 from deltalearn.errors import UserError
 from deltalearn.evaluate.tulu3.grade import Grade
 
-# The last of these that speaks of an answer, else the last letter that stands alone.
+# The last letter that is said to be the answer, else in brackets or before a dot, else alone.
 SAID_LETTER = re.compile(r"(?i:answer|choice|option)(?i:\s+is)?[:\s*]*\(?([A-Z])\b")
+MARKED = re.compile(r"(?<![A-Za-z])([A-Z])(?:[).:]|$)", re.MULTILINE)
 ALONE = re.compile(r"(?<![A-Za-z'’])([A-Z])(?![A-Za-z'’])")
 
 
@@ -90,7 +91,7 @@ def _letter(output: str, reference: str) -> Grade:
     wanted = plain(reference).strip("().").upper()
     if not re.fullmatch("[A-Z]", wanted):
         raise UserError(f"scorer letter: the reference {reference[:80]!r} is no letter")
-    found = SAID_LETTER.findall(output) or ALONE.findall(output)
+    found = SAID_LETTER.findall(output) or MARKED.findall(output) or ALONE.findall(output)
     return Grade(float(bool(found) and found[-1] == wanted), found[-1] if found else "")
 
 
