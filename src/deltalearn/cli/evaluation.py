@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+if TYPE_CHECKING:
+    from deltalearn.pipeline.evaluate_options import Options
+
+BESIDE_RECIPE = ("model", "recipe", "set_", "out", "name", "update")
 NOTHING_RUN = 3  # exit code: every benchmark was left out
 
 
 def evaluate(
+    ctx: typer.Context,
     model: Annotated[
         str | None, typer.Argument(help="A directory or hub id; with --url its name there.")
     ] = None,
@@ -18,6 +24,14 @@ def evaluate(
         Path | None, typer.Option(help="Where results go; default evals/<name of the model>.")
     ] = None,
     name: Annotated[str | None, typer.Option(help="Of the model, in tables.")] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(help="Benchmarks and settings of its section evaluate, own questions too."),
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Override one value of the recipe."),
+    ] = None,
     benchmark: Annotated[
         list[str] | None,
         typer.Option(help="Of the suite (tulu3: its eleven) or of lm_eval; repeatable."),
@@ -90,8 +104,19 @@ def evaluate(
 
     if model is None:
         raise UserError("give a model: a directory, a hub id, or a server's name of it")
+    shown = name or model.rstrip("/").rpartition("/")[2]
+    if recipe is not None:
+        _refuse_beside_recipe(ctx)
+        options = _by_recipe(recipe, set_ or [], model)
+        options = replace(
+            options, out=out or Path("evals") / shown, name=shown, update=update, say=typer.echo
+        )
+        if not run(options)["benchmarks"]:
+            raise typer.Exit(NOTHING_RUN)
+        return
     _refuse_idle(
         [
+            ("--set", set_, "--recipe", recipe),
             ("--concurrency", concurrency, "--url or --judge-url", url or judge_url),
             ("--key-env", key_env, "--url", url),
             ("--tokenizer", tokenizer, "--url", url),
@@ -111,7 +136,6 @@ def evaluate(
     if (judge or annotations) and benchmark and "alpaca_eval" not in benchmark:
         given = "--judge" if judge else "--annotations"
         raise UserError(f"{given} has no effect without --benchmark alpaca_eval")
-    shown = name or model.rstrip("/").rpartition("/")[2]
     pairs = (parse_override(text) for text in backend_option or [])
     options = Options(
         backend=BackendOptions(
@@ -149,6 +173,29 @@ def evaluate(
     )
     if not run(options)["benchmarks"]:
         raise typer.Exit(NOTHING_RUN)
+
+
+def _by_recipe(recipe: str, overrides: list[str], model: str) -> Options:
+    from deltalearn.pipeline.evaluate_options import options_of
+    from deltalearn.recipe import EVALUATE, load_recipe
+
+    found = load_recipe(recipe, overrides, command=EVALUATE).recipe
+    assert found.evaluate is not None
+    where = {"device": found.device, "dtype": found.dtype}
+    return options_of(found.evaluate, model, **where, out=Path(), name="")
+
+
+def _refuse_beside_recipe(context: typer.Context) -> None:
+    """UserError for an option whose value stands in the recipe."""
+    from deltalearn.errors import UserError
+
+    for parameter in context.command.params:
+        source = context.get_parameter_source(parameter.name)
+        given = source is not None and source.name == "COMMANDLINE"
+        if given and parameter.name not in BESIDE_RECIPE:
+            raise UserError(
+                f"{parameter.opts[0]} has no effect beside --recipe; give it there, or by --set"
+            )
 
 
 def _refuse_idle(options: list[tuple[str, object, str, object]]) -> None:

@@ -85,7 +85,7 @@ def _stage(
         _complete(results, spec)
         for entry in results["benchmarks"].values():
             for note in entry["notes"]:
-                context.say_once(f"{facts['name']}, {entry['title']}: {note}")
+                context.say_once(f"{entry['title']}: {note}")
         return _counts(results, spec)
 
     inputs = {

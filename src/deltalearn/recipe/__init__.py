@@ -1,7 +1,7 @@
 """One YAML file becomes one typed, validated Recipe, for every command."""
 
 from deltalearn.recipe.arms import ArmSpec
-from deltalearn.recipe.commands import GENERATE, RUN, TUNE, Command
+from deltalearn.recipe.commands import EVALUATE, GENERATE, RUN, TUNE, Command
 from deltalearn.recipe.evaluation import EvaluateSpec
 from deltalearn.recipe.generation import GenerateSpec, PromptsSpec, RaySpec, VllmSpec
 from deltalearn.recipe.load import LoadedRecipe, load_recipe, parse_override
@@ -11,6 +11,7 @@ from deltalearn.recipe.schema import STUDENT, Recipe
 from deltalearn.recipe.tuning import DevSpec, ExpectSpec, LoraSpec, TuneSpec
 
 __all__ = [
+    "EVALUATE",
     "GENERATE",
     "RUN",
     "STUDENT",

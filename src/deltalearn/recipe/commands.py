@@ -88,4 +88,11 @@ TUNE = Command(
     home="tune",
     refuses=_of_tune,
 )
-COMMANDS = (RUN, GENERATE, TUNE)
+EVALUATE = Command(
+    "evaluate",
+    ("name", "device", "dtype", "evaluate"),
+    {"evaluate": None},
+    {"name": "evaluate"},
+    home="evaluate",
+)
+COMMANDS = (RUN, GENERATE, TUNE, EVALUATE)
