@@ -16,7 +16,6 @@ NOTHING_RUN = 3  # exit code: every benchmark was left out
 
 
 def evaluate(
-    ctx: typer.Context,
     model: Annotated[
         str | None, typer.Argument(help="A directory or hub id; with --url its name there.")
     ] = None,
@@ -93,6 +92,7 @@ def evaluate(
     update: Annotated[
         bool, typer.Option("--update", help="Replace results of other settings in --out.")
     ] = False,
+    ctx: typer.Context = None,  # type: ignore[assignment]  # typer gives it
 ) -> None:
     """Evaluate a model on the 11 benchmarks of Tülu 3; run it again to resume."""
     from deltalearn.errors import UserError
