@@ -13,13 +13,23 @@ from typing import Literal, get_args, get_origin
 import pytest
 from typer.testing import CliRunner
 
-from deltalearn.cli import answers, app, tune
+from deltalearn.cli import answers, app, evaluation, tune
 from deltalearn.recipe.load import field_at
 
 RUNNER = CliRunner()
 OWN = {  # options that are no field of a recipe
     "tune": {"recipe", "out", "seed", "set", "reference", "update", "preview", "dry-run", "tflops"},
     "generate": {"model", "out", "set", "retry-errors", "update", "dry-run"},
+    "evaluate": {
+        "recipe",
+        "out",
+        "name",
+        "concurrency",
+        "backend-option",
+        "annotations",
+        "set",
+        "update",
+    },
     "pairs": {"chosen", "rejected", "out", "settings"},
 }
 FIELDS = {
@@ -32,9 +42,19 @@ FIELDS = {
         "prompts limit url key-env concurrency engine temperature top-p max-tokens samples seed "
         "system device dtype"
     ),
+    "evaluate": (
+        "benchmark split limit data-dir include-path backend url key-env tokenizer device dtype "
+        "batch-size context judge judge-model judge-url judge-key-env judge-text-only allow-code "
+        "unsafe"
+    ),
     "pairs": "truncated reasoning max-length-difference",
 }
-COMMANDS = {"tune": tune, "generate": answers.generate, "pairs": answers.pairs}
+COMMANDS = {
+    "tune": tune,
+    "generate": answers.generate,
+    "pairs": answers.pairs,
+    "evaluate": evaluation.evaluate,
+}
 
 
 def shown(command: str) -> dict[str, str]:

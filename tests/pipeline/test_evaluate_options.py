@@ -13,7 +13,7 @@ pytest.importorskip("lm_eval")
 
 from helpers.served_suite import Suite
 
-from deltalearn.cli.evaluation import evaluate as command
+from deltalearn.cli import app
 from deltalearn.errors import UserError
 from deltalearn.evaluate.harness.backends import BackendOptions
 
@@ -37,8 +37,13 @@ from deltalearn.evaluate.harness.backends import BackendOptions
     ],
 )
 def test_options_without_effect_are_refused(tmp_path, options, message):
+    arguments = []
+    for name, value in options.items():
+        values = value if isinstance(value, list) else [value]
+        flag = f"--{name.replace('_', '-')}"
+        arguments += [flag] if value is True else [s for v in values for s in (flag, str(v))]
     with pytest.raises(UserError, match=message):
-        command("m", out=tmp_path / "m", **options)
+        app(["evaluate", "m", "--out", str(tmp_path / "m"), *arguments], standalone_mode=False)
     assert not any(tmp_path.iterdir())
 
 
@@ -89,3 +94,22 @@ def test_a_run_of_nothing_has_an_exit_code(tmp_path, tiny_model):
     )  # fmt: skip
     assert (result.returncode, result.stderr) == (3, "")
     assert "not run" in result.stdout and "gsm8k" in result.stdout
+
+
+def test_an_evaluation_is_a_recipe_and_leaves_it(tmp_path, tiny_model, write_lines):
+    """So that no result is reproducible from the history of a shell alone."""
+    questions = write_lines([{"prompt": "fox?", "answer": "dog"}], "questions.jsonl")
+    file = tmp_path / "mine.yaml"
+    file.write_text(
+        f"device: cpu\ndtype: float32\nmodels: {{weak: {{path: {tiny_model}}}}}\n"
+        f"evaluate: {{questions: {{mine: {{source: {questions}, max_tokens: 4}}}}}}\n"
+    )
+    done = deltalearn("evaluate", "weak", "--recipe", file, "--out", tmp_path / "a")
+    assert done.returncode == 0, done.stderr
+    resolved = tmp_path / "a" / "recipe.yaml"
+    assert f"path: {tiny_model}  # command line" in resolved.read_text()
+    again = deltalearn("evaluate", "--recipe", resolved, "--out", tmp_path / "b")
+    assert again.returncode == 0, again.stderr
+    scores = [json.loads((tmp_path / n / "results.json").read_text()) for n in ("a", "b")]
+    assert scores[0]["benchmarks"].keys() == scores[1]["benchmarks"].keys() != set()
+    fails(deltalearn("evaluate", "--recipe", file), "give a model")

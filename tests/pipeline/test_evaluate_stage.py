@@ -159,8 +159,6 @@ def test_the_command_gives_the_scores_of_the_run(folder, whole):
         assert ours == read_items(whole / "scores" / "models" / "student", name)
     again = deltalearn("evaluate", folder / "tiny", "--out", "evals/tiny", *options, cwd=folder)
     assert again.stdout.count("(done before)") == 4
-    refused = deltalearn("evaluate", "m", "--recipe", "recipe.yaml", "--limit", "3", cwd=folder)
-    fails(refused, "--limit has no effect beside --recipe")
 
 
 @pytest.mark.slow

@@ -2,200 +2,141 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any
 
 import typer
 
-if TYPE_CHECKING:
-    from deltalearn.pipeline.evaluate_options import Options
+from deltalearn.cli.settings import settings_of_recipe
 
-BESIDE_RECIPE = ("model", "recipe", "set_", "out", "name", "update")
 NOTHING_RUN = 3  # exit code: every benchmark was left out
 
 
+@settings_of_recipe(
+    {
+        "evaluate.benchmarks": "--benchmark",
+        "evaluate.split": "--split",
+        "evaluate.limit": "--limit",
+        "evaluate.data_dir": "--data-dir",
+        "evaluate.include_path": "--include-path",
+        "evaluate.backend.kind": "--backend",
+        "evaluate.backend.url": "--url",
+        "evaluate.backend.key_env": "--key-env",
+        "evaluate.backend.tokenizer": "--tokenizer",
+        "evaluate.backend.device": "--device",
+        "evaluate.backend.dtype": "--dtype",
+        "evaluate.backend.batch_size": "--batch-size",
+        "evaluate.backend.context": "--context",
+        "evaluate.judge.evaluator": "--judge",
+        "evaluate.judge.model": "--judge-model",
+        "evaluate.judge.url": "--judge-url",
+        "evaluate.judge.key_env": "--judge-key-env",
+        "evaluate.judge.text_only": "--judge-text-only",
+        "evaluate.allow_code": "--allow-code",
+        "evaluate.unsafe": "--unsafe",
+    }
+)
 def evaluate(
+    settings: dict[str, Any],
     model: Annotated[
-        str | None, typer.Argument(help="A directory or hub id; with --url its name there.")
+        str | None,
+        typer.Argument(
+            help="A directory or hub id; with --url its name there; or one of the recipe's models."
+        ),
+    ] = None,
+    recipe: Annotated[
+        str | None, typer.Option(help="A recipe, file or name; options win over it.")
     ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Where results go; default evals/<name of the model>.")
     ] = None,
     name: Annotated[str | None, typer.Option(help="Of the model, in tables.")] = None,
-    recipe: Annotated[
-        str | None,
-        typer.Option(help="Benchmarks and settings of its section evaluate, own questions too."),
-    ] = None,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Override one value of the recipe."),
-    ] = None,
-    benchmark: Annotated[
-        list[str] | None,
-        typer.Option(help="Of the suite (tulu3: its eleven) or of lm_eval; repeatable."),
-    ] = None,
-    split: Annotated[
-        str,
-        typer.Option(help="test: as published. dev: a fifth, to choose on. held-out: the rest."),
-    ] = "test",
-    limit: Annotated[
-        int | None, typer.Option(min=1, help="So many items of each benchmark, drawn by hash.")
-    ] = None,
-    data_dir: Annotated[
-        Path | None, typer.Option(help="Local data (docs/evaluation.md); default: the hub.")
-    ] = None,
-    backend: Annotated[str, typer.Option(help="hf, vllm or openai.")] = "hf",
-    url: Annotated[str | None, typer.Option(help="Of an OpenAI-compatible server.")] = None,
-    key_env: Annotated[str | None, typer.Option(help="Variable with the server's key.")] = None,
-    tokenizer: Annotated[
-        str | None, typer.Option(help="Of the server's model: it is asked for completions then.")
-    ] = None,
     concurrency: Annotated[
-        int | None, typer.Option(min=1, help="Requests in flight at a server or judge; default 16.")
-    ] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, ...")] = None,
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
-    batch_size: Annotated[int, typer.Option(min=1, help="Requests at a time, of hf.")] = 8,
-    context: Annotated[
-        int | None, typer.Option(min=1, help="Tokens; default: the model's own.")
+        int | None,
+        typer.Option(min=1, help="Requests in flight at a server or judge. [default: 16]"),
     ] = None,
     backend_option: Annotated[
         list[str] | None,
         typer.Option(metavar="KEY=VALUE", help="Another argument of lm_eval's model."),
     ] = None,
-    judge: Annotated[
-        str | None,
-        typer.Option(help="Of AlpacaEval: an evaluator of alpaca_eval, or a file of one's own."),
-    ] = None,
-    judge_model: Annotated[
-        str | None, typer.Option(help="Who judges; default: whom the evaluator is published for.")
-    ] = None,
-    judge_url: Annotated[
-        str | None, typer.Option(help="Server of the judge; default: OpenAI's.")
-    ] = None,
-    judge_key_env: Annotated[
-        str | None, typer.Option(help="Variable with the key of the judge's server.")
-    ] = None,
-    judge_text_only: Annotated[
-        bool, typer.Option("--judge-text-only", help="The server gives no log-probabilities.")
-    ] = False,
     annotations: Annotated[
         Path | None, typer.Option(help="Verdicts of AlpacaEval given before; nobody is asked.")
     ] = None,
-    allow_code: Annotated[
-        bool, typer.Option("--allow-code", help="Run generated programs, in a sandbox.")
-    ] = False,
-    unsafe: Annotated[
-        bool, typer.Option("--unsafe", help="Run them even where nothing isolates them.")
-    ] = False,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Any other setting, e.g. limit=9."),
+    ] = None,
     update: Annotated[
         bool, typer.Option("--update", help="Replace results of other settings in --out.")
     ] = False,
-    ctx: typer.Context = None,  # type: ignore[assignment]  # typer gives it
 ) -> None:
     """Evaluate a model on the 11 benchmarks of Tülu 3; run it again to resume."""
     from deltalearn.errors import UserError
-    from deltalearn.evaluate.harness.backends import CONCURRENCY, BackendOptions
-    from deltalearn.pipeline.evaluate import evaluate as run
-    from deltalearn.pipeline.evaluate_options import DEFAULT, Options, expanded
-    from deltalearn.pipeline.judge import JudgeOptions
-    from deltalearn.recipe.load import parse_override
+    from deltalearn.pipeline.evaluate import evaluate_recipe
+    from deltalearn.pipeline.evaluate_options import DEFAULT
+    from deltalearn.recipe import EVALUATE, load_recipe
+    from deltalearn.recipe.load import parse_override, read_values
 
-    if model is None:
+    known = read_values(recipe)[1] if recipe is not None else {}
+    if model is None and not known.get("student"):
         raise UserError("give a model: a directory, a hub id, or a server's name of it")
-    shown = name or model.rstrip("/").rpartition("/")[2]
-    if recipe is not None:
-        _refuse_beside_recipe(ctx)
-        options = _by_recipe(recipe, set_ or [], model)
-        options = replace(
-            options, out=out or Path("evals") / shown, name=shown, update=update, say=typer.echo
-        )
-        if not run(options)["benchmarks"]:
-            raise typer.Exit(NOTHING_RUN)
-        return
-    _refuse_idle(
-        [
-            ("--set", set_, "--recipe", recipe),
-            ("--concurrency", concurrency, "--url or --judge-url", url or judge_url),
-            ("--key-env", key_env, "--url", url),
-            ("--tokenizer", tokenizer, "--url", url),
-            ("--judge-model", judge_model, "--judge", judge),
-            ("--judge-url", judge_url, "--judge", judge),
-            ("--judge-text-only", judge_text_only, "--judge", judge),
-            ("--judge-key-env", judge_key_env, "--judge", judge),
-            ("--unsafe", unsafe, "--allow-code", allow_code),
-        ]
+    given = {key.removeprefix("evaluate."): value for key, value in settings.items()}
+    _check(given, recipe is not None, concurrency, annotations)
+    if given["backend.url"] and given["backend.kind"] is None:
+        settings["evaluate.backend.kind"] = "openai"
+    if not known.get("evaluate") and not given["benchmarks"]:
+        settings["evaluate.benchmarks"] = list(DEFAULT)
+    if concurrency is not None:
+        for section, used in (
+            ("backend", given["backend.url"]),
+            ("judge", given["judge.evaluator"]),
+        ):
+            settings[f"evaluate.{section}.concurrency"] = concurrency if used else None
+    for text in backend_option or []:
+        keys, value = parse_override(text)
+        settings.setdefault("evaluate.backend.options", {})[".".join(keys)] = value
+    if model is not None and model != "student":
+        settings["student"] = {
+            "path": (known.get("models") or {}).get(model, {}).get("path", model)
+        }
+    loaded = load_recipe(recipe, set_ or (), command=EVALUATE, options=settings)
+    results = evaluate_recipe(
+        loaded, out, name=name, annotations=annotations, update=update, say=typer.echo
     )
-    if judge and annotations:
-        raise UserError("--judge has no effect beside --annotations; give one of them")
-    if url and backend == "vllm":
-        raise UserError("--backend vllm has no effect beside --url; leave one of them out")
-    if url and device:
-        raise UserError("--device has no effect beside --url; leave it out")
-    if (judge or annotations) and benchmark and "alpaca_eval" not in benchmark:
-        given = "--judge" if judge else "--annotations"
-        raise UserError(f"{given} has no effect without --benchmark alpaca_eval")
-    pairs = (parse_override(text) for text in backend_option or [])
-    options = Options(
-        backend=BackendOptions(
-            kind="openai" if url else backend,  # type: ignore[arg-type]
-            model=model,
-            dtype=dtype,
-            device=device,
-            batch_size=batch_size,
-            context=context,
-            url=url,
-            key_env=key_env,
-            concurrency=concurrency or CONCURRENCY,
-            tokenizer=tokenizer,
-            arguments={".".join(keys): value for keys, value in pairs},
-        ),
-        out=out or Path("evals") / shown,
-        name=shown,
-        benchmarks=expanded(benchmark or DEFAULT),
-        split=split,
-        limit=limit,
-        data_dir=data_dir,
-        judge=JudgeOptions(
-            evaluator=judge,
-            model=judge_model,
-            url=judge_url,
-            key_env=judge_key_env,
-            concurrency=concurrency or CONCURRENCY,
-            text_only=judge_text_only,
-            annotations=annotations,
-        ),
-        allow_code=allow_code,
-        unsafe=unsafe,
-        update=update,
-        say=typer.echo,
-    )
-    if not run(options)["benchmarks"]:
+    if not results["benchmarks"]:
         raise typer.Exit(NOTHING_RUN)
 
 
-def _by_recipe(recipe: str, overrides: list[str], model: str) -> Options:
-    from deltalearn.pipeline.evaluate_options import options_of
-    from deltalearn.recipe import EVALUATE, load_recipe
-
-    found = load_recipe(recipe, overrides, command=EVALUATE).recipe
-    assert found.evaluate is not None
-    where = {"device": found.device, "dtype": found.dtype}
-    return options_of(found.evaluate, model, **where, out=Path(), name="")
-
-
-def _refuse_beside_recipe(context: typer.Context) -> None:
-    """UserError for an option whose value stands in the recipe."""
+def _check(
+    given: dict[str, Any], recipe: bool, concurrency: int | None, annotations: Path | None
+) -> None:
+    """UserError for options that another one leaves without effect."""
     from deltalearn.errors import UserError
 
-    for parameter in context.command.params:
-        source = context.get_parameter_source(parameter.name)
-        given = source is not None and source.name == "COMMANDLINE"
-        if given and parameter.name not in BESIDE_RECIPE:
-            raise UserError(
-                f"{parameter.opts[0]} has no effect beside --recipe; give it there, or by --set"
-            )
+    url, judge, benchmarks = given["backend.url"], given["judge.evaluator"], given["benchmarks"]
+    judge_url = given["judge.url"]
+    if not recipe:  # which may have what an option needs
+        _refuse_idle(
+            [
+                ("--concurrency", concurrency, "--url or --judge-url", url or judge_url),
+                ("--key-env", given["backend.key_env"], "--url", url),
+                ("--tokenizer", given["backend.tokenizer"], "--url", url),
+                ("--judge-model", given["judge.model"], "--judge", judge),
+                ("--judge-url", judge_url, "--judge", judge),
+                ("--judge-text-only", given["judge.text_only"], "--judge", judge),
+                ("--judge-key-env", given["judge.key_env"], "--judge", judge),
+                ("--unsafe", given["unsafe"], "--allow-code", given["allow_code"]),
+            ]
+        )
+    if judge and annotations:
+        raise UserError("--judge has no effect beside --annotations; give one of them")
+    if url and given["backend.kind"] == "vllm":
+        raise UserError("--backend vllm has no effect beside --url; leave one of them out")
+    if url and given["backend.device"]:
+        raise UserError("--device has no effect beside --url; leave it out")
+    if (judge or annotations) and benchmarks and not {"alpaca_eval", "tulu3"} & set(benchmarks):
+        option = "--judge" if judge else "--annotations"
+        raise UserError(f"{option} has no effect without --benchmark alpaca_eval")
 
 
 def _refuse_idle(options: list[tuple[str, object, str, object]]) -> None:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import importlib.metadata
 import time
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from deltalearn.errors import UserError
@@ -32,11 +34,13 @@ from deltalearn.evaluate.reference.kept import Kept
 from deltalearn.evaluate.tulu3.sources import NoData, data_directory
 from deltalearn.evaluate.tulu3.suite import BY_NAME
 from deltalearn.lm.locate import locate
-from deltalearn.pipeline.evaluate_options import Options, check_options
+from deltalearn.pipeline.evaluate_options import Options, check_options, options_of
 from deltalearn.pipeline.judge import judge_key, judged, keep_answers
 from deltalearn.pipeline.lock import Hold
 from deltalearn.pipeline.questions import Questions
-from deltalearn.util.files import digest
+from deltalearn.pipeline.stage import Say
+from deltalearn.recipe import LoadedRecipe
+from deltalearn.util.files import digest, write_text
 
 OWN = ("full_n", "subset", "aggregation")  # of an entry, which the judge's summary has its own of
 
@@ -54,6 +58,49 @@ def evaluate(options: Options) -> dict[str, Any]:
     check_options(options)
     with Hold(options.out):
         return _Evaluation(options).run()
+
+
+def evaluate_recipe(
+    loaded: LoadedRecipe,
+    out: Path | None = None,
+    *,
+    name: str | None = None,
+    annotations: Path | None = None,
+    update: bool = False,
+    say: Say = print,
+) -> dict[str, Any]:
+    """Evaluate the student of a recipe as its section `evaluate` says; results.json's content.
+
+    The resolved recipe is written beside the results.
+
+    Args:
+        loaded: A recipe with a student and a section `evaluate`.
+        out: The result directory; default evals/<name>.
+        name: Of the model, in tables; default: the last part of its path.
+        annotations: Verdicts of AlpacaEval given before; nobody is asked then.
+        update: Replace results of other settings.
+        say: Gets a line for everything worth telling.
+
+    Raises:
+        UserError: For what cannot be evaluated, or where `out` holds other results.
+    """
+    recipe = loaded.recipe
+    student, spec = recipe.student, recipe.evaluate
+    assert student is not None and spec is not None  # the command needs them
+    place = student.path
+    if student.revision is not None:
+        place = str(locate(student.path, student.revision).directory)
+    shown = name or student.path.rstrip("/").rpartition("/")[2]
+    out = out or Path("evals") / shown
+    options = options_of(
+        spec, place, device=recipe.device, dtype=recipe.dtype, out=out, name=shown, update=update,
+        say=say,
+    )  # fmt: skip
+    if annotations is not None:
+        options = replace(options, judge=replace(options.judge, annotations=annotations))
+    results = evaluate(options)
+    write_text(out / "recipe.yaml", loaded.resolved_yaml())
+    return results
 
 
 class _Evaluation:

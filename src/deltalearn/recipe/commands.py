@@ -90,8 +90,8 @@ TUNE = Command(
 )
 EVALUATE = Command(
     "evaluate",
-    ("name", "device", "dtype", "evaluate"),
-    {"evaluate": None},
+    ("name", "device", "dtype", "student", "evaluate"),
+    {"student.path": "a model", "evaluate": "--benchmark"},
     {"name": "evaluate"},
     home="evaluate",
 )

@@ -69,7 +69,7 @@ class QuestionsSpec(ReferenceSpec):
 class BackendSpec(Spec):
     """Where the suite's benchmarks and lm_eval's tasks run. Own questions run on transformers."""
 
-    kind: Literal["hf", "vllm", "openai"] = "hf"
+    kind: Literal["hf", "vllm", "openai"] = Field("hf", description="What runs the model.")
     dtype: str | None = Field(None, description="Default: the recipe's.")
     device: str | None = Field(None, description="Default: the recipe's.")
     batch_size: int = Field(8, ge=1, description="Requests at a time, of hf.")
