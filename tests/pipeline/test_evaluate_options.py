@@ -96,6 +96,7 @@ def test_a_run_of_nothing_has_an_exit_code(tmp_path, tiny_model):
     assert "not run" in result.stdout and "gsm8k" in result.stdout
 
 
+@pytest.mark.slow
 def test_an_evaluation_is_a_recipe_and_leaves_it(tmp_path, tiny_model, write_lines):
     """So that no result is reproducible from the history of a shell alone."""
     questions = write_lines([{"prompt": "fox?", "answer": "dog"}], "questions.jsonl")
