@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deltalearn.generate.stage import WINDOW, survey
+from deltalearn.generate.stage import WINDOW, Prices, survey
 from deltalearn.openai_api.pacing import CHARACTERS
 from deltalearn.records import Request
 from deltalearn.responses.store import ResponseStore
@@ -15,9 +16,66 @@ from deltalearn.responses.store import ResponseStore
 SAMPLE = 500  # requests whose prompt tokens are counted
 
 
+@dataclass(frozen=True)
+class GenerationEstimate:
+    """What one model will be asked.
+
+    Attributes:
+        name: Of the model.
+        requests: All of them.
+        missing: Those that the store does not answer.
+        again: Those of `missing` that ended in errors before.
+        prompt_tokens: Of a prompt, the mean.
+        how: How they were counted.
+        answer_tokens: Of an answer.
+        basis: Where `answer_tokens` comes from; empty where it is the bound `most`.
+        most: Tokens of an answer at most.
+        prices: What tokens cost, if that is known.
+    """
+
+    name: str
+    requests: int
+    missing: int
+    again: int
+    prompt_tokens: float
+    how: str
+    answer_tokens: float
+    basis: str
+    most: int
+    prices: Prices | None
+
+    @property
+    def answers(self) -> float:
+        """Tokens of all missing answers: likely ones, or at most where nothing is known."""
+        return self.answer_tokens * self.missing
+
+    def lines(self) -> list[str]:
+        """Lines of text for people."""
+        missing, most = self.missing, self.most
+        lines = [
+            f"{self.name}: {self.requests:,} requests, {self.requests - missing:,} answered "
+            f"already, {missing:,} to ask" + (f", {self.again:,} of them again" * bool(self.again)),
+            f"  prompt tokens: about {self.prompt_tokens * missing:,.0f} "
+            f"({self.prompt_tokens:,.0f} each, {self.how})",
+        ]
+        if self.basis:
+            lines.append(
+                f"  answer tokens: about {self.answers:,.0f} ({self.answer_tokens:,.0f} each, "
+                f"{self.basis}), at most {most * missing:,}"
+            )
+        else:
+            lines.append(f"  answer tokens: at most {most * missing:,} ({most:,} each)")
+        if self.prices is not None:
+            prompts = round(self.prompt_tokens * missing)
+            likely = self.prices.of(prompts, round(self.answers))
+            bound = self.prices.of(prompts, most * missing)
+            lines.append(f"  cost: about {likely:,.2f}, at most {bound:,.2f}")
+        return lines
+
+
 def estimate_generation(
     generator: Any, requests: Iterable[Request], store: Path, *, retry_errors: bool = False
-) -> list[str]:
+) -> GenerationEstimate:
     """Estimate what one model will be asked.
 
     Args:
@@ -26,9 +84,6 @@ def estimate_generation(
         requests: What it is asked; read several times.
         store: The response store, which need not exist.
         retry_errors: Count what ended in an error as still to ask.
-
-    Returns:
-        Lines of text for people.
     """
     known, again = {"tokens": 0.0, "answers": 0}, 0
     if store.is_file():
@@ -41,26 +96,19 @@ def estimate_generation(
         total = missing = sum(1 for _ in requests)
     prompt, how = _prompt_tokens(generator, requests)
     most = generator.settings.sampling.max_tokens
-    lines = [
-        f"{generator.name}: {total:,} requests, {total - missing:,} answered already, "
-        f"{missing:,} to ask" + (f", {again:,} of them again" if again else ""),
-        f"  prompt tokens: about {prompt * missing:,.0f} ({prompt:,.0f} each, {how})",
-    ]
-    if known["answers"]:
-        expected = min(known["tokens"], most)  # those in the store may have had another limit
-        lines.append(
-            f"  answer tokens: about {expected * missing:,.0f} ({expected:,.0f} each, the mean of "
-            f"{known['answers']:,} answers in the store), at most {most * missing:,}"
-        )
-    else:
-        expected = float(most)
-        lines.append(f"  answer tokens: at most {most * missing:,} ({most:,} each)")
-    prices = generator.prices
-    if prices is not None:
-        bound = prices.of(round(prompt * missing), most * missing)
-        likely = prices.of(round(prompt * missing), round(expected * missing))
-        lines.append(f"  cost: about {likely:,.2f}, at most {bound:,.2f}")
-    return lines
+    return GenerationEstimate(
+        name=generator.name,
+        requests=total,
+        missing=missing,
+        again=again,
+        prompt_tokens=prompt,
+        how=how,
+        # Those in the store may have had another limit.
+        answer_tokens=min(known["tokens"], most) if known["answers"] else float(most),
+        basis=f"the mean of {known['answers']:,} answers in the store" * bool(known["answers"]),
+        most=most,
+        prices=generator.prices,
+    )
 
 
 def _errors(store: ResponseStore, requests: Iterable[Request]) -> int:

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 from deltalearn.pipeline.generate import STORE
 from deltalearn.pipeline.generator import asked_models, make_generators
-from deltalearn.recipe import LoadedRecipe
+from deltalearn.recipe import LoadedRecipe, Recipe
 
 if TYPE_CHECKING:
+    from deltalearn.generate.estimate import GenerationEstimate
     from deltalearn.lm.load import Placement
 
 
@@ -19,19 +20,33 @@ def dry_run(loaded: LoadedRecipe, out: Path | None = None, *, retry_errors: bool
     Prompt tokens are counted by a local model's own tokenizer on a sample of prompts, and guessed
     from the number of characters for a model behind a server.
     """
-    from deltalearn.generate.estimate import estimate_generation
-    from deltalearn.prompts.read import read_prompts
+    store = (out or Path("runs") / loaded.recipe.name) / STORE
+    prompts, models = estimate_models(loaded.recipe, store, retry_errors=retry_errors)
+    return "\n".join([f"prompts: {prompts}", *(line for model in models for line in model.lines())])
 
-    recipe = loaded.recipe
+
+def estimate_models(
+    recipe: Recipe, store: Path, *, retry_errors: bool = False
+) -> tuple[str, list[GenerationEstimate]]:
+    """Read the prompts and estimate what each model is asked.
+
+    Returns:
+        Counts of the prompts, in words, and an estimate for each model.
+    """
+    from deltalearn.generate.estimate import estimate_generation
+    from deltalearn.prompts import read_prompts
+
+    assert recipe.prompts is not None
     found = read_prompts(**recipe.prompts.model_dump())
     counts = ", ".join(f"{k.replace('_', ' ')} {v:,}" for k, v in found.counts.items() if v)
-    lines = [f"prompts: {counts}"]
-    store = (out or Path("runs") / recipe.name) / STORE
     generators = make_generators(recipe, None, _nowhere)
+    estimates = []
     for name in asked_models(recipe):
         requests = generators[name].requests(found.prompts, len(found.prompts))
-        lines += estimate_generation(generators[name], requests, store, retry_errors=retry_errors)
-    return "\n".join(lines)
+        estimates.append(
+            estimate_generation(generators[name], requests, store, retry_errors=retry_errors)
+        )
+    return counts, estimates
 
 
 def _nowhere() -> Placement:

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+
+import yaml
+
 from deltalearn.evaluate.tulu3 import (
     alpaca_eval,
     bbh,
@@ -46,3 +52,38 @@ def averaged(names: set[str], mmlu: str | None = None) -> tuple[str, ...] | None
     if variant not in names or not names.issuperset(ELEVEN):
         return None
     return (variant, *ELEVEN)
+
+
+def local_pattern(benchmark: Benchmark) -> str:
+    """Where local data of a benchmark is looked for first, as a glob."""
+    module = import_module(f"deltalearn.evaluate.tulu3.{_folder(benchmark)}")
+    local = getattr(module, "LOCAL_PLUS" if benchmark is humaneval.PLUS else "LOCAL")
+    return local.replace(",", " ").split()[0]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """How a benchmark is asked: tokens of an answer at most (0: none is written), samples."""
+
+    max_tokens: int
+    samples: int
+
+
+def asked(benchmark: Benchmark) -> Asked:
+    """Read from a benchmark's YAML, without lm_eval, how it is asked."""
+    file = Path(__file__).parent / _folder(benchmark) / f"{benchmark.task}.yaml"
+    config = yaml.load(file.read_text(encoding="utf-8"), _Loader)  # noqa: S506 (a safe loader)
+    tokens = (config.get("generation_kwargs") or {}).get("max_gen_toks", 0)
+    return Asked(tokens, config.get("repeats", 1))
+
+
+def _folder(benchmark: Benchmark) -> str:
+    (file,) = Path(__file__).parent.glob(f"*/{benchmark.task}.yaml")
+    return file.parent.name
+
+
+class _Loader(yaml.SafeLoader):
+    """A loader for which lm_eval's `!function` is a name."""
+
+
+_Loader.add_constructor("!function", lambda loader, node: loader.construct_scalar(node))
