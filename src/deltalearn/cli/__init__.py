@@ -84,6 +84,18 @@ def run(
     parallel: Annotated[
         int, typer.Option(min=1, help="Arms and seeds trained at a time, each on its own GPU.")
     ] = 1,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what every stage would take, and stop.")
+    ] = False,
+    tokens_per_second: Annotated[
+        float | None, typer.Option(help="Of --dry-run: generated tokens, over all devices.")
+    ] = None,
+    tflops: Annotated[
+        float | None, typer.Option(help="Of --dry-run: useful TFLOP/s of a device in training.")
+    ] = None,
+    devices: Annotated[
+        int | None, typer.Option(min=1, help="Of --dry-run: devices that train; default 1.")
+    ] = None,
 ) -> None:
     """Run the whole pipeline of a recipe; run it again to resume."""
     from deltalearn.errors import UserError
@@ -92,7 +104,21 @@ def run(
 
     if until not in STAGES:
         raise UserError(f"--until {until}: no such stage; there are {', '.join(STAGES)}")
+    speeds = {"tokens-per-second": tokens_per_second, "tflops": tflops, "devices": devices}
+    for name, value in speeds.items():
+        if value is not None and not dry_run:
+            raise UserError(f"--{name} has no effect without --dry-run; leave it out")
     loaded = load_recipe(recipe, set_ or ())
+    if dry_run:
+        from deltalearn.pipeline.run_estimate import Rates, estimate_run
+
+        if update or until != STAGES[-1]:
+            raise UserError(
+                "--update and --until have no effect with --dry-run, which runs nothing"
+            )
+        rates = Rates(tokens_per_second, tflops, devices or 1)
+        typer.echo(estimate_run(loaded, out, rates=rates, retry_errors=retry_errors))
+        return
     directory = run_recipe(
         loaded,
         out,

@@ -241,7 +241,7 @@ class _RunEstimate:
             done = sum(f"tune/{arm}/seed-{seed}" in self.stages for seed in recipe.seeds)
             lines.append(
                 f"  {arm:<20}{found.settings.method:<10}{found.plan.pairs:>10,}"
-                f"{found.plan.steps:>8,}{found.plan.flops / 1e12:>12,.2f}   {memory} ({kind})"
+                f"{found.plan.steps:>8,}{found.plan.flops / 1e12:>12,.4g}   {memory} ({kind})"
                 + (f", {done} of {len(recipe.seeds)} seeds done" if done else "")
             )
             notes += [f"  {arm}: {about}", *([f"  {found.warning}"] if found.warning else [])]
@@ -286,10 +286,10 @@ class _RunEstimate:
         known = [hours for _, hours, _ in rows if hours is not None]
         lines = ["time"]
         for name, hours, basis in rows:
-            lines.append(f"  {name:<28}{_duration(hours):>12}   {basis}")
+            lines.append(f"  {name:<34}{_duration(hours):>12}   {basis}")
         if known:
             whole = "all of it" if len(known) == len(rows) else "what is known of it"
-            lines.append(f"  {whole:<28}{_duration(sum(known)):>12}")
+            lines.append(f"  {whole:<34}{_duration(sum(known)):>12}")
         return lines
 
     def _measured_tokens(self) -> float | None:
