@@ -18,7 +18,7 @@ SAMPLE = 500  # requests whose prompt tokens are counted
 
 @dataclass(frozen=True)
 class GenerationEstimate:
-    """What one model will be asked.
+    """Requests and tokens of one model in a generate stage.
 
     Attributes:
         name: Of the model.
