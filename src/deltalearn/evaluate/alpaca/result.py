@@ -127,7 +127,7 @@ def summary(annotations: Sequence[Annotation], sides: Sides | None = None) -> di
     return {
         "score": controlled.win_rate,
         "metric": controlled.name,
-        "aggregation": "mean",
+        "aggregation": "micro",
         "n": raw.n,
         "full_n": FULL_N,
         "subset": len(annotations) < FULL_N,

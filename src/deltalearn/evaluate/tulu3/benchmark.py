@@ -10,7 +10,7 @@ from deltalearn.evaluate.tulu3.grade import Grade
 from deltalearn.evaluate.tulu3.sources import Row
 
 Kind = Literal["choice", "text", "code", "judged"]
-Aggregation = Literal["mean", "macro", "micro"]
+Aggregation = Literal["macro", "micro"]
 Results = Sequence[Any]  # lm_eval's: (log-likelihood, greedy) of each choice, or [output]
 
 
@@ -23,8 +23,7 @@ class Benchmark:
         title: In tables.
         full: Items of the published split.
         metric: What its score is, in words.
-        aggregation: macro, the mean of the strata's means; micro, the mean over all items of all
-            strata; mean, where there are no strata.
+        aggregation: macro, the mean of the strata's means; micro, the mean over all items.
         kind: choice needs log-likelihoods, code the sandbox, judged a judge.
         chat: Whether the chat template is applied.
         grade: From an item and what the model gave for it to a verdict; None where a program has

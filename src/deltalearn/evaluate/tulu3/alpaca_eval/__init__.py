@@ -47,4 +47,4 @@ def score(item: Row, results: Results) -> dict[str, float]:
     return {"score": math.nan, "characters": float(len(results[0]))}
 
 
-BENCHMARK = Benchmark("alpaca_eval", "AlpacaEval 2", 805, "win rate", "mean", "judged")
+BENCHMARK = Benchmark("alpaca_eval", "AlpacaEval 2", 805, "win rate", "micro", "judged")

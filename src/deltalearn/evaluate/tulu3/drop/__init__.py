@@ -58,7 +58,7 @@ BENCHMARK = Benchmark(
     "DROP",
     9536,
     "F1",
-    "mean",
+    "micro",
     chat=False,
     grade=lambda item, results: grader.grade(results[0], gold(item)),
 )

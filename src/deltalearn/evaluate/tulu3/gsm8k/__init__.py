@@ -45,7 +45,7 @@ BENCHMARK = Benchmark(
     "GSM8K",
     1319,
     "exact match",
-    "mean",
+    "micro",
     grade=lambda item, results: grader.grade(results[0], gold(item)),
 )
 score = BENCHMARK.score

@@ -78,13 +78,13 @@ def _pass_at_10(item: Row, outputs: Sequence[str], seconds: float) -> dict[str, 
     return {"score": chance, "passed": passed / len(outputs)}
 
 
-BENCHMARK = Benchmark("humaneval", "HumanEval", 164, "pass@10", "mean", "code")
+BENCHMARK = Benchmark("humaneval", "HumanEval", 164, "pass@10", "micro", "code")
 PLUS = Benchmark(
     "humanevalplus",
     "HumanEval+",
     164,
     "pass@10",
-    "mean",
+    "micro",
     "code",
     questions="humaneval",
     notes=lambda: ["the released test of HumanEval/32 passes no program: 163 of 164 is the most"],

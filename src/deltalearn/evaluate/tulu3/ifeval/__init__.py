@@ -37,6 +37,6 @@ def _notes() -> list[str]:
 
 
 BENCHMARK = Benchmark(
-    "ifeval", "IFEval", 541, "prompt-level loose accuracy", "mean", grade=_grade, notes=_notes
+    "ifeval", "IFEval", 541, "prompt-level loose accuracy", "micro", grade=_grade, notes=_notes
 )
 score = BENCHMARK.score

@@ -58,7 +58,7 @@ BENCHMARK = Benchmark(
     "PopQA",
     14267,
     "alias in output",
-    "mean",
+    "micro",
     grade=lambda item, results: grader.grade(results[0], gold(item)),
 )
 score = BENCHMARK.score

@@ -57,6 +57,6 @@ def _grade(item: Row, results: Results) -> Grade:
 
 
 BENCHMARK = Benchmark(
-    "truthfulqa", "TruthfulQA", 817, "MC2", "mean", "choice", grade=_grade, worked=6
+    "truthfulqa", "TruthfulQA", 817, "MC2", "micro", "choice", grade=_grade, worked=6
 )
 score = BENCHMARK.score
