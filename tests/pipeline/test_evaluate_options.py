@@ -94,23 +94,3 @@ def test_a_run_of_nothing_has_an_exit_code(tmp_path, tiny_model):
     )  # fmt: skip
     assert (result.returncode, result.stderr) == (3, "")
     assert "not run" in result.stdout and "gsm8k" in result.stdout
-
-
-@pytest.mark.slow
-def test_an_evaluation_is_a_recipe_and_leaves_it(tmp_path, tiny_model, write_lines):
-    """So that no result is reproducible from the history of a shell alone."""
-    questions = write_lines([{"prompt": "fox?", "answer": "dog"}], "questions.jsonl")
-    file = tmp_path / "mine.yaml"
-    file.write_text(
-        f"device: cpu\ndtype: float32\nmodels: {{weak: {{path: {tiny_model}}}}}\n"
-        f"evaluate: {{questions: {{mine: {{source: {questions}, max_tokens: 4}}}}}}\n"
-    )
-    done = deltalearn("evaluate", "weak", "--recipe", file, "--out", tmp_path / "a")
-    assert done.returncode == 0, done.stderr
-    resolved = tmp_path / "a" / "recipe.yaml"
-    assert f"path: {tiny_model}  # command line" in resolved.read_text()
-    again = deltalearn("evaluate", "--recipe", resolved, "--out", tmp_path / "b")
-    assert again.returncode == 0, again.stderr
-    scores = [json.loads((tmp_path / n / "results.json").read_text()) for n in ("a", "b")]
-    assert scores[0]["benchmarks"].keys() == scores[1]["benchmarks"].keys() != set()
-    fails(deltalearn("evaluate", "--recipe", file), "give a model")

@@ -72,8 +72,8 @@ def evaluate(
 ) -> None:
     """Evaluate a model on the 11 benchmarks of Tülu 3; run it again to resume."""
     from deltalearn.errors import UserError
-    from deltalearn.pipeline.evaluate import evaluate_recipe
     from deltalearn.pipeline.evaluate_options import DEFAULT
+    from deltalearn.pipeline.evaluate_recipe import evaluate_recipe
     from deltalearn.recipe import EVALUATE, load_recipe
     from deltalearn.recipe.load import parse_override, read_values
 

@@ -7,12 +7,9 @@ from __future__ import annotations
 
 import importlib.metadata
 import time
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from deltalearn.errors import UserError
-from deltalearn.evaluate.harness.backends import BackendOptions
 from deltalearn.evaluate.harness.cache import FILE, Answers
 from deltalearn.evaluate.harness.ledger import Ledger
 from deltalearn.evaluate.harness.lines import average_line, line, not_run
@@ -34,12 +31,10 @@ from deltalearn.evaluate.reference.kept import Kept
 from deltalearn.evaluate.tulu3.sources import NoData, data_directory
 from deltalearn.evaluate.tulu3.suite import BY_NAME
 from deltalearn.lm.locate import locate
-from deltalearn.pipeline.evaluate_options import Options, check_options, options_of
+from deltalearn.pipeline.evaluate_options import Options, check_options
 from deltalearn.pipeline.judge import judge_key, judged, keep_answers
 from deltalearn.pipeline.lock import Hold
 from deltalearn.pipeline.questions import Questions
-from deltalearn.pipeline.stage import Say
-from deltalearn.recipe import LoadedRecipe
 from deltalearn.util.files import digest, write_text
 
 OWN = ("full_n", "subset", "aggregation")  # of an entry, which the judge's summary has its own of
@@ -60,55 +55,12 @@ def evaluate(options: Options) -> dict[str, Any]:
         return _Evaluation(options).run()
 
 
-def evaluate_recipe(
-    loaded: LoadedRecipe,
-    out: Path | None = None,
-    *,
-    name: str | None = None,
-    annotations: Path | None = None,
-    update: bool = False,
-    say: Say = print,
-) -> dict[str, Any]:
-    """Evaluate the student of a recipe as its section `evaluate` says; results.json's content.
-
-    The resolved recipe is written beside the results.
-
-    Args:
-        loaded: A recipe with a student and a section `evaluate`.
-        out: The result directory; default evals/<name>.
-        name: Of the model, in tables; default: the last part of its path.
-        annotations: Verdicts of AlpacaEval given before; nobody is asked then.
-        update: Replace results of other settings.
-        say: Gets a line for everything worth telling.
-
-    Raises:
-        UserError: For what cannot be evaluated, or where `out` holds other results.
-    """
-    recipe = loaded.recipe
-    student, spec = recipe.student, recipe.evaluate
-    assert student is not None and spec is not None  # the command needs them
-    place = student.path
-    if student.revision is not None:
-        place = str(locate(student.path, student.revision).directory)
-    shown = name or student.path.rstrip("/").rpartition("/")[2]
-    out = out or Path("evals") / shown
-    options = options_of(
-        spec, place, device=recipe.device, dtype=recipe.dtype, out=out, name=shown, update=update,
-        say=say,
-    )  # fmt: skip
-    if annotations is not None:
-        options = replace(options, judge=replace(options.judge, annotations=annotations))
-    results = evaluate(options)
-    write_text(out / "recipe.yaml", loaded.resolved_yaml())
-    return results
-
-
 class _Evaluation:
     def __init__(self, options: Options) -> None:
         self.options = options
         self.data = data_directory(options.data_dir)
         self.judge = judge_key(options.judge, self.data)
-        self.identity = _identity(options.backend)
+        self.identity = options.backend.identity
         self.file = options.out / "results.json"
         self.results = self._resumed()
         self.ledger = Ledger(options.ledger or options.out.parent)
@@ -117,7 +69,9 @@ class _Evaluation:
         self._answers: Any = None
 
     def run(self) -> dict[str, Any]:
-        """All benchmarks in turn."""
+        """All benchmarks in turn; what they are is written down first."""
+        if self.options.recipe is not None:
+            write_text(self.options.out / "recipe.yaml", self.options.recipe)
         self._allow_code()
         try:
             # First those for which the model is loaded by itself and let go again.
@@ -202,7 +156,7 @@ class _Evaluation:
         title = BY_NAME[name].title if name in BY_NAME else name
         try:
             tasks = self._tasks(name)
-            reason = self._chat_cannot(tasks)
+            reason = tasks.chat_cannot if self.options.backend.chat_only else None
         except NoData as error:
             reason = str(error)
         except UserError as error:
@@ -349,21 +303,6 @@ class _Evaluation:
         self.options.say(line(benchmark.title, known, f"done before; now {remark}"))
         return True
 
-    def _chat_cannot(self, tasks: Tasks) -> str | None:
-        """What a server's chat is not able to do."""
-        if not self.options.backend.chat_only:
-            return None
-        benchmark = tasks.benchmark
-        if benchmark.kind == "choice":
-            return "the server gives no log-likelihoods through its chat; give --tokenizer"
-        if not benchmark.chat:
-            return (
-                "it is asked without a chat template, which a server's chat has; give --tokenizer"
-            )
-        if tasks.config.gen_prefix:
-            return "a server's chat does not go on with a begun answer; give --tokenizer"
-        return None
-
     def _settings(self, tasks: Tasks) -> dict[str, Any]:
         benchmark, config = tasks.benchmark, tasks.config
         asked = config.generation_kwargs or {}
@@ -446,10 +385,3 @@ class _Evaluation:
                 "best one chosen among them by these scores is better by chance alone; choose on "
                 "--split dev"
             )
-
-
-def _identity(backend: BackendOptions) -> str:
-    """The fingerprint of the weights; a server's model by its name."""
-    if backend.kind == "openai":
-        return f"served:{backend.model}"
-    return locate(backend.model).fingerprint

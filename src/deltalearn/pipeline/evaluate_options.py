@@ -42,6 +42,7 @@ class Options:
         only: Forget results of benchmarks that are not asked for.
         ledger: Where it is noted who saw which items; default: beside `out`.
         token_budget: Tokens of one batch of own questions.
+        recipe: The resolved recipe, written beside the results; None: none is.
     """
 
     backend: BackendOptions
@@ -60,6 +61,7 @@ class Options:
     only: bool = False
     ledger: Path | None = None
     token_budget: int = 16384
+    recipe: str | None = None
     judge: JudgeOptions = field(default_factory=JudgeOptions)
     say: Say = field(default=print, compare=False)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from deltalearn.errors import UserError
+from deltalearn.lm.locate import locate
 from deltalearn.openai_api.endpoint import Endpoint
 
 Backend = Literal["hf", "vllm", "openai"]
@@ -40,6 +41,13 @@ class BackendOptions:
     def chat_only(self) -> bool:
         """Whether it is a server's chat: no log-likelihoods, no plain text, no begun answers."""
         return self.kind == "openai" and self.tokenizer is None
+
+    @property
+    def identity(self) -> str:
+        """The fingerprint of the weights; a server's model by its name."""
+        if self.kind == "openai":
+            return f"served:{self.model}"
+        return locate(self.model).fingerprint
 
 
 def load(options: BackendOptions) -> Any:

@@ -56,6 +56,19 @@ class Tasks:
         """How it is asked; the same for all strata."""
         return next(iter(self.tasks.values())).config
 
+    @property
+    def chat_cannot(self) -> str | None:
+        """Why it cannot be asked through a server's chat."""
+        if self.benchmark.kind == "choice":
+            return "the server gives no log-likelihoods through its chat; give --tokenizer"
+        if not self.benchmark.chat:
+            return (
+                "it is asked without a chat template, which a server's chat has; give --tokenizer"
+            )
+        if self.config.gen_prefix:
+            return "a server's chat does not go on with a begun answer; give --tokenizer"
+        return None
+
     def chosen(self, selection: Selection) -> dict[str, list[int]]:
         """{task: places of the chosen docs}, only tasks that have any."""
         names = {name: self.ids(name) for name in self.tasks}

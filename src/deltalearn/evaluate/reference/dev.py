@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
 
 from transformers import PreTrainedModel
 
@@ -12,25 +11,13 @@ from deltalearn.evaluate.reference.scorers import scorer
 from deltalearn.formats.questions import read_items
 from deltalearn.lm.load import load_tokenizer
 from deltalearn.lm.locate import ModelFiles
+from deltalearn.recipe import DevSpec
 
 TOKEN_BUDGET = 16384
 
 
-class DevSettings(Protocol):
-    """What is read of a recipe; `deltalearn.recipe.DevSpec` has it and documents each field."""
-
-    source: str
-    prompt_column: str
-    answer_column: str
-    metric: str
-    scorer: str
-    pattern: str | None
-    max_tokens: int
-    limit: int | None
-
-
 def dev_scores(
-    settings: DevSettings, student: ModelFiles
+    settings: DevSpec, student: ModelFiles
 ) -> Callable[[PreTrainedModel], dict[str, float]]:
     """A function from a model in evaluation mode to {metric: mean over the questions}."""
     tokenizer = load_tokenizer(student)

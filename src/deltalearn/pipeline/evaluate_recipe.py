@@ -1,0 +1,55 @@
+"""Evaluate one model as a recipe says: `deltalearn evaluate`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from deltalearn.lm.locate import locate
+from deltalearn.pipeline.evaluate import evaluate
+from deltalearn.pipeline.evaluate_options import options_of
+from deltalearn.pipeline.stage import Say
+from deltalearn.recipe import LoadedRecipe
+
+
+def evaluate_recipe(
+    loaded: LoadedRecipe,
+    out: Path | None = None,
+    *,
+    name: str | None = None,
+    annotations: Path | None = None,
+    update: bool = False,
+    say: Say = print,
+) -> dict[str, Any]:
+    """Evaluate the student of a recipe as its section `evaluate` says; results.json's content.
+
+    The resolved recipe is written beside the results before there are any, so that an evaluation
+    that was interrupted is reproducible too.
+
+    Args:
+        loaded: A recipe with a student and a section `evaluate`.
+        out: The result directory; default evals/<name>.
+        name: Of the model, in tables; default: the last part of its path.
+        annotations: Verdicts of AlpacaEval given before; nobody is asked then.
+        update: Replace results of other settings.
+        say: Gets a line for everything worth telling.
+
+    Raises:
+        UserError: For what cannot be evaluated, or where `out` holds other results.
+    """
+    recipe = loaded.recipe
+    student, spec = recipe.student, recipe.evaluate
+    assert student is not None and spec is not None  # the command needs them
+    place = student.path
+    if student.revision is not None:
+        place = str(locate(student.path, student.revision).directory)
+    shown = name or student.path.rstrip("/").rpartition("/")[2]
+    out = out or Path("evals") / shown
+    options = options_of(
+        spec, place, device=recipe.device, dtype=recipe.dtype, out=out, name=shown, update=update,
+        recipe=loaded.resolved_yaml(), say=say,
+    )  # fmt: skip
+    if annotations is not None:
+        options = replace(options, judge=replace(options.judge, annotations=annotations))
+    return evaluate(options)
