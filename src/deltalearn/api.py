@@ -166,12 +166,12 @@ def compare(a: Place, b: Place, **options: Any) -> Comparison:
     Args:
         a: Result directory of one arm, or a folder of its seeds.
         b: That of the other.
-        options: Further fields of compare's `Options`: benchmarks, draws, seed, ...
+        options: Further fields of `CompareSpec`: benchmarks, draws, seed, ...
     """
-    from deltalearn.compare.command import Options
     from deltalearn.compare.command import compare as compare_arms
+    from deltalearn.recipe import CompareSpec
 
-    return compare_arms(Options(a=Path(a), b=Path(b), **options))
+    return compare_arms(CompareSpec(a=str(a), b=str(b), **options))
 
 
 def report(run: Place) -> Path:

@@ -13,7 +13,7 @@ from typing import Literal, get_args, get_origin
 import pytest
 from typer.testing import CliRunner
 
-from deltalearn.cli import answers, app, evaluation, tune
+from deltalearn.cli import answers, app, evaluation, scores, tune
 from deltalearn.recipe.load import field_at
 
 RUNNER = CliRunner()
@@ -31,6 +31,7 @@ OWN = {  # options that are no field of a recipe
         "update",
     },
     "pairs": {"chosen", "rejected", "out", "settings"},
+    "compare": {"recipe", "json", "plot", "plan", "discordance", "sd", "effect"},
 }
 FIELDS = {
     "tune": (
@@ -48,12 +49,14 @@ FIELDS = {
         "unsafe"
     ),
     "pairs": "truncated reasoning max-length-difference",
+    "compare": ("also-a also-b benchmark mmlu allow-different-settings clusters draws seed"),
 }
 COMMANDS = {
     "tune": tune,
     "generate": answers.generate,
     "pairs": answers.pairs,
     "evaluate": evaluation.evaluate,
+    "compare": scores.compare,
 }
 
 

@@ -91,7 +91,7 @@ def test_methods_fit_the_scores(suites):
 
 
 def test_clusters_can_be_left_out(suites):
-    rows = {r.name: r for r in compared(suites["better"], suites["base"], no_clusters=True).rows}
+    rows = {r.name: r for r in compared(suites["better"], suites["base"], clusters=False).rows}
     assert rows["alpaca_eval"].clusters is None
     assert rows["alpaca_eval"].test.p_by == "bootstrap"
     assert rows["alpaca_eval"].df == pytest.approx(119)
@@ -204,7 +204,7 @@ def test_single_items_of_strata_are_no_certainty(tmp_path):
 
 def test_length_controlled_rates_are_compared_as_such(tmp_path):
     (a, rate_a), (b, rate_b) = alpaca(tmp_path / "a", 1), alpaca(tmp_path / "b", 2)
-    (row,) = compared(a, b, no_clusters=True).rows
+    (row,) = compared(a, b, clusters=False).rows
     assert (row.a, row.b) == pytest.approx((rate_a, rate_b))
     assert row.difference == pytest.approx(rate_a - rate_b)
     scores = [[r["score"] for r in by_id(place, "alpaca_eval")] for place in (a, b)]
@@ -227,7 +227,7 @@ def test_raw_win_rates_of_real_models(tmp_path):
     assert (100 * row.a, 100 * row.b) == pytest.approx((51.2967, 29.9219), abs=5e-5)
     assert 100 * row.difference == pytest.approx(21.3747, abs=5e-5)
     assert (100 * row.se, row.clusters) == (pytest.approx(1.6369, abs=5e-5), 5)
-    (row,) = compared(tmp_path / "3.2-3B", tmp_path / "3.2-1B", no_clusters=True).rows
+    (row,) = compared(tmp_path / "3.2-3B", tmp_path / "3.2-1B", clusters=False).rows
     assert 100 * row.se == pytest.approx(1.3681, abs=5e-5)
     assert (100 * row.test.lo, 100 * row.test.hi) == pytest.approx((18.7, 24.0), abs=0.25)
 

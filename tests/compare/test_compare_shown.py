@@ -14,7 +14,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import typer
 from helpers.compared_runs import (
     FAST,
     ONES,
@@ -23,15 +22,16 @@ from helpers.compared_runs import (
     gsm8k,
     items,
     run,
+    spec,
     suite,
     write,
 )
 from typer.testing import CliRunner
 
-from deltalearn.cli.scores import compare as command
+from deltalearn.cli import app
 from deltalearn.compare import forest
 from deltalearn.compare import verdict as words
-from deltalearn.compare.command import Options, run_compare
+from deltalearn.compare.command import run_compare, run_plan
 from deltalearn.errors import UserError
 from deltalearn.evaluate.harness.model import Trouble
 
@@ -170,7 +170,7 @@ def test_numbers_are_never_cut_in_a_narrow_terminal(suites, capsys, monkeypatch)
             super().__init__(**options, width=80, force_terminal=True, color_system=None)
 
     monkeypatch.setattr(terminal, "Console", Narrow)
-    run_compare(Options(a=suites["better"], b=suites["base"], draws=FAST))
+    run_compare(spec(suites["better"], suites["base"]))
     text = capsys.readouterr().out
     assert "…" not in text
     assert all(len(line) <= 80 for line in text.splitlines())
@@ -184,7 +184,7 @@ def test_hostile_names_are_shown_and_not_obeyed(tmp_path, capsys):
         tmp_path / "b", ZEROS, {"judge": "\x1b]0;x\x07"}, model={"name": "b", "identity": "2"}
     )
     c = gsm8k(tmp_path / "c", ZEROS, model={"name": "b", "identity": "2"})
-    run_compare(Options(a=a, b=c, draws=FAST, plot=tmp_path / "plot"))
+    run_compare(spec(a, c), plot=tmp_path / "plot")
     text = capsys.readouterr().out
     assert not any(sign in text for sign in ("\x1b", "\u202e", "\x07"))
     assert "[bold]" in text and "⟨U+202E⟩" in text
@@ -208,7 +208,7 @@ ROW = {
 
 def test_json_schema(suites, tmp_path, capsys):
     path = tmp_path / "sub" / "compare.json"
-    run_compare(Options(a=suites["arm"], b=suites["base"], draws=FAST, json=path))
+    run_compare(spec(suites["arm"], suites["base"]), json_file=path)
     assert "average of the 11" in capsys.readouterr().out
     value = json.loads(path.read_text(encoding="utf-8"), parse_constant=pytest.fail)
     assert set(value) == TOP
@@ -228,14 +228,14 @@ def test_json_schema(suites, tmp_path, capsys):
 
 
 def test_json_alone_on_standard_output(two_runs, capsys):
-    run_compare(Options(a=two_runs[0], b=two_runs[1], draws=FAST, json=Path("-")))
+    run_compare(spec(*two_runs), json_file=Path("-"))
     value = json.loads(capsys.readouterr().out)
     assert value["benchmarks"][0]["discordant"] == [7, 1]
 
 
 def test_json_has_no_nan(tmp_path, capsys):
     a, b = gsm8k(tmp_path / "a", [1]), gsm8k(tmp_path / "b", [0])
-    run_compare(Options(a=a, b=b, json=Path("-")))
+    run_compare(spec(a, b), json_file=Path("-"))
     (row,) = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)["benchmarks"]
     assert row["se"] is None
     text = run(capsys, a, b)
@@ -298,7 +298,7 @@ def _boxes(figure):
 
 
 def test_plan_prints_the_table(capsys):
-    run_compare(Options(plan=True, discordance=0.16))
+    run_plan(0.16, None, None, None)
     text = " ".join(capsys.readouterr().out.split())
     for line in ("MMLU CoT 14,042 0.95 no", "PopQA 14,267 0.94 yes", "GSM8K 1,319 3.09 no"):
         assert line in text
@@ -309,7 +309,7 @@ def test_plan_prints_the_table(capsys):
 
 
 def test_plan_as_json(capsys):
-    run_compare(Options(plan=True, sd=0.3, effect=2.5, json=Path("-")))
+    run_plan(None, 0.3, 2.5, Path("-"))
     value = json.loads(capsys.readouterr().out)
     assert value["average"]["independent"]["se"] == pytest.approx(0.0036, abs=5e-5)
     assert value["items_needed"] == math.ceil((2.801585 * 0.3 / 0.025) ** 2)
@@ -319,52 +319,57 @@ def test_plan_as_json(capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "--plan needs either --discordance"),
-        ({"discordance": 0.1, "sd": 0.3}, "--plan needs either --discordance"),
-        ({"discordance": 1.5}, "--discordance 1.5: a share above 0, at most 1"),
-        ({"sd": 0.0}, "--sd 0.0"),
-        ({"sd": 0.3, "effect": 0.0}, "--effect 0.0"),
-        ({"sd": 0.3, "a": Path("x")}, "A has no effect with --plan"),
-        ({"sd": 0.3, "plot": Path("x")}, "--plot has no effect with --plan"),
+        ([], "--plan needs either --discordance"),
+        (["--discordance", "0.1", "--sd", "0.3"], "--plan needs either --discordance"),
+        (["--discordance", "1.5"], "--discordance 1.5: a share above 0, at most 1"),
+        (["--sd", "0"], "--sd 0.0"),
+        (["--sd", "0.3", "--effect", "0"], "--effect 0.0"),
+        (["--sd", "0.3", "x"], "A has no effect with --plan"),
+        (["--sd", "0.3", "--plot", "x"], "--plot has no effect with --plan"),
+        (["--sd", "0.3", "--no-clusters"], "--clusters has no effect with --plan"),
+        (["--sd", "0.3", "--benchmark", "drop"], "--benchmark has no effect with --plan"),
     ],
 )
 def test_plan_refuses(options, message):
-    with pytest.raises(UserError, match=message):
-        run_compare(Options(plan=True, **options))
+    assert message in error_of("--plan", *options)
 
 
 # -- the command ---------------------------------------------------------------------------------
 
 
+def error_of(*arguments) -> str:
+    error = CliRunner().invoke(app, ["compare", *map(str, arguments)]).exception
+    assert isinstance(error, UserError), error
+    return str(error)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "give two arms, A and B"),
-        ({"a": Path("x")}, "give two arms, A and B"),
-        ({"a": Path("x"), "b": Path("y"), "discordance": 0.1}, "has no effect without --plan"),
-        ({"a": Path("x"), "b": Path("y"), "draws": 10}, "--draws 10: too few"),
+        ([], "compare.a: missing; `deltalearn compare` needs it: give A, a directory"),
+        (["x"], "compare.b: missing; `deltalearn compare` needs it: give B"),
+        (["x", "y", "--discordance", "0.1"], "--discordance has no effect without --plan"),
+        (["x", "y", "--draws", "10"], "compare.draws: Input should be greater than or equal"),
+        (["x", "y", "--seed", "-1"], "compare.seed: Input should be greater than or equal"),
+        (["x", "y", "--mmlu", "z"], "compare.mmlu: Input should be 'cot' or 'mc'"),
     ],
 )
 def test_options_without_sense(options, message):
-    with pytest.raises(UserError, match=message):
-        run_compare(Options(**options))
+    assert message in error_of(*options)
 
 
 def test_mmlu_must_be_there(two_runs):
     with pytest.raises(UserError, match="--mmlu mc: it is not scored in both arms"):
         compared(*two_runs, mmlu="mc")
-    with pytest.raises(UserError, match="--mmlu x: there are cot and mc"):
-        compared(*two_runs, mmlu="x")
 
 
 def test_command_line(suites, tmp_path):
-    app = typer.Typer()
-    app.command()(command)
     base = str(suites["base"])
     seeds = [str(suites["arm"] / f"seed-{i}") for i in range(3)]
     more = ["--also-a", seeds[1], "--also-a", seeds[2], "--benchmark", "gsm8k", "--draws", "500"]
     out = tmp_path / "numbers.json"
-    result = CliRunner().invoke(app, [seeds[0], base, *more, "--json", str(out), "--seed", "3"])
+    more += ["--json", str(out), "--seed", "3"]
+    result = CliRunner().invoke(app, ["compare", seeds[0], base, *more])
     assert result.exit_code == 0, result.output
     assert "GSM8K" in result.output
     value = json.loads(out.read_text())
@@ -372,12 +377,35 @@ def test_command_line(suites, tmp_path):
     assert value["bootstrap"] == {"draws": 500, "seed": 3}
 
 
-def test_a_seed_below_zero_is_refused(two_runs):
-    app = typer.Typer()
-    app.command()(command)
-    result = CliRunner().invoke(app, [*map(str, two_runs), "--seed", "-1"])
-    assert result.exit_code == 2
-    assert "--seed" in result.output
+def test_a_comparison_leaves_a_recipe_by_which_it_is_the_same_again(suites, tmp_path):
+    """So that no table or figure rests on the history of a shell."""
+    base, seeds = str(suites["base"]), [str(suites["arm"] / f"seed-{i}") for i in range(3)]
+    file = tmp_path / "mine.yaml"
+    file.write_text(
+        f"compare: {{a: {seeds[0]}, also_a: [{seeds[1]}], b: {base}, benchmarks: [gsm8k, drop],"
+        " draws: 999, clusters: false}\n"
+    )
+
+    def compare_to(name, *arguments):
+        arguments = [*map(str, arguments), "--json", str(tmp_path / f"{name}.json")]
+        result = CliRunner().invoke(app, ["compare", *arguments])
+        assert result.exit_code == 0, (result.output, result.exception)
+        return (tmp_path / f"{name}.json").read_text()
+
+    changed = ("--draws", 500, "--benchmark", "drop", "--clusters")
+    first = compare_to("first", "--recipe", file, *changed, "--plot", tmp_path / "forest.svg")
+    value = json.loads(first)
+    assert value["bootstrap"] == {"draws": 500, "seed": 0}
+    assert [row["name"] for row in value["benchmarks"]] == ["drop"]
+    assert value["benchmarks"][0]["clusters"] == 40
+    assert len(value["a"]["runs"]) == 2
+    resolved = tmp_path / "first.recipe.yaml"
+    assert "draws: 500  # command line" in resolved.read_text()
+    assert (tmp_path / "forest.recipe.yaml").read_text() == resolved.read_text()
+    assert compare_to("again", "--recipe", resolved) == first
+    # Another arm does not take the recipe's further seeds for its own.
+    (alone,) = json.loads(compare_to("other", seeds[2], "--recipe", file))["a"]["runs"]
+    assert alone["directory"] == seeds[2]
 
 
 def test_command_imports_nothing_heavy():

@@ -9,10 +9,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from deltalearn.compare.command import Options, compare, run_compare
+from deltalearn.compare.command import compare, run_compare
 from deltalearn.evaluate.alpaca.length_control import Judged, pseudo_scores
 from deltalearn.evaluate.harness.results import COLUMNS, FORMAT
 from deltalearn.evaluate.tulu3.suite import ALL, BY_NAME
+from deltalearn.recipe import CompareSpec
 from deltalearn.stats.sampling import Sampling
 from helpers.data import DATA
 
@@ -114,13 +115,18 @@ def gsm8k(directory: Path, scores, entries=None, **header) -> Path:
     return write(directory, {"gsm8k": items(scores)}, {"gsm8k": entries or {}}, **header)
 
 
+def spec(a, b, also_a=(), **options):
+    also_a = tuple(map(str, also_a))
+    return CompareSpec(a=str(a), b=str(b), also_a=also_a, draws=FAST, **options)
+
+
 def compared(a, b, **options):
-    return compare(Options(a=a, b=b, draws=FAST, **options))
+    return compare(spec(a, b, **options))
 
 
-def run(capsys, a, b, **options) -> str:
+def run(capsys, a, b, plot=None, **options) -> str:
     """What is printed, in one line: a terminal breaks lines where it likes."""
-    run_compare(Options(a=a, b=b, draws=FAST, **options))
+    run_compare(spec(a, b, **options), plot=plot)
     return " ".join(capsys.readouterr().out.split())
 
 

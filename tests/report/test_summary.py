@@ -7,10 +7,10 @@ import json
 import numpy as np
 import pytest
 from helpers.compared_runs import run as compare_text
-from helpers.compared_runs import suite
+from helpers.compared_runs import spec, suite
 from helpers.fake_run import make_run
 
-from deltalearn.compare.command import Options, compare
+from deltalearn.compare.command import compare
 from deltalearn.errors import UserError
 from deltalearn.report.page import render_page
 from deltalearn.report.summary import summarize
@@ -51,7 +51,7 @@ def test_summary_says_what_compare_says(tmp_path, seeds):
     with_suite(run, {"up": 0.5}, seeds)
     set_recipe(run, evaluate={"bootstrap": 1_000})
     found = summarize(run)["arms"]["up"]
-    told = compare(Options(a=tmp_path / "run:up", b=tmp_path / "run:base", draws=1_000))
+    told = compare(spec(tmp_path / "run:up", tmp_path / "run:base"))
     assert told.a.name == "demo/up" and len(told.a.runs) == len(seeds)
     keys = [*(row.name for row in told.rows), "average", "average_without_alpaca_eval"]
     for key, one in zip(keys, [*told.rows, *told.averages], strict=True):
@@ -154,6 +154,6 @@ def test_log_likelihoods_are_compared_in_their_own_unit(tmp_path, capsys):
 )
 def test_addresses_that_name_no_arm(suite_run, address, said):
     with pytest.raises(UserError, match=said) as error:
-        compare(Options(a=suite_run.parent / address, b=suite_run.parent / "run:base"))
+        compare(spec(suite_run.parent / address, suite_run.parent / "run:base"))
     if address != "none:up":
         assert "sft, up, large, small and base" in str(error.value)

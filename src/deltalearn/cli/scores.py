@@ -3,36 +3,34 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from deltalearn.cli.settings import settings_of_recipe
 
+FLAGS = {
+    "compare.also_a": "--also-a",
+    "compare.also_b": "--also-b",
+    "compare.benchmarks": "--benchmark",
+    "compare.mmlu": "--mmlu",
+    "compare.allow_different_settings": "--allow-different-settings",
+    "compare.clusters": "--clusters/--no-clusters",
+    "compare.draws": "--draws",
+    "compare.seed": "--seed",
+}
+
+
+@settings_of_recipe(FLAGS)
 def compare(
+    settings: dict[str, Any],
     a: Annotated[
-        Path | None, typer.Argument(help="Result directory, one with several (seeds), or RUN:ARM.")
+        str | None, typer.Argument(help="Result directory, one with several (seeds), or RUN:ARM.")
     ] = None,
-    b: Annotated[Path | None, typer.Argument(help="What A is compared with, likewise.")] = None,
-    also_a: Annotated[
-        list[Path] | None, typer.Option(help="Another training seed of A; repeatable.")
+    b: Annotated[str | None, typer.Argument(help="What A is compared with, likewise.")] = None,
+    recipe: Annotated[
+        str | None, typer.Option(help="A recipe, file or name; options win over it.")
     ] = None,
-    also_b: Annotated[
-        list[Path] | None, typer.Option(help="Another training seed of B; repeatable.")
-    ] = None,
-    benchmark: Annotated[
-        list[str] | None, typer.Option(help="Only this one; repeatable. Default: all shared.")
-    ] = None,
-    mmlu: Annotated[
-        str | None, typer.Option(help="Which counts in the average: cot (default) or mc.")
-    ] = None,
-    allow_different_settings: Annotated[
-        bool, typer.Option("--allow-different-settings", help="Note them instead of refusing.")
-    ] = False,
-    no_clusters: Annotated[
-        bool, typer.Option("--no-clusters", help="Take items as drawn by themselves.")
-    ] = False,
-    draws: Annotated[int | None, typer.Option(help="Of the bootstrap; default 10000.")] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Of the bootstrap; default 0.")] = None,
     json: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write the numbers; - for stdout.")
     ] = None,
@@ -48,28 +46,36 @@ def compare(
     sd: Annotated[
         float | None, typer.Option(help="Of --plan: deviation of item differences, instead.")
     ] = None,
-    effect: Annotated[float | None, typer.Option(help="Of --plan: points; default 1.")] = None,
+    effect: Annotated[float | None, typer.Option(help="Of --plan: points. [default: 1]")] = None,
 ) -> None:
     """Compare two evaluated models on the same items, with intervals and a verdict."""
-    from deltalearn.compare.command import Options, run_compare
-
-    run_compare(
-        Options(
-            a=a,
-            b=b,
-            also_a=also_a or (),
-            also_b=also_b or (),
-            benchmarks=benchmark or (),
-            mmlu=mmlu,
-            allow_different_settings=allow_different_settings,
-            no_clusters=no_clusters,
-            draws=draws,
-            seed=seed,
-            json=json,
-            plot=plot,
-            plan=plan,
-            discordance=discordance,
-            sd=sd,
-            effect=effect,
-        )
+    _refuse_idle(
+        plan,
+        {"A": a, "B": b, "--recipe": recipe, "--plot": plot}
+        | {flag.partition("/")[0]: settings[key] for key, flag in FLAGS.items()},
+        {"--discordance": discordance, "--sd": sd, "--effect": effect},
     )
+    from deltalearn.compare.command import run_compare, run_plan
+    from deltalearn.recipe import COMPARE, load_recipe
+
+    if plan:
+        run_plan(discordance, sd, effect, json)
+        return
+    for side, arm in (("a", a), ("b", b)):
+        settings[f"compare.{side}"] = arm
+        if arm is not None and settings[f"compare.also_{side}"] is None:
+            settings[f"compare.also_{side}"] = []  # the recipe's are seeds of another arm
+    loaded = load_recipe(recipe, command=COMPARE, options=settings)
+    spec = loaded.recipe.compare
+    assert spec is not None  # the command needs its arms
+    run_compare(spec, json_file=json, plot=plot, recipe=loaded.resolved_yaml())
+
+
+def _refuse_idle(plan: bool, arms: dict[str, Any], sizes: dict[str, Any]) -> None:
+    """An option that changes nothing is a misunderstanding: say so rather than ignore it."""
+    from deltalearn.errors import UserError
+
+    idle = arms if plan else sizes
+    if given := [name for name, value in idle.items() if value is not None]:
+        end = "with --plan, which reads no results" if plan else "without --plan"
+        raise UserError(f"{given[0]} has no effect {end}")

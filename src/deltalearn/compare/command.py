@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from deltalearn.compare.arms import read_arms
@@ -15,73 +14,66 @@ from deltalearn.compare.result import Comparison
 from deltalearn.compare.verdict import verdict
 from deltalearn.errors import UserError
 from deltalearn.evaluate.matching import Settings, match
-from deltalearn.evaluate.tulu3.suite import MMLU
-from deltalearn.stats.bootstrap import DRAWS
+from deltalearn.recipe import CompareSpec
 from deltalearn.util.files import write_text
 
 STDOUT = Path("-")
-MMLU_NAMES = {name.removeprefix("mmlu_"): name for name in MMLU}
-LEAST_DRAWS = 200
 PLOT_ENDINGS = ("", ".svg", ".png")
+WRITTEN = (".json", ".svg", ".png")  # endings in whose place a recipe's stands
 
 
-@dataclass(frozen=True)
-class Options:
-    """The command line's options; None and () mean not given."""
+def run_compare(
+    spec: CompareSpec,
+    *,
+    json_file: Path | None = None,
+    plot: Path | None = None,
+    recipe: str | None = None,
+) -> None:
+    """Print the table, or JSON alone if it goes to standard output; write what was asked for.
 
-    a: Path | None = None
-    b: Path | None = None
-    also_a: Sequence[Path] = ()
-    also_b: Sequence[Path] = ()
-    benchmarks: Sequence[str] = ()
-    mmlu: str | None = None
-    allow_different_settings: bool = False
-    no_clusters: bool = False
-    draws: int | None = None
-    seed: int | None = None
-    json: Path | None = None
-    plot: Path | None = None
-    plan: bool = False
-    discordance: float | None = None
-    sd: float | None = None
-    effect: float | None = None
+    Args:
+        spec: What to compare, and how.
+        json_file: Gets all numbers; `-` is standard output.
+        plot: Name of a forest plot, which is written as .svg and .png.
+        recipe: The resolved recipe; it is written beside each file, as FILE.recipe.yaml.
 
-
-def run_compare(options: Options) -> None:
-    """Print the table, or JSON alone if it goes to standard output; write what was asked for."""
-    _refuse_idle(options)
-    if options.plan:
-        _plan(options)
-        return
-    comparison = compare(options)
-    if options.json is not None:
-        text = json.dumps(
-            comparison.as_json(verdict(comparison)), indent=2, ensure_ascii=False, allow_nan=False
+    Raises:
+        UserError: For arms that cannot be compared, or a plot of another kind.
+    """
+    if plot is not None and plot.suffix not in PLOT_ENDINGS:
+        raise UserError(
+            f"--plot {plot}: the plot is written as .svg and .png; give a name for both"
         )
-        _emit(text, options.json)
-    if options.json != STDOUT:
+    comparison = compare(spec)
+    if json_file is not None:
+        numbers = comparison.as_json(verdict(comparison))
+        text = json.dumps(numbers, indent=2, ensure_ascii=False, allow_nan=False)
+        _emit(text, json_file)
+    if json_file != STDOUT:
         from deltalearn.compare.table import print_comparison
 
         print_comparison(comparison)
-    if options.plot is not None:
+    if plot is not None:
         from deltalearn.compare.forest import save_forest
 
-        paths = save_forest(comparison, options.plot)
-        if options.json != STDOUT:
+        paths = save_forest(comparison, plot)
+        if json_file != STDOUT:
             print("plot: " + ", ".join(map(str, paths)))
+    for file in (json_file, plot):
+        if recipe is not None and file not in (None, STDOUT):
+            name = file.stem if file.suffix in WRITTEN else file.name
+            write_text(file.with_name(f"{name}.recipe.yaml"), recipe)
 
 
-def compare(options: Options) -> Comparison:
+def compare(spec: CompareSpec) -> Comparison:
     """Read both arms, make sure that they may be compared, and compare them."""
-    a, b = read_arms([options.a, *options.also_a], [options.b, *options.also_b])
-    names, notes = shared_benchmarks(a, b, options.benchmarks)
-    notes += check(a, b, names, allow_different=options.allow_different_settings)
-    settings = Settings(
-        draws=DRAWS if options.draws is None else options.draws,
-        seed=options.seed or 0,
-        clustered=not options.no_clusters,
-        mmlu=_mmlu(options.mmlu, names),
+    a, b = read_arms(
+        [Path(place) for place in (spec.a, *spec.also_a)],
+        [Path(place) for place in (spec.b, *spec.also_b)],
     )
+    names, notes = shared_benchmarks(a, b, spec.benchmarks)
+    notes += check(a, b, names, allow_different=spec.allow_different_settings)
+    settings = Settings(spec.draws, spec.seed, spec.clusters, _mmlu(spec.mmlu, names))
     rows, averages, cautions = compare_all([match(name, (a, b), settings) for name in names])
     return Comparison(
         a, b, tuple(rows), tuple(averages), (*notes, *cautions), settings.draws, settings.seed
@@ -89,21 +81,26 @@ def compare(options: Options) -> Comparison:
 
 
 def _mmlu(variant: str | None, names: Sequence[str]) -> str | None:
-    if variant is None:
-        return None
-    if variant not in MMLU_NAMES:
-        raise UserError(f"--mmlu {variant}: there are {' and '.join(MMLU_NAMES)}")
-    if MMLU_NAMES[variant] not in names:
+    if variant is not None and f"mmlu_{variant}" not in names:
         raise UserError(f"--mmlu {variant}: it is not scored in both arms")
-    return MMLU_NAMES[variant]
+    return variant and f"mmlu_{variant}"
 
 
-def _plan(options: Options) -> None:
-    effect = 1.0 if options.effect is None else options.effect
-    plan = Plan.of(options.discordance, options.sd, effect)
-    if options.json is not None:
-        _emit(plan_json(plan), options.json)
-    if options.json != STDOUT:
+def run_plan(
+    discordance: float | None, sd: float | None, effect: float | None, json_file: Path | None
+) -> None:
+    """Print what the suite could see, before anything is evaluated.
+
+    Args:
+        discordance: Share of items on which two models differ.
+        sd: Deviation of item differences, instead.
+        effect: That is to be seen, in points; default 1.
+        json_file: Gets all numbers; `-` is standard output.
+    """
+    plan = Plan.of(discordance, sd, 1.0 if effect is None else effect)
+    if json_file is not None:
+        _emit(plan_json(plan), json_file)
+    if json_file != STDOUT:
         print_plan(plan)
 
 
@@ -112,38 +109,3 @@ def _emit(text: str, to: Path) -> None:
         print(text)
     else:
         write_text(to, text + "\n")
-
-
-def _refuse_idle(options: Options) -> None:
-    """An option that changes nothing is a misunderstanding: say so rather than ignore it."""
-    arms = {
-        "A": options.a,
-        "--also-a": options.also_a,
-        "--also-b": options.also_b,
-        "--benchmark": options.benchmarks,
-        "--mmlu": options.mmlu,
-        "--allow-different-settings": options.allow_different_settings,
-        "--no-clusters": options.no_clusters,
-        "--draws": options.draws is not None,
-        "--seed": options.seed is not None,
-        "--plot": options.plot,
-    }
-    sizes = {"--discordance": options.discordance, "--sd": options.sd, "--effect": options.effect}
-    if options.plan:
-        if given := [name for name, value in arms.items() if value]:
-            raise UserError(f"{given[0]} has no effect with --plan, which reads no results")
-        return
-    if given := [name for name, value in sizes.items() if value is not None]:
-        raise UserError(f"{given[0]} has no effect without --plan")
-    if options.a is None or options.b is None:
-        raise UserError(
-            "give two arms, A and B: directories that `deltalearn evaluate` wrote, directories "
-            "with one of those for each training seed, or RUN:ARM for an arm of a run directory "
-            "(or --plan, for what could be seen)"
-        )
-    if options.draws is not None and options.draws < LEAST_DRAWS:
-        raise UserError(f"--draws {options.draws}: too few for the ends of a 95% interval")
-    if options.plot is not None and options.plot.suffix not in PLOT_ENDINGS:
-        raise UserError(
-            f"--plot {options.plot}: the plot is written as .svg and .png; give a name for both"
-        )

@@ -1,7 +1,8 @@
 """One YAML file becomes one typed, validated Recipe, for every command."""
 
 from deltalearn.recipe.arms import ArmSpec
-from deltalearn.recipe.commands import EVALUATE, GENERATE, RUN, TUNE, Command
+from deltalearn.recipe.commands import COMPARE, EVALUATE, GENERATE, RUN, TUNE, Command
+from deltalearn.recipe.comparison import CompareSpec
 from deltalearn.recipe.evaluation import EvaluateSpec
 from deltalearn.recipe.generation import GenerateSpec, PromptsSpec, RaySpec, VllmSpec
 from deltalearn.recipe.load import LoadedRecipe, load_recipe, parse_override
@@ -11,6 +12,7 @@ from deltalearn.recipe.schema import STUDENT, Recipe
 from deltalearn.recipe.tuning import DevSpec, ExpectSpec, LoraSpec, TuneSpec
 
 __all__ = [
+    "COMPARE",
     "EVALUATE",
     "GENERATE",
     "RUN",
@@ -18,6 +20,7 @@ __all__ = [
     "TUNE",
     "ArmSpec",
     "Command",
+    "CompareSpec",
     "DevSpec",
     "EvaluateSpec",
     "ExpectSpec",

@@ -70,7 +70,7 @@ def _of_tune(recipe: Recipe) -> str | None:
 
 RUN = Command(
     "run",
-    tuple(Recipe.model_fields),
+    tuple(section for section in Recipe.model_fields if section != "compare"),
     {"name": None, "student": None, "arms": None},
     refuses=_of_run,
 )
@@ -95,4 +95,14 @@ EVALUATE = Command(
     {"name": "evaluate"},
     home="evaluate",
 )
-COMMANDS = (RUN, GENERATE, TUNE, EVALUATE)
+COMPARE = Command(
+    "compare",
+    ("name", "compare"),
+    {
+        "compare.a": "A, a directory that `deltalearn evaluate` wrote, one with several (training "
+        "seeds), or RUN:ARM",
+        "compare.b": "B, likewise",
+    },
+    {"name": "compare"},
+)
+COMMANDS = (RUN, GENERATE, TUNE, EVALUATE, COMPARE)

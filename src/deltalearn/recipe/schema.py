@@ -8,6 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from deltalearn.recipe.arms import ArmSpec
 from deltalearn.recipe.base import Listed, Name, Seed, Spec
+from deltalearn.recipe.comparison import CompareSpec
 from deltalearn.recipe.evaluation import EvaluateSpec
 from deltalearn.recipe.generation import GenerateSpec, PromptsSpec
 from deltalearn.recipe.models import GeneratorSpec, ModelSpec
@@ -43,6 +44,7 @@ class Recipe(Spec):
     tune: TuneSpec = TuneSpec()
     arms: dict[Name, ArmSpec] = Field(default_factory=dict)
     evaluate: EvaluateSpec | None = None
+    compare: CompareSpec | None = None
     expect: ExpectSpec | None = None
 
     @field_validator("seeds")
