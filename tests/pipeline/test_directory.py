@@ -36,7 +36,7 @@ def test_the_second_is_told_who_holds_the_directory(tmp_path, loaded):
             RunDirectory(out, loaded)
         text = str(error.value)
         assert f"(process {os.getpid()} on {platform.node()} since 2" in text
-        assert re.search(r"since [0-9T:Z-]+: deltalearn ", text), text
+        assert re.search(r"since [0-9T:Z-]+: deltalearn\b", text), text
         result = deltalearn("run", tmp_path / "small.yaml", "--out", out)
         fails(result, f"process {os.getpid()} on")
     assert (out / ".lock").read_text() == "", "nobody is here any more"
