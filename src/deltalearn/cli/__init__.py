@@ -18,7 +18,7 @@ class Interrupted(Exception):
 
 
 class _Commands(LazyCommands):
-    def invoke(self, ctx: typer.Context) -> object:
+    def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt as error:  # its text says where a run stands, if anything

@@ -39,6 +39,7 @@ class LazyCommands(TyperGroup):
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """The command that is called, whole."""
         name, command, rest = super().resolve_command(ctx, args)
+        assert command is not None  # as it is while nothing completes the line of a shell
         whole = getattr(inspect.unwrap(command.callback or len), "whole", None)
         if whole is not None:
             app = typer.Typer(add_completion=False, rich_markup_mode=None)

@@ -10,7 +10,6 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from deltalearn.judge.verdicts import JudgeIdentity, Verdict
 from deltalearn.util.kvstore import KeyValueStore
@@ -22,7 +21,7 @@ class VerdictCache:
     """The verdicts of any number of judges in one file."""
 
     def __init__(self, path: Path) -> None:
-        self._store = KeyValueStore(path, "verdicts of judges")
+        self._store = KeyValueStore[str, str](path, "verdicts of judges")
 
     def __enter__(self) -> VerdictCache:
         return self
@@ -34,7 +33,7 @@ class VerdictCache:
         """Return this judge's verdicts among `keys`, by key."""
         places = {f"{judge.digest}/{key}": key for key in keys}
         found = self._store.get(places)
-        return {places[str(place)]: _verdict(text) for place, text in found.items()}
+        return {places[place]: _verdict(text) for place, text in found.items()}
 
     def add(self, judge: JudgeIdentity, verdicts: Sequence[tuple[str, Verdict]]) -> None:
         """Store verdicts by key, in place of older ones; every row names its judge."""
@@ -47,7 +46,7 @@ class VerdictCache:
         )
 
 
-def _verdict(text: Any) -> Verdict:
+def _verdict(text: str) -> Verdict:
     value = json.loads(text)["verdict"]
     value["marks"] = tuple(value["marks"])
     value["logprobs"] = value["logprobs"] and tuple(value["logprobs"])

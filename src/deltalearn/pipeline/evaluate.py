@@ -28,6 +28,7 @@ from deltalearn.evaluate.harness.run import Selection, Tasks, load_tasks, run
 from deltalearn.evaluate.harness.served import Unreachable
 from deltalearn.evaluate.reference.benchmark import item_rows
 from deltalearn.evaluate.reference.kept import Kept
+from deltalearn.evaluate.tulu3.benchmark import Benchmark
 from deltalearn.evaluate.tulu3.sources import NoData, data_directory
 from deltalearn.evaluate.tulu3.suite import BY_NAME
 from deltalearn.lm.locate import locate
@@ -267,7 +268,9 @@ class _Evaluation:
         asked = benchmark.kind == "judged" and self.judge is not None
         return not asked or known.get("judge_key") == self.judge
 
-    def _ask(self, benchmark: Measured, tasks: Tasks, settings: dict[str, Any], model: Any) -> None:
+    def _ask(
+        self, benchmark: Benchmark, tasks: Tasks, settings: dict[str, Any], model: Any
+    ) -> None:
         """Have the model answer, grade, and keep all of it."""
         options = self.options
         started = time.monotonic()
@@ -325,7 +328,7 @@ class _Evaluation:
             "arguments": dict(self.options.backend.arguments),
         }
 
-    def _loaded(self, benchmark: Measured, settings: dict[str, Any]) -> Any:
+    def _loaded(self, benchmark: Benchmark, settings: dict[str, Any]) -> Any:
         """The model as `run` takes it, loaded once; who sees which items is written down first."""
         from deltalearn.evaluate.harness.model import RememberingModel
         from deltalearn.evaluate.harness.served import Server

@@ -99,7 +99,8 @@ def options_of(
 
 def expanded(names: Sequence[str]) -> tuple[str, ...]:
     """Names of benchmarks, with the eleven in place of the suite's name."""
-    eleven = tuple(b.name for b in ALL if b.name in averaged(set(DEFAULT), MMLU[0]))
+    averages = averaged(set(DEFAULT), MMLU[0]) or ()
+    eleven = tuple(name for name in DEFAULT if name in averages)
     found = (part for name in names for part in (eleven if name == SUITE else (name,)))
     return tuple(dict.fromkeys(found))
 

@@ -21,8 +21,10 @@ if TYPE_CHECKING:
 SCORES = "scores"  # in a run; below it models/<model> and arms/<arm>/seed-<seed>
 
 
-def check_evaluation(context: Context, spec: EvaluateSpec) -> None:
+def check_evaluation(context: Context) -> None:
     """UserError for what will not be possible, before a run has made anything."""
+    spec = context.recipe.evaluate
+    assert spec is not None  # or the stage is left out
     if spec.backend.kind == "openai":
         raise UserError(
             "evaluate.backend.kind: a server has none of the arms that are trained here; use hf or "
@@ -46,12 +48,13 @@ def check_evaluation(context: Context, spec: EvaluateSpec) -> None:
         )
 
 
-def evaluate_stages(context: Context, spec: EvaluateSpec) -> Iterator[Stage]:
+def evaluate_stages(context: Context) -> Iterator[Stage]:
     """A stage for the student, for every weak model that is here and for every tuned student."""
-    recipe, run = context.recipe, context.recipe.name
+    recipe, run, spec = context.recipe, context.recipe.name, context.recipe.evaluate
+    assert spec is not None  # or the stage is left out
     sources = {name: source_digest(q.source) for name, q in spec.questions.items()}
     for name, files in context.models.items():
-        facts = {"name": f"{run}/{name}", "path": recipe.model(name).path}
+        facts: dict[str, Any] = {"name": f"{run}/{name}", "path": recipe.model(name).path}
         place = f"models/{name}"
         yield _stage(context, spec, place, files.directory, files.fingerprint, sources, facts)
     for arm in recipe.tuned_arms:

@@ -7,10 +7,10 @@ import os
 import platform
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from deltalearn import __version__
 from deltalearn.errors import UserError
@@ -73,6 +73,9 @@ class AnswersLeft:
     fingerprint: str
 
 
+Record = TypeVar("Record", StageRecord, ModelRecord, AnswersLeft)
+
+
 @dataclass
 class Manifest:
     """All of run.json."""
@@ -101,7 +104,7 @@ class Manifest:
                 raise UserError(
                     f"{file}: made by another version of deltalearn; choose another --out"
                 )
-            known = {name: values[name] for name in cls.__dataclass_fields__ if name in values}
+            known = {f.name: values[f.name] for f in fields(cls) if f.name in values}
             return cls(
                 **known
                 | {
@@ -128,12 +131,14 @@ class Manifest:
         return before.commit if before is not None and before.path == path else None
 
 
-def _records(kind: type, values: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def _records(kind: type[Record], values: Mapping[str, Mapping[str, Any]]) -> dict[str, Record]:
     """Records by name; what this version does not know of is left out."""
-    known = kind.__dataclass_fields__
+    known = {field.name for field in fields(kind)}
     found = {}
     for name, record in values.items():
-        given = {k: tuple(v) if k == "outputs" else v for k, v in record.items() if k in known}
+        given: dict[str, Any] = {
+            k: tuple(v) if k == "outputs" else v for k, v in record.items() if k in known
+        }
         found[name] = kind(**given)
     return found
 

@@ -35,6 +35,7 @@ class PromptFile:
 def prompts_stage(context: Context) -> Stage:
     """Read, check and keep the prompts: prompts.jsonl and prompts.rejects.jsonl."""
     spec = context.recipe.prompts
+    assert spec is not None  # whoever asks models has prompts
 
     def work() -> dict[str, Any]:
         return read_and_keep_prompts(spec, context.directory.path, context.say)

@@ -104,7 +104,7 @@ class Pipeline(Context):
         if "tune" in stages:
             self._outside  # noqa: B018
         if "evaluate" in stages:
-            check_evaluation(self, self.recipe.evaluate)
+            check_evaluation(self)
 
     @cached_property
     def _prompts(self) -> Stage:
@@ -176,12 +176,13 @@ class Pipeline(Context):
         if spec.pairs is not None:
             called = f"outside-{digest(spec.pairs.model_dump())[:8]}"
             return spec.pairs, self._outside[arm], called
-        name = pairs_name(spec.chosen, spec.rejected)
+        assert spec.pairing is not None  # or nothing would be trained
+        name = pairs_name(*spec.pairing)
         return PairsSource(source=str(self.path(f"{name}.parquet"))), self.keys[name], name
 
     def evaluate(self) -> None:
         """Scores of the student, of every weak model that is here and of every tuned student."""
-        for stage in evaluate_stages(self, self.recipe.evaluate):
+        for stage in evaluate_stages(self):
             self.run(stage)
 
     def report(self) -> None:

@@ -197,13 +197,14 @@ class _RunEstimate:
         spec, settings = self.recipe.arms[arm], self.recipe.tune_of(arm)
         if spec.pairs is not None:
             return lengths_of_source(self.recipe, settings, spec.pairs, self.student.files)
-        file = self.out / f"{pairs_name(spec.chosen, spec.rejected)}.parquet"
+        assert spec.pairing is not None  # or nothing would be trained
+        file = self.out / f"{pairs_name(*spec.pairing)}.parquet"
         if file.is_file() and self.student.files is not None:
             source = PairsSource(source=str(file))
             return lengths_of_source(self.recipe, settings, source, self.student.files)
         if self.recipe.expect is not None:
             return assumed_lengths(self.recipe, settings, None, "not built yet")
-        return self._lengths_of_answers(spec.chosen, spec.rejected, settings.max_pairs)
+        return self._lengths_of_answers(*spec.pairing, settings.max_pairs)
 
     def _lengths_of_answers(self, chosen: str, rejected: str, most: int | None) -> Lengths:
         """Every pair as long as the answers are expected to be, or at most."""
@@ -228,6 +229,7 @@ class _RunEstimate:
     def tune(self) -> list[str]:
         """Steps, work and memory of each arm."""
         recipe, device = self.recipe, "cpu" if self.recipe.device == "cpu" else "cuda"
+        assert recipe.student is not None
         seeds = ", ".join(map(str, recipe.seeds))
         lines = [
             f"tune       {recipe.student.path}: {self.student.about}; seeds {seeds}",

@@ -147,7 +147,8 @@ def side_by_side(
     log-probabilities of those that went before. After an error no more is begun, what is at work
     is finished, and the first error is raised. Ctrl-C has them all save their state.
     """
-    waiting, busy = list(workers), []
+    waiting = list(workers)
+    busy: list[Worker] = []
     errors: list[BaseException] = []
     lock = threading.Lock()
 

@@ -48,15 +48,17 @@ def preview_pairs(loaded: LoadedRecipe) -> str:
     from deltalearn.tune.preview import preview
 
     recipe = loaded.recipe
-    files = tokenizer_files(recipe.student)
+    spec, pairs = recipe.student, recipe.pairs.outside
+    assert spec is not None and pairs is not None  # the command needs them
+    files = tokenizer_files(spec)
     examples, counts = read_examples(
-        recipe.pairs.outside, recipe.tune, files, enough=PREVIEW_PAIRS, batch=PREVIEW_FROM
+        pairs, recipe.tune, files, enough=PREVIEW_PAIRS, batch=PREVIEW_FROM
     )
     lengths = PairLengths.of(examples)
     warning = check_fit(read_config(files), lengths, recipe.tune.method, examples.largest_id)
     page = preview(load_tokenizer(files, chat=False), examples, PREVIEW_PAIRS, counts).rstrip()
-    head = f"Of the first {counts.pairs:,} pairs of {recipe.pairs.source}: "
-    return "\n".join(filter(None, [split_line(recipe.pairs.outside), warning, head + page]))
+    head = f"Of the first {counts.pairs:,} pairs of {pairs.source}: "
+    return "\n".join(filter(None, [split_line(pairs), warning, head + page]))
 
 
 def report_dry_run(loaded: LoadedRecipe, tflops: float | None = None) -> str:
@@ -70,13 +72,15 @@ def report_dry_run(loaded: LoadedRecipe, tflops: float | None = None) -> str:
     from deltalearn.tune.estimate import format_dry_run
 
     recipe = loaded.recipe
-    student = Student.find(recipe.student, recipe.expect)
-    lengths = lengths_of_source(recipe, recipe.tune, recipe.pairs.outside, student.files)
+    spec, pairs = recipe.student, recipe.pairs.outside
+    assert spec is not None and pairs is not None  # the command needs them
+    student = Student.find(spec, recipe.expect)
+    lengths = lengths_of_source(recipe, recipe.tune, pairs, student.files)
     found = estimate_tuning(student, lengths, recipe.tune, recipe.seeds[0], recipe.dtype)
     head = [
         f"Dry run of {recipe.name}: no weights read, nothing trained",
-        f"model     {recipe.student.path}: {student.about}",
-        f"pairs     {recipe.pairs.source}: {lengths.about}",
+        f"model     {spec.path}: {student.about}",
+        f"pairs     {pairs.source}: {lengths.about}",
         *filter(None, [found.warning]),
     ]
     report = format_dry_run(found.plan, found.sizes, found.settings, found.dtype, tflops)

@@ -42,6 +42,11 @@ class ArmSpec(Spec):
         return self
 
     @property
+    def pairing(self) -> tuple[str, str] | None:
+        """(chosen, rejected) of an arm on pairs made of answers."""
+        return (self.chosen, self.rejected) if self.chosen and self.rejected else None
+
+    @property
     def trains(self) -> bool:
         """True if the student is tuned at all."""
         return self.chosen is not None or self.pairs is not None

@@ -85,8 +85,8 @@ def find_recipe(place: str) -> Path:
         return path
     for folder in (SHIPPED, CHECKOUT):
         shipped = folder / f"{path.stem}.yaml"
-        names = (path.stem, f"{path.stem}.yaml", f"recipes/{path.stem}.yaml")
-        if place in names and shipped.is_file():
+        accepted = (path.stem, f"{path.stem}.yaml", f"recipes/{path.stem}.yaml")
+        if place in accepted and shipped.is_file():
             return shipped
     names = sorted({p.stem for f in (SHIPPED, CHECKOUT) if f.is_dir() for p in f.glob("*.yaml")})
     raise UserError(f"{place}: no such recipe file. Shipped recipes: {', '.join(names) or 'none'}")

@@ -108,8 +108,7 @@ class Recipe(Spec):
     @property
     def pairings(self) -> list[tuple[str, str]]:
         """Distinct (chosen, rejected) names, in the order of first use."""
-        arms = self.arms.values()
-        return list(dict.fromkeys((a.chosen, a.rejected) for a in arms if a.chosen and a.rejected))
+        return list(dict.fromkeys(arm.pairing for arm in self.arms.values() if arm.pairing))
 
     @property
     def tuned_arms(self) -> list[str]:

@@ -172,7 +172,7 @@ def trainable_state(model: nn.Module) -> Tensors:
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if not isinstance(model, FSDPModule):
         return {name: p.detach().contiguous() for name, p in named.items()}
-    whole = get_model_state_dict(model, options=WHOLE)
+    whole: dict[str, Any] = get_model_state_dict(model, options=WHOLE)
     return {name: value for name, value in whole.items() if name in named}
 
 
@@ -190,12 +190,9 @@ def load_trainable(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
 
 def _moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> Tensors:
     """The optimiser's tensors as "parameter|moment", where `trainable_state` gives weights."""
+    state: Any = {n: optimizer.state.get(p, {}) for n, p in model.named_parameters()}
     if isinstance(model, FSDPModule):
         state = get_optimizer_state_dict(model, optimizer, options=WHOLE).get("state", {})
-    else:
-        state = {
-            name: optimizer.state.get(parameter, {}) for name, parameter in model.named_parameters()
-        }
     return {
         f"{name}|{key}" if isinstance(value, Tensor) else f"{name}|{key}|": _as_tensor(value)
         for name, moments in state.items()
@@ -220,7 +217,7 @@ def _load_moments(
     if isinstance(model, FSDPModule):
         # The settings of the groups are those of now; only the main process has any of it.
         state = get_optimizer_state_dict(model, optimizer, options=WHOLE)
-        whole = {**state, "state": by_name} if state else {}
+        whole: dict[str, Any] = {**state, "state": by_name} if state else {}
         set_optimizer_state_dict(model, optimizer, whole, options=SPREAD)
         return
     named = dict(model.named_parameters())

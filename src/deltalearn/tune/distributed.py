@@ -102,7 +102,7 @@ def shard(model: nn.Module, accelerator: Accelerator) -> None:
 
 def base_model(model: nn.Module) -> PreTrainedModel:
     """The transformers model inside peft's wrapper, if there is one."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
+    return getattr(model, "get_base_model", lambda: model)()
 
 
 def whole_weights(accelerator: Accelerator, policy: nn.Module) -> dict[str, Tensor]:

@@ -228,7 +228,7 @@ def useful_flops(
 
     def forward(answers: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         prompts = lengths.prompts.astype(np.float64)
-        answered = sum(answers).astype(np.float64)
+        answered = np.sum(answers, axis=0, dtype=np.float64)
         seen = prompts**2 / 2 + sum(a * prompts + a.astype(np.float64) ** 2 / 2 for a in answers)
         tokens = prompts + answered
         matrices = 2.0 * size.active * tokens + 2.0 * size.head_params * answered

@@ -25,7 +25,7 @@ from deltalearn.recipe import TuneSpec
 from deltalearn.recipe.methods import DEFAULT_GAMMA, DEFAULT_SMOOTHING, METHODS
 
 Loss = Callable[..., tuple[Tensor, Tensor]]
-BETA = {name: method.beta for name, method in METHODS.items()}
+BETA = {name: method.beta for name, method in METHODS.items() if method.beta is not None}
 PREFERENCE_LOSSES: dict[str, Loss] = {}  # by method name, filled by @_loss
 
 

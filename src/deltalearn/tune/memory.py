@@ -15,7 +15,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AttentionInterface, AutoModelForCausalLM, PretrainedConfig
+from transformers import (
+    AttentionInterface,
+    AutoModelForCausalLM,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 from transformers.pytorch_utils import Conv1D
 
 from deltalearn.lm.head import CHUNK_BYTES, CHUNK_BYTES_GPU, KEEP_BYTES
@@ -130,7 +135,7 @@ def measure_model(
         )
 
 
-def _layers(model: nn.Module) -> Sequence[nn.Module]:
+def _layers(model: nn.Module) -> nn.ModuleList:
     """The decoder's layers: the longest list of modules in it."""
     lists = [m for m in model.modules() if isinstance(m, nn.ModuleList)]
     return max(lists, key=lambda found: sum(p.numel() for p in found.parameters()))
@@ -145,7 +150,7 @@ def _share_of_experts(weight: Tensor, config: Any) -> float:
 class _Adapted(nn.Module):
     """A frozen linear map with float32 adapters, as peft computes it; on shapes peft cannot run."""
 
-    def __init__(self, base: nn.Module, r: int) -> None:
+    def __init__(self, base: nn.Linear | Conv1D, r: int) -> None:
         super().__init__()
         self.base = base
         rows, columns = base.weight.shape
@@ -158,7 +163,7 @@ class _Adapted(nn.Module):
         return (result + self.up(self.down(x.to(self.down.weight.dtype)))).to(result.dtype)
 
 
-def _add_adapters(model: nn.Module, lora: LoraSpec) -> None:
+def _add_adapters(model: PreTrainedModel, lora: LoraSpec) -> None:
     """Freeze `model` and give the linear maps that `lora` names adapters, as peft selects them."""
     model.requires_grad_(False)
     head = model.get_output_embeddings()
@@ -184,7 +189,7 @@ def _attention(module, query, key, value, mask, scaling=None, **_) -> tuple[Tens
 AttentionInterface.register(SHAPES_ONLY, _attention)
 
 
-def _saved_per_token(model: nn.Module, autocast: torch.dtype | None) -> int | None:
+def _saved_per_token(model: PreTrainedModel, autocast: torch.dtype | None) -> int | None:
     """Bytes a token that the layers keep for the backward, by two forwards on shapes."""
     low = autocast not in (None, torch.float32)
     mixed = torch.autocast("cpu", dtype=autocast) if low else nullcontext()

@@ -30,7 +30,7 @@ class ReferenceCache:
     """Summed log-probability per answer, append-only and crash-safe."""
 
     def __init__(self, path: Path) -> None:
-        self._store = KeyValueStore(path, "log-probabilities of a reference")
+        self._store = KeyValueStore[bytes, float](path, "log-probabilities of a reference")
         self.scored = 0  # answers this object had to compute
         self._fresh: dict[bytes, float] = {}
 
@@ -146,10 +146,8 @@ def _score_together(
     with progress(title, total=sum(len(t.answers) for t in trees), unit="answers") as bar:
         for start in range(0, len(batches), ranks):
             mine = batches[min(start + rank, len(batches) - 1)]
-            scored = [(i, []) for i in mine]
             sums = score_batch(model, [trees[i] for i in mine], rows, accelerator.device)
-            for (_, values), part in zip(scored, sums, strict=True):
-                values.extend(part)
+            scored = list(zip(mine, sums, strict=True))
             for i, values in dict(gather_object(scored)).items():
                 bar.advance(len(values), amount=len(values))
                 yield i, values

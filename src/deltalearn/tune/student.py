@@ -163,7 +163,7 @@ def reference_view(model: nn.Module) -> Iterator[None]:
 
     A student that trains all its weights is its own reference only before the first step.
     """
-    with model.disable_adapter() if hasattr(model, "disable_adapter") else nullcontext():
+    with getattr(model, "disable_adapter", nullcontext)():
         yield
 
 

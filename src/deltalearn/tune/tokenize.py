@@ -186,18 +186,18 @@ class _Preparation:
         encoder = self._continued if raw else self._answers
         chosen, rejected = self._answer_ids(rows, encoder)
         kept = []
-        for row, *ids in zip(rows, prompts, chosen, rejected, strict=True):
-            ends = [row.chosen_finish_reason != "length", row.rejected_finish_reason != "length"]
-            if fitted := self._fit(row, *ids, ends, self._ends[raw]):
+        for row, prompt, *answers in zip(rows, prompts, chosen, rejected, strict=True):
+            ended = [row.chosen_finish_reason != "length", row.rejected_finish_reason != "length"]
+            if fitted := self._fit(row, prompt, answers, ended, self._ends[raw]):
                 kept += fitted
                 self.counts.examples += 1
         return kept
 
-    def _raw_prompts(self, rows: Sequence[PairRow]) -> list[np.ndarray]:
+    def _raw_prompts(self, rows: Sequence[PairRow]) -> list[np.ndarray | Refusal]:
         """Raw text after what the tokenizer itself puts before a text, its BOS."""
         start = self._start
-        found = []
-        for ids in self._text.encode([row.prompt for row in rows]):
+        found: list[np.ndarray | Refusal] = []
+        for ids in self._text.encode([row.prompt for row in rows if isinstance(row.prompt, str)]):
             has_start = np.array_equal(ids[: len(start)], start)
             found.append(ids if has_start else np.concatenate([start, ids]))
         return found
@@ -211,12 +211,12 @@ class _Preparation:
         texts: dict[tuple[str, str], str | Refusal] = {}
         for members in groups.values():
             arguments = next(iter(members.values())).template
-            prompts = [row.prompt for row in members.values()]
+            prompts = [p for row in members.values() if not isinstance(p := row.prompt, str)]
             texts |= zip(members, prompt_texts(self._tokenizer, prompts, arguments), strict=True)
-        accepted = [k for k, text in texts.items() if isinstance(text, str)]
-        encoded = self._text.encode([texts[k] for k in accepted])
-        ids = dict(zip(accepted, encoded, strict=True))
-        return [ids.get(k, texts[k]) for k in keys]
+        accepted = {k: text for k, text in texts.items() if isinstance(text, str)}
+        found = {k: text for k, text in texts.items() if not isinstance(text, str)}
+        ids = dict(zip(accepted, self._text.encode(list(accepted.values())), strict=True))
+        return [ids[k] if k in ids else found[k] for k in keys]
 
     def _answer_ids(
         self, rows: Sequence[PairRow], encoder: Encoder
@@ -246,8 +246,7 @@ class _Preparation:
         self,
         row: PairRow,
         prompt: np.ndarray | Refusal,
-        chosen: np.ndarray,
-        rejected: np.ndarray,
+        answers: Sequence[np.ndarray],
         ended: Sequence[bool],
         end: np.ndarray,
     ) -> list[np.ndarray] | None:
@@ -256,15 +255,12 @@ class _Preparation:
         if isinstance(prompt, Refusal):
             return drop("refused", row, why=prompt.reason)
         blank = [not getattr(row, side).strip() for side in SIDES]
-        if side := _at_fault(
-            [b or not len(i) for b, i in zip(blank, (chosen, rejected), strict=True)]
-        ):
+        if side := _at_fault([b or not len(i) for b, i in zip(blank, answers, strict=True)]):
             return drop("empty", row, side)
         if not len(prompt):
             return drop("empty", row, "prompt")
-        if np.array_equal(chosen, rejected):
+        if np.array_equal(answers[0], answers[1]):
             return drop("identical_ids", row)
-        answers = [chosen, rejected]
         totals = [len(prompt) + len(i) + e for i, e in zip(answers, ended, strict=True)]
         if side := _at_fault([total > self._max_length for total in totals]):
             self._longest = max(self._longest, (max(totals), row.where))
@@ -276,7 +272,7 @@ class _Preparation:
             # To the length of the shorter side, too: else what is cut would still teach length.
             kept = min(room, *map(len, answers))
             answers, ended = [ids[:kept] for ids in answers], (False, False)
-            if np.array_equal(*answers):
+            if np.array_equal(answers[0], answers[1]):
                 return drop("identical_after_cut", row)
             self.counts.cut_pairs += 1
         return [prompt, *(np.concatenate([i, end]) if e else i

@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Generic, TypeVar
 
 from deltalearn.errors import UserError, is_disk_full
 
@@ -18,7 +19,8 @@ LOCK_SECONDS = 60  # that another process may hold the file
 DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 READ_ONLY = {sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM}
 
-Scalar = str | bytes | int | float
+Key = TypeVar("Key", bound=str | bytes)
+Value = TypeVar("Value", bound=str | bytes | int | float)
 
 
 class StoreDamaged(UserError):
@@ -37,7 +39,7 @@ class StoreFull(OSError):
     """No room is left; what was stored before is kept."""
 
 
-class KeyValueStore:
+class KeyValueStore(Generic[Key, Value]):
     """One table of keys and values, in WAL mode: a group is stored whole or not at all.
 
     Several processes may read and write it. A kill loses at most the group that was being written.
@@ -78,10 +80,10 @@ class KeyValueStore:
         """Close the SQLite file."""
         self._db.close()
 
-    def get(self, keys: Iterable[Scalar]) -> dict[Scalar, Scalar]:
+    def get(self, keys: Iterable[Key]) -> dict[Key, Value]:
         """Return the values of those of `keys` that are stored."""
         wanted = list(keys)
-        found: dict[Scalar, Scalar] = {}
+        found: dict[Key, Value] = {}
         with self._typed_errors():
             for at in range(0, len(wanted), BATCH_SIZE):
                 part = wanted[at : at + BATCH_SIZE]
@@ -90,7 +92,7 @@ class KeyValueStore:
                 found.update(self._db.execute(query, part))
         return found
 
-    def add(self, values: Mapping[Scalar, Scalar]) -> None:
+    def add(self, values: Mapping[Key, Value]) -> None:
         """Store a group, in place of older values of the same keys."""
         with self._typed_errors(), self._db:
             self._db.executemany("INSERT OR REPLACE INTO entries VALUES (?, ?)", values.items())

@@ -16,7 +16,7 @@ class Answers:
     """A model's texts and log-likelihoods by request; a group is stored whole or not at all."""
 
     def __init__(self, path: Path) -> None:
-        self._store = KeyValueStore(path, "outputs of an evaluated model")
+        self._store = KeyValueStore[str, str](path, "outputs of an evaluated model")
 
     def close(self) -> None:
         """Close the file."""
@@ -24,7 +24,7 @@ class Answers:
 
     def get(self, keys: Iterable[str]) -> dict[str, Any]:
         """Return the values that are stored, by key."""
-        return {str(key): json.loads(value) for key, value in self._store.get(keys).items()}
+        return {key: json.loads(value) for key, value in self._store.get(keys).items()}
 
     def add(self, values: dict[str, Any]) -> None:
         """Store a group."""

@@ -10,13 +10,15 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from deltalearn.errors import UserError
+from deltalearn.evaluate.reference.benchmark import QuestionBenchmark
+from deltalearn.evaluate.tulu3.benchmark import Benchmark
 from deltalearn.evaluate.tulu3.suite import averaged
 from deltalearn.stats.difference import score
 from deltalearn.util.files import replacing, write_json
@@ -28,20 +30,7 @@ COLUMNS = pa.schema(
     + [(name, pa.string()) for name in ("prompt", "output", "extracted", "gold")]
 )
 Row = dict[str, Any]
-
-
-class Measured(Protocol):
-    """What results say of a benchmark: one of the suite, or of a set of questions.
-
-    aggregation: "macro", the mean of the strata's means; anything else, the mean over all items.
-    A benchmark whose scores are not in [0, 1] has an attribute `bounded` that is False.
-    """
-
-    name: str
-    title: str
-    kind: str
-    metric: str
-    aggregation: str
+Measured = Benchmark | QuestionBenchmark
 
 
 def items_file(directory: Path, benchmark: str) -> Path:

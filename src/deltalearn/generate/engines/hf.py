@@ -101,7 +101,7 @@ class TransformersEngine:
             r.key: answer_of(
                 r.key,
                 prompts[r.key],
-                answer and answer.ids,
+                answer.ids if answer else None,
                 answer is not None and answer.ended,
                 self._tokenizer,
                 context=context,

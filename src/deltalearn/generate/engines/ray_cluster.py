@@ -260,7 +260,7 @@ class _Pool:
 def _knock(address: str | None) -> None:
     """UserError if nothing listens at host:port, which Ray itself would try for minutes."""
     host, _, port = (address or "").rpartition(":")
-    if not host or "/" in address or not port.isdigit():
+    if not host or "/" in host or not port.isdigit():
         return
     try:
         socket.create_connection((host, int(port)), timeout=10).close()

@@ -122,9 +122,8 @@ class VllmEngine:
         stop: Stop,
     ) -> Iterator[list[Response]]:
         """Keep the worker busy until nothing is left; `flying` is what it has not answered."""
-        again = list(flying.values())
-        for request, ids in again:
-            self._send(request, ids)
+        for request, prompt in list(flying.values()):
+            self._send(request, prompt)
         more = True
         while more or flying:
             group: list[Response] = []
@@ -147,6 +146,7 @@ class VllmEngine:
     def _send(self, request: Request, ids: list[int]) -> None:
         if self._worker is None:
             self.start()
+        assert self._worker is not None
         sampling = self._sampling
         self._worker.send(
             {
@@ -230,13 +230,13 @@ class _Worker:
         lines = [self._lines.get()]
         while len(lines) < GROUP and not self._lines.empty():
             lines.append(self._lines.get())
-        if None in lines:
+        said = [line for line in lines if line is not None]
+        if len(said) < len(lines):  # its last word
             self._lines.put(None)  # for the next call
-            lines = lines[: lines.index(None)]
-        if not lines:
+        if not said:
             code = self._process.wait()
             raise WorkerDied(f"vLLM's process ended (exit code {code}){_last(self._log)}")
-        found = [json.loads(line) for line in lines]
+        found = [json.loads(line) for line in said]
         if "fatal" in found[-1]:
             self._failure = found.pop()["fatal"]
         return found or self.receive()
@@ -251,17 +251,20 @@ class _Worker:
         self._process.wait()
 
     def _read(self) -> None:
+        assert self._process.stdout is not None
         for line in self._process.stdout:
             self._lines.put(line)
         self._lines.put(None)
 
     def _write(self) -> None:
+        pipe = self._process.stdin
+        assert pipe is not None
         try:
             while (line := self._outbox.get()) is not None:
-                self._process.stdin.write(line)
+                pipe.write(line)
                 if self._outbox.empty():
-                    self._process.stdin.flush()
-            self._process.stdin.close()
+                    pipe.flush()
+            pipe.close()
         except (BrokenPipeError, ValueError):  # it died; the reader says so
             pass
 
