@@ -21,8 +21,10 @@ if TYPE_CHECKING:
 class Context:
     """One run at work.
 
-    update: what cost something may be lost where inputs changed. keys: of the stages so far; what
-    reads a stage's outputs takes its key for their identity.
+    Attributes:
+        update: Let what cost something be lost where inputs changed.
+        retry_errors: Ask again what ended in errors.
+        keys: Of the stages so far; what reads a stage's outputs takes its key for their identity.
     """
 
     recipe: Recipe
@@ -41,11 +43,11 @@ class Context:
             self.say(stage_line(stage.name, self.directory.manifest.stages[stage.name]))
 
     def path(self, *parts: str) -> Path:
-        """A path in the run."""
+        """Join the parts of a path in the run."""
         return self.directory.path.joinpath(*parts)
 
     def say_once(self, line: str) -> None:
-        """Say what is the same for several stages only the first time."""
+        """Say a line only the first time: it is the same for several stages."""
         if line not in self._said:
             self._said.add(line)
             self.say(line)

@@ -38,14 +38,22 @@ class RunDirectory:
         may_hold: Sequence[str] = (),
         free: Collection[str] = (),
     ) -> None:
-        """Create or reopen `path` for a recipe.
+        """Create or reopen a run.
 
-        may_hold: names of files that a directory may have before its first run. free: dotted
-        settings with which a run may go on when they are others. Other settings are written down
-        once a stage works for them, or all is done, so that they describe what is there. Raises
-        UserError if another process works in it, if it holds something else, or if it holds a run
-        of other settings (of which a stage that costs has begun) and `update` is not set (a run of
-        another name: always).
+        Other settings are written down once a stage works for them, or all is done, so that they
+        describe what is there.
+
+        Args:
+            path: The directory.
+            loaded: The recipe.
+            update: Let a run of other settings go on with these.
+            may_hold: Names of files that a directory may have before its first run.
+            free: Dotted settings with which a run may go on when they are others.
+
+        Raises:
+            UserError: If another process works in it, if it holds something else, a run of another
+                name, or, without `update`, one of other settings of which a stage that costs has
+                begun.
         """
         self.path = path
         self.done_now = 0  # stages that had to work in this process
@@ -100,18 +108,18 @@ class RunDirectory:
         self.manifest.write(self.path / MANIFEST)
 
     def is_done(self, stage: Stage) -> bool:
-        """Whether `stage` finished for the same inputs and its outputs are still there."""
+        """Tell whether a stage finished for the same inputs and its outputs are still there."""
         record = self.manifest.stages.get(stage.name)
         if record is None or record.key != stage.key or record.state != DONE:
             return False
         return all((self.path / output).exists() for output in record.outputs)
 
     def counts(self, stage: str) -> dict[str, Any]:
-        """The counts that a finished stage left."""
+        """Return the counts that a finished stage left."""
         return self.manifest.stages[stage].counts
 
     def errors(self) -> int:
-        """Requests of all models that ended in errors."""
+        """Count the requests of all models that ended in errors."""
         stages = self.manifest.stages.items()
         return sum(r.counts.get("errors", 0) for n, r in stages if n.startswith("generate/"))
 
@@ -131,11 +139,20 @@ class RunDirectory:
     # -- stages ------------------------------------------------------------------------------
 
     def run(self, stage: Stage, *, replace: bool = True) -> bool:
-        """Have `stage` work unless it is done for its inputs; record it. Return whether it worked.
+        """Have a stage work unless it is done for its inputs, and record it.
 
-        What its work for other inputs left is deleted once it is prepared, not before; with
-        something costly among it, `replace` must allow that, else UserError says which inputs
-        changed. Several stages may run at the same time, in threads.
+        What its work for other inputs left is deleted once it is prepared, not before. Several
+        stages may run at the same time, in threads.
+
+        Args:
+            stage: The stage.
+            replace: Let it delete what is costly.
+
+        Returns:
+            True if it had to work.
+
+        Raises:
+            UserError: If something costly is of other inputs, and not `replace`.
         """
         if self.is_done(stage):
             return False

@@ -42,13 +42,16 @@ OWN = ("full_n", "subset", "aggregation")  # of an entry, which the judge's summ
 
 
 def evaluate(options: Options) -> dict[str, Any]:
-    """Run what is missing of the benchmarks; the content of results.json.
+    """Run what is missing of the benchmarks.
 
     A benchmark that cannot be run (no data, no permission to run code, a server without
     log-likelihoods) is named with its reason, and the others are run.
 
+    Returns:
+        The content of results.json.
+
     Raises:
-        UserError: there is no such benchmark, back-end or judge, another process works in the
+        UserError: If there is no such benchmark, back-end or judge, another process works in the
             directory, or it holds results of something else.
     """
     check_options(options)

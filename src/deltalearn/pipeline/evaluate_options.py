@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,16 +15,16 @@ from deltalearn.evaluate.reference.scorers import scorer
 from deltalearn.evaluate.tulu3.sources import data_directory
 from deltalearn.evaluate.tulu3.suite import ALL, BY_NAME, MMLU, averaged
 from deltalearn.pipeline.judge import JudgeOptions, judge_key
+from deltalearn.pipeline.stage import Say
 from deltalearn.recipe.evaluation import EvaluateSpec, QuestionsSpec
 
-Say = Callable[[str], None]
 DEFAULT = tuple(b.name for b in ALL)
 SUITE = "tulu3"  # by this name the eleven of the average
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What to evaluate, on what, and where the results go.
+    """Settings of one evaluation.
 
     Attributes:
         backend: The model, and what runs it.
@@ -35,6 +35,8 @@ class Options:
         benchmarks: Names of the suite, of `questions`, or of lm_eval's tasks.
         questions: Own questions, by name.
         include_path: A directory of lm_eval tasks.
+        split: test, dev (a fifth of the items) or held-out (the rest).
+        limit: Items of each benchmark; None for all.
         data_dir: Local data, None for the hub.
         allow_code: Run generated programs, in the sandbox.
         unsafe: Run them without isolation where there is none.
@@ -43,6 +45,8 @@ class Options:
         ledger: Where it is noted who saw which items; default: beside `out`.
         token_budget: Tokens of one batch of own questions.
         recipe: The resolved recipe, written beside the results; None: none is.
+        judge: Who judges AlpacaEval.
+        say: Gets a line for everything worth telling.
     """
 
     backend: BackendOptions
@@ -69,12 +73,14 @@ class Options:
 def options_of(
     spec: EvaluateSpec, model: str, *, device: str, dtype: str, **others: Any
 ) -> Options:
-    """Options for a model by a recipe's section; others: further ones, as they are.
+    """Make the options for a model by a recipe's section.
 
     Args:
         spec: The section `evaluate`.
         model: A directory or hub id; a name, at a server.
-        device: For what the section leaves open, as `dtype`.
+        device: Where the section names none.
+        dtype: Where the section names none.
+        others: Further fields of `Options`.
     """
     asked = spec.backend.model_dump()
     arguments = asked.pop("options")
@@ -98,7 +104,7 @@ def options_of(
 
 
 def expanded(names: Sequence[str]) -> tuple[str, ...]:
-    """Names of benchmarks, with the eleven in place of the suite's name."""
+    """Put the names of the eleven in place of the suite's."""
     averages = averaged(set(DEFAULT), MMLU[0]) or ()
     eleven = tuple(name for name in DEFAULT if name in averages)
     found = (part for name in names for part in (eleven if name == SUITE else (name,)))
@@ -106,7 +112,7 @@ def expanded(names: Sequence[str]) -> tuple[str, ...]:
 
 
 def check_options(options: Options) -> None:
-    """UserError for what can be known to be wrong before anything is loaded."""
+    """Raise UserError for what can be known to be wrong before anything is loaded."""
     both = set(options.questions) & {SUITE, *BY_NAME}
     if both:
         raise UserError(f"questions.{both.pop()}: a benchmark of the suite is called so; rename it")

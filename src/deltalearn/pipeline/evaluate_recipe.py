@@ -22,7 +22,7 @@ def evaluate_recipe(
     update: bool = False,
     say: Say = print,
 ) -> dict[str, Any]:
-    """Evaluate the student of a recipe as its section `evaluate` says; results.json's content.
+    """Evaluate the student of a recipe as its section `evaluate` says.
 
     The resolved recipe is written beside the results before there are any, so that an evaluation
     that was interrupted is reproducible too.
@@ -34,6 +34,9 @@ def evaluate_recipe(
         annotations: Verdicts of AlpacaEval given before; nobody is asked then.
         update: Replace results of other settings.
         say: Gets a line for everything worth telling.
+
+    Returns:
+        The content of results.json.
 
     Raises:
         UserError: For what cannot be evaluated, or where `out` holds other results.

@@ -22,7 +22,7 @@ SCORES = "scores"  # in a run; below it models/<model> and arms/<arm>/seed-<seed
 
 
 def check_evaluation(context: Context) -> None:
-    """UserError for what will not be possible, before a run has made anything."""
+    """Raise UserError for what will not be possible, before a run has made anything."""
     spec = context.recipe.evaluate
     assert spec is not None  # or the stage is left out
     if spec.backend.kind == "openai":
@@ -49,7 +49,7 @@ def check_evaluation(context: Context) -> None:
 
 
 def evaluate_stages(context: Context) -> Iterator[Stage]:
-    """A stage for the student, for every weak model that is here and for every tuned student."""
+    """Yield a stage for the student, every weak model that is here and every tuned student."""
     recipe, run, spec = context.recipe, context.recipe.name, context.recipe.evaluate
     assert spec is not None  # or the stage is left out
     sources = {name: source_digest(q.source) for name, q in spec.questions.items()}

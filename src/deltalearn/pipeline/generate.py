@@ -27,7 +27,7 @@ STORE_FILES = (STORE, f"{STORE}-wal", f"{STORE}-shm")
 
 
 def generate_stages(context: Context) -> None:
-    """Every needed model's answers, in responses.sqlite; the prompts must be there."""
+    """Have every needed model answer the prompts, which must be there, into responses.sqlite."""
     for model in asked_models(context.recipe):
         answers = Answers(context, context.generators[model])
         answers.review()
@@ -45,7 +45,7 @@ class Answers:
 
     @cached_property
     def stage(self) -> Stage:
-        """What identifies the answers, and how to get them."""
+        """The stage that asks for them."""
         settings = self.generator.settings
         inputs = {
             "prompts": self.context.keys["prompts"],
@@ -58,7 +58,7 @@ class Answers:
 
     @property
     def requests(self) -> Iterable[Request]:
-        """All that the model is asked."""
+        """All requests of the model."""
         kept = PromptFile(self.context.path(PROMPTS))
         return self.generator.requests(kept, self.context.directory.counts("prompts")["prompts"])
 
@@ -100,7 +100,7 @@ class Answers:
         return self.context.directory.manifest.answers[self.stage.name].fingerprint
 
     def work(self) -> dict[str, Any]:
-        """Ask what the store does not have; counts."""
+        """Ask what the store does not have, and return counts."""
         from deltalearn.generate import generate
         from deltalearn.generate.stage import fingerprint
 
@@ -151,10 +151,22 @@ def run_generate(
     retry_errors: bool = False,
     say: Say = print,
 ) -> int:
-    """Let every model answer every prompt, into `out`/responses.sqlite; how many errors there are.
+    """Let every model answer every prompt.
 
-    Run it again to resume: nothing is asked twice, whatever was added. Raises UserError if `out`
-    holds other settings and not `update`.
+    Run it again to resume: nothing is asked twice, whatever was added.
+
+    Args:
+        loaded: A recipe with models and prompts.
+        out: Where responses.sqlite goes; default runs/<name>.
+        update: Let changed settings go on in the same directory.
+        retry_errors: Ask again what ended in errors.
+        say: Gets a line for each stage that worked, and for errors.
+
+    Returns:
+        The number of requests that ended in errors.
+
+    Raises:
+        UserError: If `out` holds other settings, and not `update`.
     """
     recipe = loaded.recipe
     out = out or Path("runs") / recipe.name

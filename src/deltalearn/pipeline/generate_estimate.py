@@ -15,10 +15,15 @@ if TYPE_CHECKING:
 
 
 def dry_run(loaded: LoadedRecipe, out: Path | None = None, *, retry_errors: bool = False) -> str:
-    """What a run would ask: prompts, requests, what is there already, tokens, and what they cost.
+    """Say, in text for people, how many requests and tokens a run would take, and what they cost.
 
     Prompt tokens are counted by a local model's own tokenizer on a sample of prompts, and guessed
     from the number of characters for a model behind a server.
+
+    Args:
+        loaded: A recipe with models and prompts.
+        out: The run directory, whose answers are not asked again; default runs/<name>.
+        retry_errors: Count what ended in errors as still to ask.
     """
     store = (out or Path("runs") / loaded.recipe.name) / STORE
     prompts, models = estimate_models(loaded.recipe, store, retry_errors=retry_errors)
@@ -29,6 +34,11 @@ def estimate_models(
     recipe: Recipe, store: Path, *, retry_errors: bool = False
 ) -> tuple[str, list[GenerationEstimate]]:
     """Read the prompts and estimate what each model is asked.
+
+    Args:
+        recipe: One with models and prompts.
+        store: The answers that there are, if the file exists.
+        retry_errors: Count what ended in errors as still to ask.
 
     Returns:
         Counts of the prompts, in words, and an estimate for each model.

@@ -29,8 +29,9 @@ IN_MEMORY = 100_000  # requests kept in memory; more are made anew each time the
 class Generator:
     """One model of a recipe that generates: who it is and how it is asked.
 
-    pinned: the commit of a hub model that a run began with. placement: called when a model is
-    loaded here.
+    Attributes:
+        placement: Finds device and dtype; called when the model is loaded here.
+        pinned: Commit of a hub model with which the run began.
     """
 
     name: str
@@ -48,7 +49,7 @@ class Generator:
 
     @property
     def identity(self) -> str:
-        """What makes the model the same one: its files' fingerprint, or its name at a server.
+        """Fingerprint of the model's files, or its name at a server.
 
         The server's address is not part of it: the same model on another port is not paid twice.
         """
@@ -60,14 +61,14 @@ class Generator:
 
     @property
     def record(self) -> ModelRecord:
-        """What a manifest says of the model."""
+        """The model's entry in a manifest."""
         if self.files is None:
             return ModelRecord(self.model.path, self.identity, server=self.endpoint.shown)
         return model_record(self.model.path, self.files)
 
     @cached_property
     def settings(self) -> Settings:
-        """How it is asked."""
+        """All but the prompt that decides an answer."""
         from deltalearn.responses.requests import Settings
 
         spec, server = self.spec, self.model.server
@@ -83,7 +84,7 @@ class Generator:
 
     @cached_property
     def endpoint(self) -> Endpoint:
-        """Where it is asked, for a model behind a server."""
+        """The server of a model that is not here."""
         from deltalearn.openai_api import Endpoint
 
         server = self.model.server
@@ -93,21 +94,21 @@ class Generator:
 
     @property
     def prices(self) -> Prices | None:
-        """What its tokens cost, if the recipe says so."""
+        """Prices of its tokens, if the recipe has them."""
         from deltalearn.generate.stage import Prices
 
         server: ServerSpec | None = self.model.server
         return Prices(**server.prices.model_dump()) if server and server.prices else None
 
     def requests(self, prompts: Iterable[Prompt], number: int) -> Iterable[Request]:
-        """All that it is asked, of `number` prompts; can be read again."""
+        """Plan what it is asked of `number` prompts; the result can be read again."""
         from deltalearn.responses.requests import RequestPlan
 
         plan = RequestPlan(self.identity, prompts, self.settings)
         return list(plan) if number * self.spec.samples <= IN_MEMORY else plan
 
     def engine(self, say: Say = print) -> Engine:
-        """What asks it. UserError if something is missing for it."""
+        """Make the engine that asks it; UserError if something is missing for that."""
         spec, sampling, template = self.spec, self.settings.sampling, self.spec.template
         if self.files is None:
             from deltalearn.generate.engines.openai_server import ServedEngine
@@ -147,7 +148,7 @@ class Generator:
 
 
 def model_record(path: str, files: ModelFiles) -> ModelRecord:
-    """What a manifest says of a model that is here; `path` as in the recipe."""
+    """Make the manifest's entry of a model that is here; `path` is as in the recipe."""
     hub = files.fingerprint.startswith("hub:")
     commit = files.fingerprint.rpartition("@")[2] if hub else None
     return ModelRecord(path, files.fingerprint, commit)
@@ -156,9 +157,12 @@ def model_record(path: str, files: ModelFiles) -> ModelRecord:
 def make_generators(
     recipe: Recipe, manifest: Manifest | None, placement: Callable[[], Placement]
 ) -> dict[str, Generator]:
-    """The models of a recipe by name, and the student, who may answer too.
+    """Make a generator of each model of a recipe, and of the student, who may answer too.
 
-    manifest: of the run, with the commits of hub models that it began with.
+    Args:
+        recipe: The recipe.
+        manifest: Of the run, with the commits of hub models that it began with.
+        placement: Finds device and dtype.
     """
     models: dict[str, GeneratorSpec] = dict(recipe.models)
     if recipe.student is not None:

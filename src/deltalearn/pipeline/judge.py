@@ -29,6 +29,7 @@ from deltalearn.judge.replies import Reply
 from deltalearn.judge.verdicts import Annotation, Pair
 from deltalearn.openai_api.endpoint import Endpoint
 from deltalearn.openai_api.replies import Fault
+from deltalearn.pipeline.stage import Say
 from deltalearn.records import Message
 from deltalearn.util.files import digest, file_digest, replacing
 from deltalearn.util.signals import SafeStop
@@ -42,7 +43,7 @@ OPENAI_DECODER = "openai_completions"  # how an evaluator says that its judge is
 
 @dataclass(frozen=True)
 class JudgeOptions:
-    """Who judges, and where.
+    """Choice of a judge and of the place where it is asked.
 
     Attributes:
         evaluator: A name in alpaca_eval, or a file of one's own.
@@ -64,15 +65,17 @@ class JudgeOptions:
 
     @property
     def wanted(self) -> bool:
-        """Whether anybody is to judge."""
+        """True if anybody is to judge."""
         return self.evaluator is not None or self.annotations is not None
 
 
 def judge_key(options: JudgeOptions, data_dir: Path | None) -> str | None:
-    """All that makes a verdict and its win rate the same, as one hash; None if nobody judges.
+    """Hash all that makes a verdict and its win rate the same; None if nobody judges.
 
-    It is made before a model is asked anything, so that a judge who cannot judge is known early:
-    UserError if there is no such evaluator, no key, or no file of annotations.
+    It is made before a model is asked anything, so that a judge who cannot judge is known early.
+
+    Raises:
+        UserError: If there is no such evaluator, no key, or no file of annotations.
     """
     if not options.wanted:
         return None
@@ -108,13 +111,22 @@ def keep_answers(directory: Path, rows: Sequence[Row], name: str) -> None:
 
 
 def judged(
-    directory: Path, options: JudgeOptions, data_dir: Path | None, say: Callable[[str], None]
+    directory: Path, options: JudgeOptions, data_dir: Path | None, say: Say
 ) -> tuple[dict[str, Any], list[Row]]:
-    """(entry of results.json, rows of items) of the kept answers.
+    """Have the kept answers judged.
 
-    data_dir: of local data, and then the hub is not asked for the side files of the length control.
-    UserError if nobody can judge, or the judge could not be reached for some of the comparisons: a
-    win rate over those that happened to be in time is none of the model.
+    Args:
+        directory: The result directory.
+        options: Who judges.
+        data_dir: Local data; the hub is then not asked for the side files of the length control.
+        say: Gets a line for what goes wrong on the way.
+
+    Returns:
+        (entry of results.json, rows of items).
+
+    Raises:
+        UserError: If nobody can judge, or the judge could not be reached for some comparisons: a
+            win rate over those that happened to be in time is none of the model.
     """
     outputs, references = (
         read_outputs(directory / FOLDER / f) for f in ("model_outputs.json", "references.json")
@@ -152,7 +164,7 @@ def _judge(options: JudgeOptions) -> Judge:
 
 
 def judge_endpoint(options: JudgeOptions, judge: Judge) -> Endpoint:
-    """Where the judge is asked. UserError if it is nowhere, or its URL is none."""
+    """Find where the judge is asked; UserError if that is nowhere, or its URL is none."""
     url, key_env = options.url, options.key_env
     if url is None:
         if judge.evaluator.decoder != OPENAI_DECODER:
@@ -165,7 +177,7 @@ def judge_endpoint(options: JudgeOptions, judge: Judge) -> Endpoint:
 
 
 def _ask(
-    directory: Path, pairs: Sequence[Pair], options: JudgeOptions, say: Callable[[str], None]
+    directory: Path, pairs: Sequence[Pair], options: JudgeOptions, say: Say
 ) -> list[Annotation]:
     judge = _judge(options)
     endpoint = judge_endpoint(options, judge)
@@ -173,7 +185,7 @@ def _ask(
         return annotate(pairs, judge, ask_server(judge, endpoint, stop, say), cache, say=say)
 
 
-def ask_server(judge: Judge, endpoint: Endpoint, stop: SafeStop, say: Callable[[str], None]) -> Ask:
+def ask_server(judge: Judge, endpoint: Endpoint, stop: SafeStop, say: Say) -> Ask:
     """Make a function that asks the judge at an OpenAI-compatible server.
 
     It raises ServerUnavailable if the server answers nobody, and Stopped when it was asked to stop

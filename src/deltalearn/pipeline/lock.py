@@ -47,7 +47,7 @@ class Hold:
         self.release()
 
     def release(self) -> None:
-        """Let others in."""
+        """Let others work here."""
         with suppress(OSError):
             os.truncate(self.path / LOCK, 0)
         self._lock.release()

@@ -26,7 +26,9 @@ RUNNING, DONE, REOPENED = "running", "done", "reopened"
 class StageRecord:
     """One stage: its state, the key and the parts of the inputs, and what it left.
 
-    inputs: each part of the key by name, or its hash. seconds: of the start that finished it.
+    Attributes:
+        inputs: Each part of the key by name, or its hash.
+        seconds: Of the start that finished it.
     """
 
     state: str
@@ -38,18 +40,18 @@ class StageRecord:
     counts: dict[str, Any] = field(default_factory=dict)
 
     def done(self, outputs: tuple[str, ...], seconds: float, counts: dict[str, Any]) -> StageRecord:
-        """The record of the same stage when it is done."""
+        """Return the record of the same stage when it is done."""
         return replace(
             self, state=DONE, outputs=outputs, finished=now(), seconds=round(seconds, 2),
             counts=counts,
         )  # fmt: skip
 
     def reopened(self) -> StageRecord:
-        """The record of the same stage when it must work again."""
+        """Return the record of the same stage when it must work again."""
         return replace(self, state=REOPENED)
 
     def as_json(self) -> dict[str, Any]:
-        """As run.json has it."""
+        """Return the record as run.json has it."""
         if self.state == RUNNING:
             return {"state": self.state, "key": self.key, "inputs": self.inputs}
         return asdict(self)
@@ -57,7 +59,12 @@ class StageRecord:
 
 @dataclass(frozen=True)
 class ModelRecord:
-    """Which model it was. commit: of a hub model. server: the address that it was asked at."""
+    """Which model it was.
+
+    Attributes:
+        commit: Of a hub model.
+        server: The address at which it was asked.
+    """
 
     path: str
     fingerprint: str
@@ -67,7 +74,7 @@ class ModelRecord:
 
 @dataclass(frozen=True)
 class AnswersLeft:
-    """What a generate stage left in the store: the store's mark then, and a hash of the answers."""
+    """Trace of a generate stage: the mark that it left on the store, and a hash of the answers."""
 
     mark: str
     fingerprint: str
@@ -78,7 +85,7 @@ Record = TypeVar("Record", StageRecord, ModelRecord, AnswersLeft)
 
 @dataclass
 class Manifest:
-    """All of run.json."""
+    """The content of run.json, the record of a run."""
 
     name: str
     recipe: dict[str, Any]
@@ -97,7 +104,7 @@ class Manifest:
 
     @classmethod
     def read(cls, file: Path) -> Manifest:
-        """The manifest in `file`. UserError if it is none, or of another format."""
+        """Read a manifest; UserError if the file is none, or of another format."""
         try:
             values = json.loads(file.read_text(encoding="utf-8"))
             if values["format"] != FORMAT:
@@ -126,7 +133,7 @@ class Manifest:
         write_json(file, values)
 
     def pinned(self, name: str, path: str) -> str | None:
-        """The commit with which the run took the hub model `path`, lest it goes on with another."""
+        """Return the commit of the hub model `path` with which the run began, if it has."""
         before = self.models.get(name)
         return before.commit if before is not None and before.path == path else None
 
@@ -148,7 +155,7 @@ def _given(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def now() -> str:
-    """The time in UTC, as run.json has it."""
+    """Return the time in UTC, as run.json has it."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 

@@ -23,7 +23,7 @@ TRACKERS = {"tensorboard": "tensorboard", "wandb": "wandb", "trackio": "trackio"
 
 
 def what_is_missing(recipe: Recipe) -> list[str]:
-    """A line for each thing that the recipe needs and that is not here, with its remedy."""
+    """List what the recipe needs and this machine does not have: a line each, with its remedy."""
     found = [*_models(recipe), *_data(recipe), *_packages(recipe), *_keys(recipe)]
     if recipe.evaluate is not None:
         found += _of_evaluation(recipe.evaluate)

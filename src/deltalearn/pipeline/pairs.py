@@ -18,12 +18,12 @@ from deltalearn.recipe.load import OPTIONS, explain
 
 
 def pairs_name(chosen: str, rejected: str) -> str:
-    """The stage of one pairing, and its file in the run without the ending."""
+    """Name the stage of one pairing, which is its file in the run without the ending."""
     return f"pairs/{chosen}_over_{rejected}"
 
 
 def pairs_stage(context: Context, chosen: str, rejected: str) -> Stage:
-    """The Parquet file of one pairing, a pure function of the store."""
+    """Make the stage that writes one pairing's Parquet file, a pure function of the store."""
     spec, name = context.recipe.pairs.rules, pairs_name(chosen, rejected)
     output = f"{name}.parquet"
 
@@ -51,9 +51,21 @@ def write_pairs_of_store(
     settings: str | None = None,
     **rules: Any,
 ) -> str:
-    """Pairs of two models' answers in `store`, into the Parquet file `out`; a line that counts.
+    """Write pairs of two models' answers.
 
-    rules: as in the section `pairs` of a recipe.
+    Args:
+        store: The answers, responses.sqlite.
+        chosen: Name of the model whose answers are preferred.
+        rejected: Name of the other.
+        out: The .parquet file.
+        settings: JSON, whole or a part: which answers, if of several kinds.
+        rules: As in the section `pairs` of a recipe.
+
+    Returns:
+        A line of counts for people.
+
+    Raises:
+        UserError: If an argument is none, or the store has not these models' answers.
     """
     from deltalearn.pairs.candidates import candidates_of_models
     from deltalearn.responses.store import ResponseStore

@@ -33,7 +33,7 @@ class PromptFile:
 
 
 def prompts_stage(context: Context) -> Stage:
-    """Read, check and keep the prompts: prompts.jsonl and prompts.rejects.jsonl."""
+    """Make the stage that reads and checks prompts and keeps those that can be used."""
     spec = context.recipe.prompts
     assert spec is not None  # whoever asks models has prompts
 
@@ -45,9 +45,17 @@ def prompts_stage(context: Context) -> Stage:
 
 
 def read_and_keep_prompts(spec: PromptsSpec, folder: Path, say: Say) -> dict[str, int]:
-    """Read prompts as `spec` says and keep them in `folder`; return counts.
+    """Read prompts and keep them.
 
     prompts.jsonl has the usable ones, prompts.rejects.jsonl the others with file, line and reason.
+
+    Args:
+        spec: What to read.
+        folder: Where the two files go.
+        say: Gets a line for each of the first rejects.
+
+    Returns:
+        Counts of prompts.
     """
     from deltalearn.prompts.read import read_prompts
 

@@ -54,7 +54,7 @@ class Questions:
         return digest([[i.id, i.task, list(map(dict, i.messages)), i.answer] for i in self.items])
 
     def settings(self, benchmark: QuestionBenchmark, dtype: str) -> dict[str, Any]:
-        """What the results say of how they were asked; other settings are another score."""
+        """Describe for the results how they are asked; other settings are another score."""
         greedy = benchmark.measure == "greedy_accuracy"
         return {
             "n": len(self.items),
@@ -83,7 +83,19 @@ class Questions:
         token_budget: int,
         title: str,
     ) -> list[dict[str, Any]]:
-        """A row per item with these metrics, by transformers; what was answered is kept."""
+        """Score the items by transformers; what was answered is kept.
+
+        Args:
+            metrics: Names of what is measured.
+            model: The model.
+            placement: Device and dtype.
+            kept: What it has answered before.
+            token_budget: Tokens of one batch.
+            title: Name for the progress bar.
+
+        Returns:
+            A row for each item.
+        """
         from deltalearn.evaluate.reference.score import Asked, score_model
 
         compare = scorer(self.spec.scorer, self.spec.pattern)

@@ -40,13 +40,25 @@ def run_recipe(
     parallel: int = 1,
     say: Say = print,
 ) -> RunDirectory | None:
-    """Run `loaded` in `out` (default runs/<name>) up to and including the stage `until`.
+    """Run a recipe; run it again to resume. A finished run does nothing.
 
-    Run it again to resume; a finished run does nothing. retry_errors: ask again for answers that
-    ended in errors, and do again what depends on them. parallel: arms and seeds to train at the
-    same time, each in a process of its own, on a GPU of its own where there are GPUs. `say` gets
-    one line per stage that worked. Under a launcher all processes train, and the first does
-    everything else; None in the others.
+    Under a launcher all processes train, and the first does everything else.
+
+    Args:
+        loaded: The recipe.
+        out: The run directory; default runs/<name>.
+        update: Let changed settings run again what depends on them.
+        until: The last stage of `STAGES` to run.
+        retry_errors: Ask again what ended in errors, and do again what depends on it.
+        parallel: Arms and seeds to train at the same time, each in a process of its own, on a GPU
+            of its own where there are GPUs.
+        say: Gets a line for each stage that worked.
+
+    Returns:
+        The run; None in all processes but the first.
+
+    Raises:
+        UserError: If something is missing, or `out` holds another run.
     """
     recipe = loaded.recipe
     out = out or Path("runs") / recipe.name
@@ -96,7 +108,7 @@ class Pipeline(Context):
         return answers | scores
 
     def check(self, stages: tuple[str, ...]) -> None:
-        """UserError for what is missing, before anything works: a mistake costs no waiting."""
+        """Raise UserError for what is missing, before anything works."""
         if "prompts" in stages:
             self._prompts  # noqa: B018 (each finds and identifies what it is called)
         if stages != ("prompts",):
@@ -117,20 +129,20 @@ class Pipeline(Context):
         return {name: pairs_digest(arm.pairs) for name, arm in arms if arm.pairs is not None}
 
     def prompts(self) -> None:
-        """prompts.jsonl and prompts.rejects.jsonl."""
+        """Read and keep the prompts: prompts.jsonl and prompts.rejects.jsonl."""
         self.run(self._prompts)
 
     def generate(self) -> None:
-        """Every needed model's answers, in responses.sqlite."""
+        """Have every needed model answer, into responses.sqlite."""
         generate_stages(self)
 
     def pairs(self) -> None:
-        """One Parquet file per pairing, a pure function of the store."""
+        """Write one Parquet file for each pairing."""
         for chosen, rejected in self.recipe.pairings:
             self.run(pairs_stage(self, chosen, rejected))
 
     def tune(self) -> None:
-        """Every tuned arm, once per seed: arms/<arm>/seed-<seed>/final is a model directory."""
+        """Tune every arm once per seed: arms/<arm>/seed-<seed>/final is a model directory."""
         workers: list[Worker] = []
         for arm in self.recipe.tuned_arms:
             for seed in self.recipe.seeds:
@@ -181,12 +193,12 @@ class Pipeline(Context):
         return PairsSource(source=str(self.path(f"{name}.parquet"))), self.keys[name], name
 
     def evaluate(self) -> None:
-        """Scores of the student, of every weak model that is here and of every tuned student."""
+        """Score the student, every weak model that is here and every tuned student."""
         for stage in evaluate_stages(self):
             self.run(stage)
 
     def report(self) -> None:
-        """summary.json and report.html."""
+        """Write summary.json and report.html."""
 
         def work() -> dict[str, Any]:
             from deltalearn.report import write_report

@@ -32,7 +32,7 @@ GPUS = (1, 2, 4, 8)
 
 @dataclass(frozen=True)
 class Rates:
-    """How fast the machine is expected to be; what is None is measured where a run has begun.
+    """Expected speeds of the machine; what is None is measured where a run has begun.
 
     Attributes:
         tokens_per_second: Tokens of answers, over all devices.

@@ -26,9 +26,10 @@ LOOK_EVERY = 0.2  # seconds between looks at whether to stop
 
 
 def devices(parallel: int, device: str) -> list[dict[str, str]]:
-    """What each of `parallel` processes finds in its environment: a GPU, or its share of cores.
+    """Make the environment of each of `parallel` processes: a GPU, or its share of cores.
 
-    UserError if there are fewer GPUs.
+    Raises:
+        UserError: If there are fewer GPUs.
     """
     import torch
 
@@ -50,7 +51,8 @@ def devices(parallel: int, device: str) -> list[dict[str, str]]:
 class Worker:
     """A process that does one job; `prepare` and `work` as `Tuning` has them.
 
-    environment: what is set for it alone; known when it is started.
+    Attributes:
+        environment: What is set for it alone; known when it is started.
     """
 
     job: TuneJob
@@ -79,7 +81,7 @@ class Worker:
         self._until("prepared")
 
     def work(self) -> dict[str, Any]:
-        """Let it work; its counts."""
+        """Let it work, and return its counts."""
         self._write(GO)
         counts = self._until("counts")
         assert self._process is not None

@@ -16,7 +16,7 @@ SHOWN_OF_LAST_STEP = ("loss", "margin", "accuracy")
 
 
 def silent(line: str) -> None:
-    """Say nothing."""
+    """Take a line and tell nobody."""
 
 
 def _nothing() -> None:
@@ -27,12 +27,17 @@ def _nothing() -> None:
 class Stage:
     """One stage of a run, which is done again when an input is another one.
 
-    name: as in run.json. inputs: all that decides what it leaves, by name; its key is their hash.
-    outputs: paths in the run that are there when it is done. work: does it and returns counts.
-    prepare: finds out, before anything is changed, whether `work` is possible, and may leave it
-    what was read. scratch: paths in the run that hold what it makes, deleted before it works for
-    other inputs. costly: those of them that are not deleted unless a person said so, and without
-    which a start that failed has left nothing.
+    Attributes:
+        name: As in run.json.
+        inputs: All that decides what it leaves, by name; its key is their hash.
+        outputs: Paths in the run that are there when it is done.
+        work: Does it and returns counts.
+        prepare: Finds out, before anything is changed, whether `work` is possible, and may leave it
+            what was read.
+        scratch: Paths in the run that hold what it makes, deleted before it works for other inputs.
+        costly: Those of them that are not deleted unless a person said so, and without which a
+            start that failed has left nothing.
+        called: Inputs by the words of a message.
     """
 
     name: str
@@ -42,7 +47,7 @@ class Stage:
     prepare: Callable[[], None] = _nothing
     scratch: tuple[str, ...] = ()
     costly: tuple[str, ...] = ()
-    called: Mapping[str, str] = field(default_factory=dict)  # inputs by the words of a message
+    called: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def key(self) -> str:
@@ -56,18 +61,18 @@ class Stage:
         return {n: v if isinstance(v, plain) else digest(v) for n, v in self.inputs.items()}
 
     def changed(self, before: StageRecord) -> list[str]:
-        """Which inputs were others for the record `before`, in words."""
+        """Name the inputs that were others for the record `before`, in words."""
         names = [n for n, value in self.parts.items() if before.inputs.get(n) != value]
         return [self.called.get(n, n) for n in names] if before.inputs else ["inputs"]
 
 
 def stage_line(name: str, record: StageRecord) -> str:
-    """What a person reads of a stage when it is done."""
+    """Write the line that tells people of a finished stage."""
     return f"{name:<28} {record.seconds:>7.1f} s  {counts_line(record.counts)}"
 
 
 def counts_line(counts: Mapping[str, Any]) -> str:
-    """Counts on one line, zeros left out; of the last training step only what tells most."""
+    """Write counts on one line, zeros left out; of the last training step what tells most."""
     parts = []
     for name, value in counts.items():
         if name == "last":
@@ -85,12 +90,12 @@ def counts_line(counts: Mapping[str, Any]) -> str:
 
 
 def last_step(record: Mapping[str, Any]) -> str:
-    """What tells most of a training step."""
+    """Write what tells most of a training step."""
     return ", ".join(f"{k} {record[k]:.4f}" for k in SHOWN_OF_LAST_STEP if k in record)
 
 
 def tuned_line(final: Path, record: StageRecord) -> str:
-    """Steps taken, which of them `final` is if not the last, and what the last one showed.
+    """Write the steps taken, which of them `final` is if not the last, and what the last showed.
 
     Time is that of the steps, over all starts of the run, or of the last start where a log has no
     times.

@@ -51,8 +51,12 @@ CALLED = {
 class TuneJob(Spec):
     """One student to tune: all that any process needs to know, here or started for it.
 
-    title: what its bar is called. pairs_key: identity of the pairs' content. out: where the model
-    goes; examples: the pairs as ids; reference: the folder of reference log-probabilities.
+    Attributes:
+        title: Name for the progress bar.
+        pairs_key: Identity of the pairs' content.
+        out: Where the model goes.
+        examples: Folder of the pairs as ids.
+        reference: Folder of reference log-probabilities.
     """
 
     title: str
@@ -68,7 +72,7 @@ class TuneJob(Spec):
     reference: Path
 
     def inputs(self) -> dict[str, Any]:
-        """All that decides the weights."""
+        """Collect all that decides the weights."""
         dev = self.tune.dev
         return {
             "pairs": self.pairs_key,
@@ -81,9 +85,13 @@ class TuneJob(Spec):
 
 
 def tune_stage(name: str, job: TuneJob, tuning: Any, folder: str = "") -> Stage:
-    """The stage of a run that does `job`. folder: its `out`, as a path in the run.
+    """Make the stage of a run that does a job.
 
-    tuning: who prepares and does the work, a `Tuning` or someone with the same two methods.
+    Args:
+        name: As in run.json.
+        job: The job.
+        tuning: Who prepares and does the work: a `Tuning`, or what has the same two methods.
+        folder: The job's `out`, as a path in the run.
     """
     inside = f"{folder}/" if folder else ""
     return Stage(
@@ -107,7 +115,7 @@ class Tuning:
         self.say = say if processes.first else silent
 
     def prepare(self) -> None:
-        """Find the device and tokenise the pairs. UserError for what would stop the work later."""
+        """Find the device and tokenise the pairs; UserError for what would stop the work later."""
         from deltalearn.lm.load import device_name, place
         from deltalearn.tune.fit import PairLengths, check_fit, steps_on
         from deltalearn.tune.train import split_held_out
@@ -130,7 +138,7 @@ class Tuning:
             self.say(warning)
 
     def work(self) -> dict[str, Any]:
-        """Tune; counts."""
+        """Tune the student and return counts."""
         from deltalearn.tune.reference import FILE, ReferenceCache
         from deltalearn.tune.train import tune
 
@@ -183,7 +191,7 @@ class Tuning:
 
 
 def follow(job: TuneJob, processes: Processes) -> None:
-    """What the other processes of a launcher do for a job of the first."""
+    """Do the part that falls to another process of a launcher in a job of the first."""
     tuning = Tuning(job, processes, silent)
     tuning.prepare()
     tuning.work()
@@ -198,7 +206,7 @@ def _one_at_a_time(file: Path) -> Iterator[None]:
 
 
 def free_settings(arms: tuple[str, ...] = ()) -> set[str]:
-    """Dotted settings of a recipe with which a run may go on when they are others."""
+    """Name the dotted settings of a recipe with which a run may go on when they are others."""
     sections = ["tune", *(f"arms.{arm}.tune" for arm in arms)]
     return {f"{section}.{key}" for section in sections for key in FREE_TO_CHANGE}
 
@@ -211,12 +219,21 @@ def run_tune(
     update: bool = False,
     say: Say = print,
 ) -> Path:
-    """Tune as `loaded` says in `out` (default runs/<name>); return `out`/final.
+    """Tune one student; run it again to resume. A finished run does nothing.
 
-    reference: folder of reference log-probabilities, to share one between runs; default
-    `out`/reference. Run it again to resume; a finished run does nothing. `say` gets a line for
-    everything worth telling. Raises UserError if `out` holds a run with other settings or inputs
-    and not `update`.
+    Args:
+        loaded: A recipe with a student and pairs from outside.
+        out: The run directory; default runs/<name>.
+        reference: Folder of reference log-probabilities, to share one between runs; default
+            `out`/reference.
+        update: Let changed settings or inputs start over.
+        say: Gets a line for everything worth telling.
+
+    Returns:
+        The tuned model's directory, `out`/final.
+
+    Raises:
+        UserError: If `out` holds a run with other settings or inputs, and not `update`.
     """
     recipe = loaded.recipe
     spec, pairs = recipe.student, recipe.pairs.outside

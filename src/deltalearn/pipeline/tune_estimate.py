@@ -73,7 +73,7 @@ class Student:
 
 @dataclass(frozen=True)
 class Lengths:
-    """Lengths of the usable pairs, and how they were found. examples: the pairs, if read."""
+    """Lengths of the usable pairs, how they were found, and the pairs, if they were read."""
 
     pairs: PairLengths
     about: str
@@ -82,7 +82,7 @@ class Lengths:
 
 @dataclass(frozen=True)
 class TuneEstimate:
-    """What one tuning takes. sizes: the model measured whole and sharded."""
+    """Steps, work and memory of one tuning, with the model's sizes whole and sharded."""
 
     settings: TuneSpec
     dtype: str
@@ -91,7 +91,7 @@ class TuneEstimate:
     warning: str | None
 
     def gib(self, gpus: int, device: str = "cuda") -> float:
-        """GiB on each of `gpus` devices, with FSDP2 where the settings say so."""
+        """Estimate GiB on each of `gpus` devices, with FSDP2 where the settings say so."""
         from deltalearn.tune.memory import GIB, estimate_memory
 
         shard = self.settings.shard and gpus > 1
@@ -173,7 +173,7 @@ def assumed_lengths(recipe: Recipe, settings: TuneSpec, limit: int | None, why: 
 def lengths_of_source(
     recipe: Recipe, settings: TuneSpec, pairs: PairsSource, student: ModelFiles | None
 ) -> Lengths:
-    """Lengths of pairs from a source: counted where it can be had, or else assumed.
+    """Find the lengths of pairs from a source: counted where it can be had, or else assumed.
 
     Raises:
         UserError: If they are not to be had and the recipe has no `expect`.

@@ -21,12 +21,12 @@ WITHOUT_WEIGHTS = [pattern for pattern in WANTED if pattern != "*.safetensors"]
 
 
 def pairs_digest(pairs: PairsSource) -> Any:
-    """Identity of the pairs by the files that are read, and how."""
+    """Identify pairs by the files that are read, and how."""
     return [source_digest(pairs.source, split_files(pairs.source, pairs.split)), pairs.model_dump()]
 
 
 def split_line(pairs: PairsSource) -> str | None:
-    """Which files are read, where their names tell splits and only one is taken."""
+    """Name the files that are read, where their names tell splits and only one is taken."""
     files = split_files(pairs.source, pairs.split)
     if files is None:
         return None
@@ -44,9 +44,17 @@ def read_examples(
     kept: tuple[Path, Any] | None = None,
     **some: int,
 ) -> tuple[Examples, ExampleCounts]:
-    """Tokenised pairs. kept: a folder for the next start to find them in, and their digest.
+    """Read pairs and tokenise them.
 
-    some: how `prepare_examples` stops early.
+    Args:
+        pairs: Where they are read.
+        tune: Settings of tuning: how long and how many they may be.
+        student: Its tokenizer is taken.
+        kept: A folder for the next start to find them in, and their digest.
+        some: How `prepare_examples` stops early.
+
+    Returns:
+        The examples, and counts of what became of all pairs.
     """
     from deltalearn.formats.preferences import READING, read_pairs_from
     from deltalearn.lm.load import load_tokenizer
@@ -67,7 +75,7 @@ def read_examples(
 
 
 def counts_text(counts: ExampleCounts) -> str:
-    """How many pairs are used, what was lost for which reasons, and where each was met first."""
+    """Write how many pairs are used, and what was lost: why, and where that was met first."""
     from deltalearn.tune.preview import visible
 
     lost = {"unusable rows": counts.unusable, "dropped": counts.dropped}
@@ -80,6 +88,7 @@ def counts_text(counts: ExampleCounts) -> str:
 
 
 def read_config(student: ModelFiles) -> PretrainedConfig:
+    """Read the config of a model that is here; UserError if it has none."""
     from transformers import AutoConfig
 
     try:
@@ -89,7 +98,11 @@ def read_config(student: ModelFiles) -> PretrainedConfig:
 
 
 def tokenizer_files(spec: ModelSpec, *, network: bool = True) -> ModelFiles:
-    """Config and tokenizer of a model, of a hub model without its weights."""
+    """Find config and tokenizer of a model; of a hub model only those are downloaded.
+
+    Raises:
+        UserError: If they are not to be had; without `network`, not on this disk.
+    """
     path = local_path(spec.path)
     if path.is_dir():
         return ModelFiles(spec.path, path, "")

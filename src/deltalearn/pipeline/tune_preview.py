@@ -25,7 +25,15 @@ def check_modes(
     reference: Path | None = None,
     update: bool = False,
 ) -> None:
-    """UserError for a mode or an option that another one leaves without effect."""
+    """Raise UserError for a mode or an option that another one leaves without effect.
+
+    Args:
+        preview: Two pairs are shown.
+        dry_run: An estimate is shown.
+        tflops: Given for the estimate.
+        reference: Given for the tuning.
+        update: Given for the tuning.
+    """
     if preview and dry_run:
         raise UserError("--preview and --dry-run each show something and stop; give one of them")
     shows = "--preview" if preview else "--dry-run" if dry_run else None
@@ -39,7 +47,7 @@ def check_modes(
 
 
 def preview_pairs(loaded: LoadedRecipe) -> str:
-    """Two pairs among the first ones, token by token, as the model will see them.
+    """Show two pairs among the first ones, token by token, as the model will see them.
 
     More is read only where the first ones cannot be used.
     """
@@ -62,11 +70,14 @@ def preview_pairs(loaded: LoadedRecipe) -> str:
 
 
 def report_dry_run(loaded: LoadedRecipe, tflops: float | None = None) -> str:
-    """What the run would take, without weights, and without network if the recipe has `expect`.
+    """Estimate a tuning without weights, and without network if the recipe has `expect`.
 
     Lengths are counted where pairs and tokenizer are on this disk (or can be had, if there is
-    nothing to expect); otherwise they are assumed, and the report says so. tflops: useful
-    TFLOP/s that a GPU is expected to reach, for hours.
+    nothing to expect); otherwise they are assumed, and the report says so.
+
+    Args:
+        loaded: A recipe with a student and pairs from outside.
+        tflops: Useful TFLOP/s that a GPU is expected to reach; gives hours.
     """
     from deltalearn.pipeline.tune_estimate import Student, estimate_tuning, lengths_of_source
     from deltalearn.tune.estimate import format_dry_run

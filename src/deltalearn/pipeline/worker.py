@@ -23,7 +23,7 @@ GO = "go"
 
 
 def main() -> None:
-    """Do one job."""
+    """Do the job that the input names."""
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what libraries print is no message
     keep_freed_memory()
