@@ -71,15 +71,7 @@ class Prices:
     completion: float = 0.0
 
     def of(self, prompt_tokens: int, completion_tokens: int) -> float:
-        """Compute the cost of prompts and answers.
-
-        Args:
-            prompt_tokens: Tokens of prompts.
-            completion_tokens: Tokens of answers.
-
-        Returns:
-            Cost in the currency of the prices.
-        """
+        """Compute the cost of prompts and answers, in the currency of the prices."""
         return (prompt_tokens * self.prompt + completion_tokens * self.completion) / 1e6
 
 

@@ -60,13 +60,7 @@ def _of_questions(spec: EvaluateSpec, name: str) -> BenchmarkEstimate:
 
     own = spec.questions[name]
     try:
-        found = read_items(
-            own.source,
-            prompt_column=own.prompt_column,
-            answer_column=own.answer_column,
-            task_column=own.task_column,
-            limit=own.limit,
-        )
+        found = read_items(**own.reading)
     except UserError as error:
         return BenchmarkEstimate(name, None, 0, own.max_tokens, str(error))
     items = _selected(spec, len(found))

@@ -159,10 +159,7 @@ def make_generators(
 ) -> dict[str, Generator]:
     """Make a generator of each model of a recipe, and of the student, who may answer too.
 
-    Args:
-        recipe: The recipe.
-        manifest: Of the run, with the commits of hub models that it began with.
-        placement: Finds device and dtype.
+    The manifest of the run has the commits of hub models that it began with.
     """
     models: dict[str, GeneratorSpec] = dict(recipe.models)
     if recipe.student is not None:

@@ -45,17 +45,9 @@ def prompts_stage(context: Context) -> Stage:
 
 
 def read_and_keep_prompts(spec: PromptsSpec, folder: Path, say: Say) -> dict[str, int]:
-    """Read prompts and keep them.
+    """Read prompts, keep them in a folder, tell of the first rejects, and return counts.
 
     prompts.jsonl has the usable ones, prompts.rejects.jsonl the others with file, line and reason.
-
-    Args:
-        spec: What to read.
-        folder: Where the two files go.
-        say: Gets a line for each of the first rejects.
-
-    Returns:
-        Counts of prompts.
     """
     from deltalearn.prompts.read import read_prompts
 

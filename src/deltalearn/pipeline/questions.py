@@ -34,14 +34,7 @@ class Questions:
 
     @cached_property
     def _all(self) -> list[Item]:
-        spec = self.spec
-        return read_items(
-            spec.source,
-            prompt_column=spec.prompt_column,
-            answer_column=spec.answer_column,
-            task_column=spec.task_column,
-            limit=spec.limit,
-        )
+        return read_items(**self.spec.reading)
 
     @cached_property
     def items(self) -> list[Item]:
@@ -83,19 +76,7 @@ class Questions:
         token_budget: int,
         title: str,
     ) -> list[dict[str, Any]]:
-        """Score the items by transformers; what was answered is kept.
-
-        Args:
-            metrics: Names of what is measured.
-            model: The model.
-            placement: Device and dtype.
-            kept: What it has answered before.
-            token_budget: Tokens of one batch.
-            title: Name for the progress bar.
-
-        Returns:
-            A row for each item.
-        """
+        """Score the items by transformers: a row for each. What was answered is kept in `kept`."""
         from deltalearn.evaluate.reference.score import Asked, score_model
 
         compare = scorer(self.spec.scorer, self.spec.pattern)

@@ -6,7 +6,6 @@ heavy is imported until a stage has work to do, so that a finished run says so a
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -94,11 +93,6 @@ class Pipeline(Context):
 
     processes: Processes = field(kw_only=True)
     parallel: int = 1
-
-    def _stage(
-        self, name: str, inputs: Any, outputs: list[str], work: Callable[[], dict[str, Any]]
-    ) -> None:
-        self.run(Stage(name, inputs, tuple(outputs), work))
 
     @property
     def left_out(self) -> set[str]:
@@ -210,4 +204,4 @@ class Pipeline(Context):
             "stages": dict(self.keys),
             "spec": self.recipe.evaluate.bootstrap if self.recipe.evaluate else None,
         }
-        self._stage("report", inputs, ["summary.json", "report.html"], work)
+        self.run(Stage("report", inputs, ("summary.json", "report.html"), work))

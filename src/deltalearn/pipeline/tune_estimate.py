@@ -108,14 +108,7 @@ class TuneEstimate:
 def estimate_tuning(
     student: Student, lengths: Lengths, settings: TuneSpec, seed: int, dtype: str
 ) -> TuneEstimate:
-    """Plan a tuning without weights.
-
-    Args:
-        student: The model.
-        lengths: Of its pairs.
-        settings: Of the tuning.
-        seed: Of the order of pairs.
-        dtype: A torch dtype's name, or auto, which is bfloat16 as on a GPU.
+    """Plan a tuning without weights. The dtype auto counts as bfloat16, as on a GPU.
 
     Raises:
         UserError: If the pairs do not fit the model or fill no batch.
@@ -147,13 +140,9 @@ def read_lengths(pairs: PairsSource, settings: TuneSpec, student: ModelFiles) ->
 
 
 def assumed_lengths(recipe: Recipe, settings: TuneSpec, limit: int | None, why: str) -> Lengths:
-    """Draw the lengths that `recipe.expect` describes.
+    """Draw the lengths that `recipe.expect` describes, of at most `limit` pairs.
 
-    Args:
-        recipe: A recipe with `expect`.
-        settings: Of the tuning.
-        limit: Pairs that the source is cut to, if it is.
-        why: Why they are not counted, in words.
+    Why they are not counted is said in words.
     """
     from deltalearn.tune.estimate import draw_lengths
 

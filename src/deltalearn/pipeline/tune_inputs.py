@@ -44,17 +44,11 @@ def read_examples(
     kept: tuple[Path, Any] | None = None,
     **some: int,
 ) -> tuple[Examples, ExampleCounts]:
-    """Read pairs and tokenise them.
+    """Read pairs and tokenise them for the student; count what became of all of them.
 
     Args:
-        pairs: Where they are read.
-        tune: Settings of tuning: how long and how many they may be.
-        student: Its tokenizer is taken.
         kept: A folder for the next start to find them in, and their digest.
         some: How `prepare_examples` stops early.
-
-    Returns:
-        The examples, and counts of what became of all pairs.
     """
     from deltalearn.formats.preferences import READING, read_pairs_from
     from deltalearn.lm.load import load_tokenizer

@@ -28,10 +28,10 @@ def check_modes(
     """Raise UserError for a mode or an option that another one leaves without effect.
 
     Args:
-        preview: Two pairs are shown.
-        dry_run: An estimate is shown.
-        tflops: Given for the estimate.
-        reference: Given for the tuning.
+        preview: Two pairs are to be shown.
+        dry_run: An estimate is to be shown.
+        tflops: Speed given for the estimate.
+        reference: Folder given for the tuning.
         update: Given for the tuning.
     """
     if preview and dry_run:

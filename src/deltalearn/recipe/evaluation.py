@@ -56,6 +56,12 @@ class QuestionsSpec(ReferenceSpec):
         default=("expected_accuracy", "greedy_accuracy"), min_length=1
     )
 
+    @property
+    def reading(self) -> dict[str, Any]:
+        """Where the questions are and which of them are read, for `formats.questions`."""
+        columns = {"prompt_column", "answer_column", "task_column"}
+        return self.model_dump(include={"source", "limit", *columns})
+
     @model_validator(mode="after")
     def _effective(self) -> QuestionsSpec:
         if len(set(self.metrics)) != len(self.metrics):

@@ -100,16 +100,7 @@ def _distribute(
 
 
 def plan_tokens(lengths: Sequence[Lengths], plan: Sequence[Sequence[Sequence[int]]], kind: str):
-    """Count the tokens of a plan, over all ranks.
-
-    Args:
-        lengths: As for `plan_step`.
-        plan: Result of `plan_step`.
-        kind: Layout of the rows.
-
-    Returns:
-        (tokens computed, tokens that are not padding).
-    """
+    """Count the tokens of a plan of `plan_step`, over all ranks: (computed, not padding)."""
     computed = useful = 0
     for micro in (micro for rank in plan for micro in rank if micro):
         row = _Bin(kind, [])

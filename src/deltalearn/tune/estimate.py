@@ -66,8 +66,8 @@ class DryRun:
     warmup: int
     planned: int
     layouts: dict[str, LayoutPlan]
-    layout: str  # the one that the run takes, as far as a config tells
-    reason: str  # why padded rows, if the run did not ask for them
+    layout: str
+    reason: str
     largest_forward: int
     flops: float
     reference_flops: float
@@ -216,11 +216,6 @@ def useful_flops(
     Useful ones: every distinct token once, the head at answer tokens only, attention to visible
     tokens only, nothing computed again. A product of matrices counts 2 a multiply-add; training
     is a forward, gradients of inputs and gradients of weights, these not for a frozen base.
-
-    Args:
-        lengths: Tokens of each pair.
-        size: The model.
-        settings: The recipe's `tune` section.
 
     Returns:
         (training, one forward of both answers), each (pairs,) float64.

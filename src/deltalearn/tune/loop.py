@@ -54,15 +54,7 @@ class Progress:
     seconds: float = 0.0  # of training, over all starts of the run
 
     def better(self, score: float, step: int) -> bool:
-        """Take note of an evaluation.
-
-        Args:
-            score: Higher is better.
-            step: Steps taken so far.
-
-        Returns:
-            True if it is the best so far.
-        """
+        """Take note of a score, the higher the better; True if it is the best so far."""
         if self.best is None or score > self.best:
             self.best, self.best_step, self.since_best = score, step, 0
             return True
@@ -209,12 +201,7 @@ class Run:
     def evaluate(self, step: int, lines: Path | None) -> bool:
         """Measure held-out pairs and the dev suite.
 
-        Args:
-            step: Steps taken so far.
-            lines: File to append the numbers to; None writes none.
-
-        Returns:
-            True if the run should stop early.
+        They are appended to the file `lines`, if there is one. True if the run should stop early.
         """
         record: dict[str, float] = {}
         self.policy.eval()

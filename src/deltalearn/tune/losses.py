@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial, wraps
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -25,28 +26,46 @@ from deltalearn.recipe import TuneSpec
 from deltalearn.recipe.methods import DEFAULT_GAMMA, DEFAULT_SMOOTHING, METHODS
 
 Loss = Callable[..., tuple[Tensor, Tensor]]
+Sides = tuple[Any, ...]  # tensors of chosen and rejected, each (B,); of no reference two None
 BETA = {name: method.beta for name, method in METHODS.items() if method.beta is not None}
 PREFERENCE_LOSSES: dict[str, Loss] = {}  # by method name, filled by @_loss
 
 
-def _loss(formula: Loss) -> Loss:
+def _ratios(policy: Sides, reference: Sides, lengths: Sides) -> Sides:
+    return policy[0] - reference[0], policy[1] - reference[1]
+
+
+def _ratios_per_token(policy: Sides, reference: Sides, lengths: Sides) -> Sides:
+    return _means(_ratios(policy, reference, lengths), reference, lengths)
+
+
+def _means(policy: Sides, reference: Sides, lengths: Sides) -> Sides:
+    return policy[0] / lengths[0], policy[1] / lengths[1]
+
+
+def _loss(scores: Callable[[Sides, Sides, Sides], Sides]) -> Callable[[Loss], Loss]:
     """Name a loss in PREFERENCE_LOSSES and check what it is called with.
 
-    Without the check a (B, 1) or a token mask would broadcast and give a number.
+    Without the check a (B, 1) or a token mask would broadcast and give a number. The formula itself
+    sees of the six tensors only the `scores` of both sides.
     """
-    name = formula.__name__
 
-    @wraps(formula)
-    def checked(*tensors: Tensor | None, **options: float) -> tuple[Tensor, Tensor]:
-        if METHODS[name].reference and any(tensor is None for tensor in tensors):
-            raise ValueError(f"{name} needs the log-probabilities of the reference, not None")
-        shapes = [tuple(tensor.shape) for tensor in tensors if tensor is not None]
-        if len(tensors) != 6 or len(set(shapes)) != 1 or len(shapes[0]) != 1:
-            raise ValueError(f"{name} takes six tensors of one shape (B,), not {shapes}")
-        return formula(*tensors, **options)
+    def decorate(formula: Loss) -> Loss:
+        name = formula.__name__
 
-    PREFERENCE_LOSSES[name] = checked
-    return checked
+        @wraps(formula)
+        def checked(*tensors: Tensor | None, **options: float) -> tuple[Tensor, Tensor]:
+            if METHODS[name].reference and any(tensor is None for tensor in tensors):
+                raise ValueError(f"{name} needs the log-probabilities of the reference, not None")
+            shapes = [tuple(tensor.shape) for tensor in tensors if tensor is not None]
+            if len(tensors) != 6 or len(set(shapes)) != 1 or len(shapes[0]) != 1:
+                raise ValueError(f"{name} takes six tensors of one shape (B,), not {shapes}")
+            return formula(*scores(tensors[:2], tensors[2:4], tensors[4:]), **options)
+
+        PREFERENCE_LOSSES[name] = checked
+        return checked
+
+    return decorate
 
 
 def _weighted_labels(x: Tensor, label_smoothing: float) -> tuple[Tensor, Tensor]:
@@ -66,14 +85,10 @@ def _log_odds(logprob: Tensor) -> Tensor:
     return logprob - torch.log(-torch.expm1(logprob))
 
 
-@_loss
+@_loss(_ratios_per_token)
 def dpo_norm(
-    policy_chosen: Tensor,
-    policy_rejected: Tensor,
-    reference_chosen: Tensor,
-    reference_rejected: Tensor,
-    chosen_lengths: Tensor,
-    rejected_lengths: Tensor,
+    chosen: Tensor,
+    rejected: Tensor,
     *,
     beta: float = BETA["dpo_norm"],
     label_smoothing: float = 0.0,
@@ -83,90 +98,54 @@ def dpo_norm(
     The loss of the paper (arXiv 2507.06187), of Tülu 3 (arXiv 2411.15124, eq. 6) and of Olmo 3
     (arXiv 2512.13961, appendix A.6.2). label_smoothing as for `dpo`.
     """
-    chosen = (policy_chosen - reference_chosen) / chosen_lengths
-    rejected = (policy_rejected - reference_rejected) / rejected_lengths
     margins = chosen - rejected
     as_labelled, flipped = _weighted_labels(beta * margins, label_smoothing)
     return as_labelled + flipped, margins
 
 
-@_loss
+@_loss(_ratios)
 def dpo(
-    policy_chosen: Tensor,
-    policy_rejected: Tensor,
-    reference_chosen: Tensor,
-    reference_rejected: Tensor,
-    chosen_lengths: Tensor,
-    rejected_lengths: Tensor,
-    *,
-    beta: float = BETA["dpo"],
-    label_smoothing: float = 0.0,
+    chosen: Tensor, rejected: Tensor, *, beta: float = BETA["dpo"], label_smoothing: float = 0.0
 ) -> tuple[Tensor, Tensor]:
     """-(1 - s) log sigmoid(beta m) - s log sigmoid(-beta m), with m = r_chosen - r_rejected.
 
     Direct preference optimisation (Rafailov et al. 2023, arXiv 2305.18290, eq. 7); with label
     smoothing conservative DPO (Mitchell 2023, "A note on DPO with noisy preferences", eq. 3).
     """
-    chosen = policy_chosen - reference_chosen
-    rejected = policy_rejected - reference_rejected
     margins = chosen - rejected
     as_labelled, flipped = _weighted_labels(beta * margins, label_smoothing)
     return as_labelled + flipped, margins
 
 
-@_loss
-def ipo(
-    policy_chosen: Tensor,
-    policy_rejected: Tensor,
-    reference_chosen: Tensor,
-    reference_rejected: Tensor,
-    chosen_lengths: Tensor,
-    rejected_lengths: Tensor,
-    *,
-    beta: float = BETA["ipo"],
-) -> tuple[Tensor, Tensor]:
+@_loss(_ratios_per_token)
+def ipo(chosen: Tensor, rejected: Tensor, *, beta: float = BETA["ipo"]) -> tuple[Tensor, Tensor]:
     """(m - 1 / (2 beta))^2, with m = r_chosen / |chosen| - r_rejected / |rejected|.
 
     Identity preference optimisation (Azar et al. 2023, arXiv 2310.12036, eq. 17, where beta is
     tau). The equation has sums; log-ratios per token are what its authors ran and what TRL
     computes, since a target for sums would mean less the longer the answers are.
     """
-    chosen = (policy_chosen - reference_chosen) / chosen_lengths
-    rejected = (policy_rejected - reference_rejected) / rejected_lengths
     margins = chosen - rejected
     return (margins - 1 / (2 * beta)) ** 2, margins
 
 
-@_loss
+@_loss(_ratios)
 def hinge(
-    policy_chosen: Tensor,
-    policy_rejected: Tensor,
-    reference_chosen: Tensor,
-    reference_rejected: Tensor,
-    chosen_lengths: Tensor,
-    rejected_lengths: Tensor,
-    *,
-    beta: float = BETA["hinge"],
+    chosen: Tensor, rejected: Tensor, *, beta: float = BETA["hinge"]
 ) -> tuple[Tensor, Tensor]:
     """max(0, 1 - beta m), with m = r_chosen - r_rejected.
 
     The hinge of SLiC-HF (Zhao et al. 2023, arXiv 2305.10425) on log-ratios, as in RSO (Liu et al.
     2023, arXiv 2309.06657, hinge-norm).
     """
-    chosen = policy_chosen - reference_chosen
-    rejected = policy_rejected - reference_rejected
     margins = chosen - rejected
     return F.relu(1 - beta * margins), margins
 
 
-@_loss
+@_loss(_ratios)
 def robust(
-    policy_chosen: Tensor,
-    policy_rejected: Tensor,
-    reference_chosen: Tensor,
-    reference_rejected: Tensor,
-    chosen_lengths: Tensor,
-    rejected_lengths: Tensor,
+    chosen: Tensor,
+    rejected: Tensor,
     *,
     beta: float = BETA["robust"],
     label_smoothing: float = DEFAULT_SMOOTHING["robust"],
@@ -176,118 +155,68 @@ def robust(
     Robust DPO (Chowdhury et al. 2024, arXiv 2403.00409): if a share s of labels is flipped at
     random, its expectation is the `dpo` loss of the true labels. It has no lower bound.
     """
-    chosen = policy_chosen - reference_chosen
-    rejected = policy_rejected - reference_rejected
     margins = chosen - rejected
     as_labelled, flipped = _weighted_labels(beta * margins, label_smoothing)
     return (as_labelled - flipped) / (1 - 2 * label_smoothing), margins
 
 
-@_loss
+@_loss(_ratios)
 def apo_zero(
-    policy_chosen: Tensor,
-    policy_rejected: Tensor,
-    reference_chosen: Tensor,
-    reference_rejected: Tensor,
-    chosen_lengths: Tensor,
-    rejected_lengths: Tensor,
-    *,
-    beta: float = BETA["apo_zero"],
+    chosen: Tensor, rejected: Tensor, *, beta: float = BETA["apo_zero"]
 ) -> tuple[Tensor, Tensor]:
     """(1 - sigmoid(beta r_chosen)) + sigmoid(beta r_rejected): raises chosen, lowers rejected.
 
     Anchored preference optimisation (D'Oosterlinck et al. 2024, arXiv 2408.06266, eq. 7), for
     chosen answers better than the student's own. The margin is r_chosen - r_rejected.
     """
-    chosen = policy_chosen - reference_chosen
-    rejected = policy_rejected - reference_rejected
     return torch.sigmoid(-beta * chosen) + torch.sigmoid(beta * rejected), chosen - rejected
 
 
-@_loss
+@_loss(_ratios)
 def apo_down(
-    policy_chosen: Tensor,
-    policy_rejected: Tensor,
-    reference_chosen: Tensor,
-    reference_rejected: Tensor,
-    chosen_lengths: Tensor,
-    rejected_lengths: Tensor,
-    *,
-    beta: float = BETA["apo_down"],
+    chosen: Tensor, rejected: Tensor, *, beta: float = BETA["apo_down"]
 ) -> tuple[Tensor, Tensor]:
     """sigmoid(beta r_chosen) + (1 - sigmoid(beta m)), with m = r_chosen - r_rejected.
 
     Anchored preference optimisation (D'Oosterlinck et al. 2024, arXiv 2408.06266, eq. 8), for
     chosen answers worse than the student's own: lowers chosen, and rejected more.
     """
-    chosen = policy_chosen - reference_chosen
-    rejected = policy_rejected - reference_rejected
     margins = chosen - rejected
     return torch.sigmoid(beta * chosen) + torch.sigmoid(-beta * margins), margins
 
 
-@_loss
-def sppo(
-    policy_chosen: Tensor,
-    policy_rejected: Tensor,
-    reference_chosen: Tensor,
-    reference_rejected: Tensor,
-    chosen_lengths: Tensor,
-    rejected_lengths: Tensor,
-    *,
-    beta: float = BETA["sppo"],
-) -> tuple[Tensor, Tensor]:
+@_loss(_ratios)
+def sppo(chosen: Tensor, rejected: Tensor, *, beta: float = BETA["sppo"]) -> tuple[Tensor, Tensor]:
     """(r_chosen - 1 / (2 beta))^2 + (r_rejected + 1 / (2 beta))^2.
 
     Self-play preference optimisation (Wu et al. 2024, arXiv 2405.00675, eq. 4.7 with eta = 1 /
     beta) with hard labels: chosen wins with probability 1. The margin is r_chosen - r_rejected.
     """
-    chosen = policy_chosen - reference_chosen
-    rejected = policy_rejected - reference_rejected
     target = 1 / (2 * beta)
     return (chosen - target) ** 2 + (rejected + target) ** 2, chosen - rejected
 
 
-@_loss
+@_loss(_means)
 def simpo(
-    policy_chosen: Tensor,
-    policy_rejected: Tensor,
-    reference_chosen: Tensor | None,
-    reference_rejected: Tensor | None,
-    chosen_lengths: Tensor,
-    rejected_lengths: Tensor,
-    *,
-    beta: float = BETA["simpo"],
-    gamma: float = DEFAULT_GAMMA,
+    chosen: Tensor, rejected: Tensor, *, beta: float = BETA["simpo"], gamma: float = DEFAULT_GAMMA
 ) -> tuple[Tensor, Tensor]:
     """-log sigmoid(beta m), with m = mean log p(chosen) - mean log p(rejected) - gamma / beta.
 
     SimPO (Meng et al. 2024, arXiv 2405.14734, eq. 6), without a reference. Means are per token;
     a margin above zero says that chosen leads by more than the target gamma / beta.
     """
-    chosen, rejected = policy_chosen / chosen_lengths, policy_rejected / rejected_lengths
     margins = chosen - rejected - gamma / beta
     return -F.logsigmoid(beta * margins), margins
 
 
-@_loss
-def orpo(
-    policy_chosen: Tensor,
-    policy_rejected: Tensor,
-    reference_chosen: Tensor | None,
-    reference_rejected: Tensor | None,
-    chosen_lengths: Tensor,
-    rejected_lengths: Tensor,
-    *,
-    beta: float = BETA["orpo"],
-) -> tuple[Tensor, Tensor]:
+@_loss(_means)
+def orpo(chosen: Tensor, rejected: Tensor, *, beta: float = BETA["orpo"]) -> tuple[Tensor, Tensor]:
     """-mean log p(chosen) - beta log sigmoid(m), with m = log odds(chosen) - log odds(rejected).
 
     ORPO (Hong et al. 2024, arXiv 2403.07691, eq. 6 and 7, where beta is lambda), without a
     reference: odds(y) = p / (1 - p) and log p the mean log-probability per token. beta weighs the
     term instead of scaling its argument, so here the margin itself is that argument.
     """
-    chosen, rejected = policy_chosen / chosen_lengths, policy_rejected / rejected_lengths
     margins = _log_odds(chosen) - _log_odds(rejected)
     return -chosen - beta * F.logsigmoid(margins), margins
 

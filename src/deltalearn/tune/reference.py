@@ -46,12 +46,7 @@ class ReferenceCache:
         return self._store.get(keys)
 
     def add(self, key: bytes, logprob: float) -> None:
-        """Keep one value; it is on disk after at most COMMIT_EVERY more, or after `flush`.
-
-        Args:
-            key: Result of `answer_key`.
-            logprob: Summed log-probability of the answer.
-        """
+        """Keep one value; it is on disk after at most COMMIT_EVERY more, or after `flush`."""
         self._fresh[key] = logprob
         if len(self._fresh) >= COMMIT_EVERY:
             self.flush()
@@ -66,16 +61,7 @@ class ReferenceCache:
 
 
 def answer_key(scope: str, prompt: Ids, answer: Ids) -> bytes:
-    """Compute the key of an answer.
-
-    Args:
-        scope: Fingerprint of the weights and how they are run; see `train.reference_scope`.
-        prompt: Ids of the prompt.
-        answer: Ids of the answer.
-
-    Returns:
-        A digest of all of it.
-    """
+    """Digest prompt, answer and scope, which `train.reference_scope` makes, to an answer's key."""
     hasher = hashlib.sha256(scope.encode())
     for ids in (prompt, answer):  # the length first, so that no two splits collide
         hasher.update(len(ids).to_bytes(8, "little"))

@@ -13,12 +13,6 @@ def total_steps(pairs: int, batch_size: int, steps: int | None, epochs: float | 
 
     The last incomplete batch of an epoch is left out, as in the paper's code.
 
-    Args:
-        pairs: Pairs to train on.
-        batch_size: Pairs of a step.
-        steps: Steps, if given.
-        epochs: Passes over the pairs, used without `steps`.
-
     Returns:
         `steps`, or ceil(epochs x floor(pairs / batch_size)); zero if the pairs fill no batch.
     """
@@ -29,18 +23,9 @@ def total_steps(pairs: int, batch_size: int, steps: int | None, epochs: float | 
 
 
 def batch_at(step: int, pairs: int, batch_size: int, seed: int) -> list[int]:
-    """Find the pairs of one step: a pure function, so resuming needs no state.
+    """Find the pairs of one step, counted from 0: a pure function, so resuming needs no state.
 
     Every epoch is a fresh permutation of all pairs, reproducible from (seed, epoch).
-
-    Args:
-        step: Number of the step, from 0.
-        pairs: Pairs to train on.
-        batch_size: Pairs of a step.
-        seed: Of the run.
-
-    Returns:
-        Indices of `batch_size` pairs.
     """
     per_epoch = pairs // batch_size
     epoch, within = divmod(step, per_epoch)
@@ -79,9 +64,6 @@ def learning_rate(
         warmup_ratio: Share of the steps that warm up.
         min_ratio: Share of the peak to which the rate falls.
         scheduler: "cosine", "linear" or "constant", which stays at the peak whatever min_ratio.
-
-    Returns:
-        The rate.
     """
     warmup = math.ceil(warmup_ratio * total)
     if step < warmup:

@@ -68,13 +68,9 @@ class ExampleCounts:
         return counts
 
     def drop(self, reason: str, row: PairRow, side: str | None = None, why: str = "") -> None:
-        """Count a dropped pair.
+        """Count a dropped pair, for a reason of REASONS, and keep why the first one was, in words.
 
-        Args:
-            reason: One of the known reasons.
-            row: The pair.
-            side: The side at fault: "chosen", "rejected" or "both".
-            why: More about the first case, for people.
+        The side at fault is "chosen", "rejected" or "both".
         """
         self.dropped[reason] += 1
         self.first.setdefault(reason, f"{row.where}: {why or REASONS[reason]}")

@@ -20,14 +20,7 @@ Track = Callable[[Mapping[str, float], int], None]
 
 
 def tracker_arguments(settings: TuneSpec, out: Path) -> dict[str, Any]:
-    """Choose the arguments of `Accelerator(...)` that `start_trackers` needs.
-
-    Args:
-        settings: The recipe's `tune` section.
-        out: The run's folder.
-
-    Returns:
-        Keyword arguments; empty without a tracker.
+    """Choose the arguments of `Accelerator(...)` that `start_trackers` needs; none without one.
 
     Raises:
         UserError: If the tracker's package is missing, which accelerate itself would pass over.

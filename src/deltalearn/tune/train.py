@@ -176,18 +176,7 @@ def estimate(
     placement: Placement,
     accelerator: Accelerator,
 ) -> MemoryEstimate:
-    """Estimate the memory of each process from the shapes of the model and the longest pair.
-
-    Args:
-        student: Files of the student.
-        examples: Prepared pairs.
-        settings: The recipe's `tune` section.
-        placement: Device and precision.
-        accelerator: The run's processes.
-
-    Returns:
-        Bytes on each device.
-    """
+    """Estimate the memory of each process from the shapes of the model and the longest pair."""
     size = _size(student.directory, placement.dtype, settings.lora, settings.shard)
     pair = examples.prompt_lengths + examples.chosen_lengths + examples.rejected_lengths
     tokens = max(settings.token_budget, int(pair.max()))
@@ -217,16 +206,7 @@ def _silent(line: str) -> None:
 
 
 def reference_scope(student: ModelFiles, settings: TuneSpec, placement: Placement) -> str:
-    """Name all that decides a reference log-probability besides the ids: weights and precision.
-
-    Args:
-        student: Files of the untouched student.
-        settings: The recipe's `tune` section.
-        placement: Device and precision.
-
-    Returns:
-        A text for `reference.answer_key`.
-    """
+    """Name all that decides a reference log-probability besides the ids: weights and precision."""
     ways = [student.fingerprint, placement.dtype]
     if settings.lora and settings.lora.bits:
         ways.append(f"{settings.lora.bits}bit")

@@ -63,7 +63,7 @@ def answer_of(
     seconds: float | None = None,
     seed: int | None = None,
 ) -> Response:
-    """Make the response of an answer's ids.
+    """Make the response of an answer's ids, its reasoning apart, or an error.
 
     Args:
         key: That of the request.
@@ -74,9 +74,6 @@ def answer_of(
         context: Most positions of the model, for the error message.
         seconds: Time from asking to having.
         seed: The seed that the engine was given.
-
-    Returns:
-        The answer, its reasoning apart, or an error.
     """
     if ids is None:
         reason = f"the prompt has {len(prompt)} tokens, the model's context is {context}"
@@ -97,18 +94,7 @@ def answer_of(
 
 
 def failed(key: str, prompt_tokens: int, fault: str, reason: str, *, tries: int = 1) -> Response:
-    """Make an error response.
-
-    Args:
-        key: That of the request.
-        prompt_tokens: Tokens of the prompt.
-        fault: Kind of the error.
-        reason: Why there is no answer.
-        tries: Number of times the request was asked.
-
-    Returns:
-        A response with finish_reason "error".
-    """
+    """Make a response with finish_reason "error", of a kind `fault`, for a reason in words."""
     return Response(
         key, "", (), "error", prompt_tokens, reason, completion_tokens=0, fault=fault, tries=tries
     )

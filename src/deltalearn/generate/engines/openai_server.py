@@ -32,15 +32,7 @@ class RequestTemplate:
     template: Mapping[str, Any]
 
     def body(self, request: Request, *, token_ids: bool) -> dict[str, Any]:
-        """Make the JSON body of a request.
-
-        Args:
-            request: What is asked.
-            token_ids: Ask for the ids of the answer's tokens too, as vLLM gives them.
-
-        Returns:
-            Fields of the body.
-        """
+        """Make the JSON body of a request, with `token_ids` for ids too, as vLLM gives them."""
         sampling = self.sampling
         body: dict[str, Any] = {
             "model": self.endpoint.model,
