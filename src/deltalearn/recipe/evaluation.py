@@ -31,6 +31,12 @@ class ReferenceSpec(Spec):
     max_tokens: int = Field(512, ge=1, description="Of a greedy answer.")
     limit: int | None = Field(None, ge=1, description="The first so many questions.")
 
+    @property
+    def reading(self) -> dict[str, Any]:
+        """Where the questions are and which of them are read, for `formats.questions`."""
+        columns = {"prompt_column", "answer_column", "task_column"}
+        return self.model_dump(include={"source", "limit", *columns})
+
     def _check(self, metrics: tuple[str, ...]) -> None:
         for key in ("scorer", "pattern"):
             if self.changed(key) and "greedy_accuracy" not in metrics:
@@ -55,12 +61,6 @@ class QuestionsSpec(ReferenceSpec):
     metrics: Listed[tuple[Metric, ...]] = Field(
         default=("expected_accuracy", "greedy_accuracy"), min_length=1
     )
-
-    @property
-    def reading(self) -> dict[str, Any]:
-        """Where the questions are and which of them are read, for `formats.questions`."""
-        columns = {"prompt_column", "answer_column", "task_column"}
-        return self.model_dump(include={"source", "limit", *columns})
 
     @model_validator(mode="after")
     def _effective(self) -> QuestionsSpec:

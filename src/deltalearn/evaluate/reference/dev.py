@@ -21,14 +21,7 @@ def dev_scores(
 ) -> Callable[[PreTrainedModel], dict[str, float]]:
     """A function from a model in evaluation mode to {metric: mean over the questions}."""
     tokenizer = load_tokenizer(student)
-    items = read_items(
-        settings.source,
-        prompt_column=settings.prompt_column,
-        answer_column=settings.answer_column,
-        task_column=None,
-        limit=settings.limit,
-    )
-
+    items = read_items(**settings.reading)
     asked = Asked(
         (settings.metric,),
         scorer(settings.scorer, settings.pattern),
