@@ -31,6 +31,7 @@ from deltalearn.evaluate.harness.backends import BackendOptions
         ({"unsafe": True}, "--unsafe has no effect without --allow-code"),
         ({"judge": "x", "annotations": Path("x")}, "beside --annotations"),
         ({"judge": "x", "benchmark": ["ifeval"]}, "without --benchmark alpaca_eval"),
+        ({"judge": "nobody", "benchmark": ["tulu3"]}, "nobody"),  # AlpacaEval is among the eleven
         ({"annotations": Path("x"), "benchmark": ["ifeval"]}, "--annotations has no effect"),
         ({"url": "http://x", "backend": "vllm"}, "--backend vllm has no effect beside --url"),
         ({"url": "http://x", "device": "cpu"}, "--device has no effect beside --url"),

@@ -200,6 +200,15 @@ def test_two_at_once_is_refused(folder):
         (["evaluate.benchmarks=[mine, humaneval]"], "evaluate.allow_code: true"),
         (["evaluate.backend={kind: openai, url: 'http://x/v1'}"], "a server has none of the arms"),
         (["evaluate.questions.mine.scorer=judge"], "judge compares nothing yet"),
+        (
+            [
+                "evaluate.benchmarks=[mine, alpaca_eval]",
+                "evaluate.limit=4",
+                "evaluate.judge.evaluator=weighted_alpaca_eval_gpt4_turbo",
+                "evaluate.judge.url=http://127.0.0.1:9/v1",
+            ],
+            "evaluate.limit: 4 items are too few",
+        ),
         (["evaluate.include_path=nowhere"], "nowhere: the directory of lm_eval tasks is not"),
     ],
 )

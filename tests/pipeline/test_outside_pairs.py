@@ -13,6 +13,7 @@ import pytest
 
 from deltalearn.errors import UserError
 from deltalearn.pipeline.run import run_recipe
+from deltalearn.pipeline.run_estimate import estimate_run
 from deltalearn.recipe import load_recipe
 from tests.helpers.cli import small
 
@@ -65,7 +66,10 @@ def test_a_run_on_outside_pairs_alone_asks_no_model(tmp_path, strong):
         tmp_path, arms={"base": {}, "strong": outside(strong)}, models={}, prompts=None,
         evaluate=None,
     )  # fmt: skip
-    stages, _ = run(recipe, tmp_path / "run")
+    nothing = "nothing is scored: the recipe has no section evaluate"
+    assert nothing in estimate_run(load_recipe(recipe), tmp_path / "run")
+    stages, said = run(recipe, tmp_path / "run")
+    assert said.count(nothing) == 1
     assert list(stages) == ["tune/strong/seed-0", "report"]
     assert "Tuned, not scored" in (tmp_path / "run" / "report.html").read_text()
     assert not (tmp_path / "run" / "responses.sqlite").exists()

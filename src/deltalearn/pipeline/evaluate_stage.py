@@ -33,6 +33,7 @@ def check_evaluation(context: Context) -> None:
     before = context.directory.manifest.stages.get(f"evaluate/models/{STUDENT}")
     if before and before.state == DONE and before.inputs.get("spec") == digest(spec.content()):
         return  # it was possible, and to ask again would load lm_eval
+    from deltalearn.evaluate.alpaca.length_control import FOLDS
     from deltalearn.evaluate.tulu3.suite import BY_NAME
     from deltalearn.pipeline.evaluate_options import check_options
 
@@ -45,6 +46,12 @@ def check_evaluation(context: Context) -> None:
         raise UserError(
             f"evaluate.benchmarks: {' and '.join(code)} run programs that the models write; set "
             "evaluate.allow_code: true (they run in a sandbox), or name the other benchmarks"
+        )
+    judged = spec.judge is not None and "alpaca_eval" in options.benchmarks
+    if judged and spec.limit is not None and spec.limit < FOLDS:
+        raise UserError(
+            f"evaluate.limit: {spec.limit} items are too few for AlpacaEval's length-controlled "
+            f"win rate, which needs {FOLDS}; raise it, or name the other benchmarks"
         )
 
 

@@ -198,6 +198,8 @@ class Pipeline(Context):
             from deltalearn.report import write_report
 
             write_report(self.directory.path)
+            if self.recipe.evaluate is None:
+                self.say("nothing is scored: the recipe has no section evaluate")
             return {}
 
         inputs = {

@@ -91,9 +91,7 @@ class _RunEstimate:
         if recipe.generators:
             blocks += [self.prompts(), self.generate(), self.pairs()]
         blocks.append(self.tune())
-        if recipe.evaluate is not None:
-            blocks.append(self.evaluate())
-        blocks.append(self.time())
+        blocks += [self.evaluate(), self.time()]
         return "\n\n".join("\n".join(block) for block in blocks)
 
     # -- what was done here before -----------------------------------------------------------
@@ -267,6 +265,8 @@ class _RunEstimate:
 
     def evaluate(self) -> list[str]:
         """Items, requests and tokens of each benchmark, for all models."""
+        if self.recipe.evaluate is None:
+            return ["evaluate   nothing is scored: the recipe has no section evaluate"]
         arms, seeds = len(self.recipe.tuned_arms), len(self.recipe.seeds)
         lines = [
             f"evaluate   {self.scored} models: the student, the weak ones, {arms} arms x {seeds}",

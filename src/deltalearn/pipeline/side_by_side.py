@@ -18,6 +18,7 @@ from deltalearn.errors import UserError
 from deltalearn.pipeline.stage import Say
 from deltalearn.pipeline.tune import TuneJob
 from deltalearn.pipeline.worker import GO
+from deltalearn.util.distributed import own_environment
 from deltalearn.util.progress import console
 from deltalearn.util.signals import SafeStop, Stopped
 
@@ -72,7 +73,7 @@ class Worker:
             text=True,
             encoding="utf-8",
             errors="replace",
-            env={**os.environ, **self.environment},
+            env={**own_environment(), **self.environment},
             start_new_session=True,  # a Ctrl-C reaches this process, which hands it on, once
         )
         self._reader = threading.Thread(target=self._pass_on, daemon=True)

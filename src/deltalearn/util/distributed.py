@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -12,6 +14,10 @@ from deltalearn.errors import UserError
 
 T = TypeVar("T")
 A_YEAR = timedelta(days=365)  # for the others to wait while the first generates
+OF_A_LAUNCHER = re.compile(
+    r"((LOCAL|GROUP|ROLE)_)?(RANK|WORLD_SIZE)|ROLE_(RANK|NAME)|MASTER_(ADDR|PORT)"
+    r"|(TORCHELASTIC|ACCELERATE)_.*"
+)
 
 
 def is_first_process() -> bool:
@@ -22,6 +28,27 @@ def is_first_process() -> bool:
 def several_processes() -> bool:
     """True if a launcher started more than one process."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def own_environment() -> dict[str, str]:
+    """The environment of a process that works by itself, whoever launched this one.
+
+    Told of a launcher's processes, a child takes itself for one of them: vLLM waits forever at the
+    launcher's store for the processes of its own group.
+    """
+    return {k: v for k, v in os.environ.items() if not OF_A_LAUNCHER.fullmatch(k)}
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Let what is started in the block, by whatever library, have `own_environment`."""
+    told = {k: v for k, v in os.environ.items() if OF_A_LAUNCHER.fullmatch(k)}
+    for name in told:
+        del os.environ[name]
+    try:
+        yield
+    finally:
+        os.environ.update(told)
 
 
 class Processes:

@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 from deltalearn.errors import UserError
 from deltalearn.lm.locate import locate
 from deltalearn.openai_api.endpoint import Endpoint
+from deltalearn.util.distributed import alone
 
 Backend = Literal["hf", "vllm", "openai"]
 BACKENDS = get_args(Backend)
@@ -84,13 +85,14 @@ def _device() -> str:
 def _vllm(options: BackendOptions) -> Any:
     from lm_eval.models.vllm_causallms import VLLM
 
-    return VLLM(
-        pretrained=options.model,
-        dtype=options.dtype,
-        max_model_len=options.context,
-        trust_remote_code=False,
-        **options.arguments,
-    )
+    with alone():
+        return VLLM(
+            pretrained=options.model,
+            dtype=options.dtype,
+            max_model_len=options.context,
+            trust_remote_code=False,
+            **options.arguments,
+        )
 
 
 def _openai(options: BackendOptions) -> Any:

@@ -23,6 +23,7 @@ from deltalearn.generate.stage import Stop, Window
 from deltalearn.lm.load import Placement
 from deltalearn.lm.locate import ModelFiles
 from deltalearn.records import Prompt, Request, Response, Sampling
+from deltalearn.util.distributed import alone
 
 AHEAD = 2  # batches at a worker: one that it works on, one that waits for it
 VLLM_BATCH = 256  # requests a batch where vLLM does its own batching
@@ -128,12 +129,13 @@ class RayEngine:
         if not ray.is_initialized():
             _knock(options.address)
             try:
-                ray.init(
-                    address=options.address,
-                    include_dashboard=False if options.address is None else None,
-                    log_to_driver=False,
-                    logging_level="ERROR",
-                )
+                with alone():
+                    ray.init(
+                        address=options.address,
+                        include_dashboard=False if options.address is None else None,
+                        log_to_driver=False,
+                        logging_level="ERROR",
+                    )
             except (ConnectionError, ValueError, RuntimeError) as error:
                 raise UserError(f"Ray at {options.address or 'this machine'}: {error}") from error
             self._ours = True

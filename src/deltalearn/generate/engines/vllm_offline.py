@@ -28,6 +28,7 @@ from deltalearn.lm.load import end_ids_of_files, load_tokenizer
 from deltalearn.lm.locate import ModelFiles
 from deltalearn.records import Request, Response, Sampling
 from deltalearn.responses.requests import short_seed
+from deltalearn.util.distributed import own_environment
 
 WORKER = Path(__file__).with_name("vllm_worker.py")
 SENT = 2048  # requests at the worker at most
@@ -190,7 +191,8 @@ class _Worker:
 
     def __init__(self, python: str, first: dict[str, Any]) -> None:
         self._log = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 (lives as long)
-        environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+        environment = own_environment()
+        environment.pop("PYTHONPATH", None)
         environment["VLLM_NO_USAGE_STATS"] = "1"
         try:
             self._process = subprocess.Popen(
