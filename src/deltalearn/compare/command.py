@@ -66,7 +66,14 @@ def run_compare(
 
 
 def compare(spec: CompareSpec) -> Comparison:
-    """Read both arms, make sure that they may be compared, and compare them."""
+    """Read both arms, make sure that they may be compared, and compare them.
+
+    Args:
+        spec: Both arms and how they are compared.
+
+    Raises:
+        UserError: If an arm has no results, or the two were not measured alike.
+    """
     a, b = read_arms(
         [Path(place) for place in (spec.a, *spec.also_a)],
         [Path(place) for place in (spec.b, *spec.also_b)],

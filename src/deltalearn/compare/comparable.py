@@ -93,13 +93,13 @@ def _two_judges(runs: Sequence[Run], name: str) -> str:
     judges = {at: parts for at, entry in entries.items() if (parts := _judge(entry))}
     known = [run for run in runs if run.directory in judges]
     fields = sorted({field for parts in judges.values() for field in parts})
-    found = [
+    told = [
         f"{one_line(field, 40)}: {differing}"
         for field in fields
         if (differing := _differing(known, {at: judges[at].get(field) for at in judges}))
     ]
     shown = one_line(str(entries[runs[0].directory].get("judge")), 60)
-    return f"both called {shown}, but they differ in {', '.join(found)}" if found else ""
+    return f"both called {shown}, but they differ in {', '.join(told)}" if told else ""
 
 
 def _judge(entry: dict[str, Any]) -> dict[str, Any]:

@@ -35,8 +35,8 @@ def compare_all(matched: Sequence[Matched]) -> tuple[list[Row], list[Average], l
         for label, parts in averages(matched)
     ]
     notes = [note for one in matched for note in one.notes]
-    if len([m for m in matched if m.name in MMLU]) > 1:
-        notes.append(f"of the two MMLU tasks {title(counted_mmlu(matched))} counts in the averages")
+    if (variant := counted_mmlu(matched)) and len({m.name for m in matched}.intersection(MMLU)) > 1:
+        notes.append(f"of the two MMLU tasks {title(variant)} counts in the averages")
     return rows, means, notes + _cautions(rows)
 
 
@@ -61,9 +61,8 @@ def _row(m: Matched) -> Row:
 
 def _adjusted(rows: Sequence[Row]) -> list[Row]:
     """With Holm's p values, over all benchmarks that have a p value."""
-    tested = [row for row in rows if row.test.p is not None]
-    values = zip(tested, holm([row.test.p for row in tested]), strict=True)
-    adjusted = {row.name: float(value) for row, value in values}
+    tested = {row.name: row.test.p for row in rows if row.test.p is not None}
+    adjusted = dict(zip(tested, map(float, holm(list(tested.values()))), strict=True))
     return [replace(row, holm=adjusted.get(row.name)) for row in rows]
 
 

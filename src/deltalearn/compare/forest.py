@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from deltalearn.compare.result import Comparison, Difference, Row
+from deltalearn.compare.result import Average, Comparison, Row
 from deltalearn.compare.verdict import headline, interval, is_bounded, judge, p_text, points, seeds
 from deltalearn.util.files import replacing
 from deltalearn.util.svg import (
@@ -39,7 +39,7 @@ def save_forest(comparison: Comparison, path: Path) -> list[Path]:
     paths = [path.with_suffix(".svg"), path.with_suffix(".png")]
     title = textwrap.wrap(_claim(comparison), TITLE_COLUMNS)
     foot = textwrap.wrap(_foot(comparison), FOOT_COLUMNS)
-    rows: list[Difference] = [*comparison.rows, *comparison.averages]
+    rows: list[Row | Average] = [*comparison.rows, *comparison.averages]
     top = 14 + TITLE_LINE * len(title) + HEAD
     below = BOTTOM + FOOT_LINE * len(foot) + 8
     plot = ROW * len(rows) + (GAP if comparison.averages else 0)
@@ -88,11 +88,10 @@ def _split(comparison: Comparison) -> str:
     return one_line(comparison.split, 20).capitalize()
 
 
-def _draw(axes: Axes, rows: Sequence[Difference], first: int, plot: float) -> None:
+def _draw(axes: Axes, rows: Sequence[Row | Average], first: int, plot: float) -> None:
     drawn = [one for one in rows if is_bounded(one)] or rows
     scale = 100 if is_bounded(drawn[0]) else 1
-    ends = [end for one in drawn for end in (one.difference, one.test.lo, one.test.hi)]
-    values = [0.0, *(scale * end for end in ends if end is not None)]
+    values = [0.0, *(scale * x for one in drawn for x in (one.difference, *(one.test.ends or ())))]
     label = "points" if scale == 100 else "difference"
     value_axis(axes, plot, values, f"{label}, A minus B, with 95% intervals", short_signed)
     axes.grid(axis="x")
@@ -108,22 +107,20 @@ def _draw(axes: Axes, rows: Sequence[Difference], first: int, plot: float) -> No
         _row(axes, row, ROW * (i + 0.5) + offset, scale if row in drawn else None)
 
 
-def _row(axes: Axes, one: Difference, at: float, scale: float | None) -> None:
+def _row(axes: Axes, one: Row | Average, at: float, scale: float | None) -> None:
     """A row's text and, unless its unit is not that of the axis (`scale` None), its interval."""
-    benchmark = isinstance(one, Row)
+    if isinstance(one, Row):
+        name, n, p = one.title + (" *" if one.subset else ""), count(one.n), one.holm
+    else:
+        name, n, p = one.label, "", one.test.p
     if scale is not None:
-        ends = (None, None)
-        if one.test.lo is not None:
-            ends = (scale * one.test.lo, scale * one.test.hi)
-        style = {"filled": one.verdict != NONE, "bold": not benchmark}
-        style |= {"marker": "o" if benchmark else "D"}
-        interval_mark(axes, at, scale * one.difference, ends, COLOURS[one.verdict], **style)
-    name = one.title + (" *" if one.subset else "") if benchmark else one.label
-    p = p_text(one.holm if benchmark else one.test.p)
-    cells = _cells(
-        name, count(one.n) if benchmark else "", points(one, one.difference), interval(one), p
-    )
-    for edge, text, side in cells:
+        ends = one.test.ends and (scale * one.test.ends[0], scale * one.test.ends[1])
+        interval_mark(
+            axes, at, scale * one.difference, ends or (None, None), COLOURS[one.verdict],
+            filled=one.verdict != NONE, bold=isinstance(one, Average),
+            marker="o" if isinstance(one, Row) else "D",
+        )  # fmt: skip
+    for edge, text, side in _cells(name, n, points(one, one.difference), interval(one), p_text(p)):
         _write(axes, edge, at, one_line(text, 40), side, size=11, weight="normal")
 
 

@@ -32,18 +32,20 @@ class Plan:
     @staticmethod
     def of(discordance: float | None, sd: float | None, effect: float) -> Plan:
         """From one of the two. UserError if they are no such numbers, or neither or both given."""
-        if (discordance is None) == (sd is None):
+        if discordance is not None and sd is None:
+            if not 0 < discordance <= 1:
+                raise UserError(f"--discordance {discordance}: a share above 0, at most 1")
+            sd = power.sd_of(discordance)
+        elif sd is None or discordance is not None:
             raise UserError(
                 "--plan needs either --discordance (the share of items on which two models "
                 "differ, e.g. 0.16) or --sd (the deviation of item differences, e.g. 0.40)"
             )
-        if discordance is not None and not 0 < discordance <= 1:
-            raise UserError(f"--discordance {discordance}: a share above 0, at most 1")
-        if sd is not None and not 0 < sd <= 1:
+        elif not 0 < sd <= 1:
             raise UserError(f"--sd {sd}: differences of scores in [0, 1] have one in (0, 1]")
         if not 0 < effect <= 100:
             raise UserError(f"--effect {effect}: points, above 0 and at most 100")
-        return Plan(power.sd_of(discordance) if discordance is not None else sd, effect)
+        return Plan(sd, effect)
 
     def rows(self) -> list[dict[str, Any]]:
         """One per benchmark: n, detectable (a fraction), the same for the macro average."""

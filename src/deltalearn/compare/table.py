@@ -12,7 +12,7 @@ from deltalearn.compare.verdict import amount, interval, is_bounded, p_text, poi
 from deltalearn.util.terminal import console
 from deltalearn.util.wording import GAIN, LOSS, NONE, count, listing, one_line, plain
 
-PLAIN = {"box": SIMPLE_HEAD, "padding": (0, 1, 0, 0), "pad_edge": False}
+PLAIN: dict[str, Any] = {"box": SIMPLE_HEAD, "padding": (0, 1, 0, 0), "pad_edge": False}
 WIDE = 104  # columns that the whole table needs
 STYLES = {GAIN: "bold blue", LOSS: "bold dark_orange3", NONE: ""}
 SIGNS = {GAIN: "▲", LOSS: "▼", NONE: " "}  # a verdict is not told by colour alone

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from deltalearn.compare.result import Comparison, Difference, Row
+from deltalearn.compare.result import Average, Comparison, Difference, Row
 from deltalearn.evaluate.matching import JUDGED
 from deltalearn.util.wording import GAIN, LOSS, NONE, count, listing, one_line, signed
 
@@ -36,9 +36,7 @@ def amount(one: Difference, value: float) -> str:
 
 def interval(one: Difference) -> str:
     """`−0.31 to +1.20`; `none` where there is no interval."""
-    if one.test.lo is None:
-        return "none"
-    return f"{points(one, one.test.lo)} to {points(one, one.test.hi)}"
+    return " to ".join(points(one, end) for end in one.test.ends or ()) or "none"
 
 
 def p_text(p: float | None) -> str:
@@ -61,12 +59,12 @@ def verdict(comparison: Comparison) -> list[str]:
 def headline(comparison: Comparison) -> str:
     """State the verdict on the first average, or on the only benchmark."""
     a, b = comparison.a.name, comparison.b.name
-    one = comparison.averages[0] if comparison.averages else comparison.rows[0]
-    if not comparison.averages and len(comparison.rows) > 1:  # two kinds of MMLU
+    one: Row | Average = (comparison.averages or comparison.rows)[0]
+    if isinstance(one, Row) and len(comparison.rows) > 1:  # two kinds of MMLU
         return (
             f"{a} and {b} on {listing(row.title for row in comparison.rows)}: see each by itself."
         )
-    what = f"the {one.label}" if comparison.averages else comparison.rows[0].title
+    what = one.title if isinstance(one, Row) else f"the {one.label}"
     return one_line(f"{_claim(a, b, one, what)} ({_numbers(one)}).") + _missed(one)
 
 

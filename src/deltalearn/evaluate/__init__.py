@@ -1,5 +1,4 @@
 """Model x questions -> one score per item; arms compared in pairs, with intervals.
 
-Import from the modules: `score.score_model` needs torch; `stats` and `table`, which reports read,
-do not.
+Import from the modules: `reference` needs torch, and what reports read of results does not.
 """

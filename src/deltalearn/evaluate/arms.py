@@ -24,9 +24,10 @@ NAME_LENGTH = 60
 class Items:
     """The items of one benchmark of one run, by name.
 
-    facts: what must be the same in every run, (stratum, cluster, gold). score: in [0, 1], unless
-    the benchmark says that its scores are not bounded. outputs: the answers; empty unless asked
-    for.
+    Attributes:
+        facts: What must be the same in every run, (stratum, cluster, gold).
+        score: In [0, 1], unless the benchmark says that its scores are not bounded.
+        outputs: The answers; empty unless asked for.
     """
 
     ids: list[str]
@@ -49,7 +50,7 @@ class Run:
 
     @property
     def name(self) -> str:
-        """Of the model, on one line, nothing invisible in it."""
+        """The model's name on one line, nothing invisible in it."""
         return one_line(str(self._model.get("name") or self.directory.name), NAME_LENGTH)
 
     @property
@@ -60,7 +61,7 @@ class Run:
 
     @property
     def identity(self) -> str | None:
-        """Of the weights; None for what is known by name only."""
+        """Fingerprint of the weights; None for what is known by name only."""
         identity = self._model.get("identity")
         served = not isinstance(identity, str) or identity.startswith("served:")
         return None if served else identity
@@ -82,11 +83,11 @@ class Run:
         """The items of a benchmark.
 
         Args:
-            benchmark: its name in results.json.
-            outputs: whether to read the answers too.
+            benchmark: Its name in results.json.
+            outputs: Whether to read the answers too.
 
         Raises:
-            UserError: if the file is not what results.json speaks of.
+            UserError: If the file is not what results.json speaks of.
         """
         path = self.directory / "items" / f"{benchmark}.parquet"
         again = f"evaluate {benchmark} again"
@@ -122,7 +123,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Arm:
-    """What is compared: a run for each training seed."""
+    """One side of a comparison: a run for each training seed."""
 
     name: str
     runs: tuple[Run, ...]

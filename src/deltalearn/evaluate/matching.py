@@ -29,7 +29,12 @@ FAMILY = ("humaneval", "humanevalplus")  # two benchmarks on the same problems
 
 
 def title(name: str, entry: dict[str, Any] | None = None) -> str:
-    """How a benchmark is called in tables. entry: of results.json, which may say."""
+    """Name a benchmark as tables do.
+
+    Args:
+        name: In results.
+        entry: Of results.json, which may say.
+    """
     if name in BY_NAME:
         return BY_NAME[name].title
     return one_line(str((entry or {}).get("title") or name), 40)
@@ -37,11 +42,14 @@ def title(name: str, entry: dict[str, Any] | None = None) -> str:
 
 @dataclass(frozen=True)
 class Settings:
-    """How differences are computed.
+    """Settings of the computation of differences.
 
-    draws, seed: of the bootstrap. clustered: whether items of a cluster (questions about one
-    passage) are taken as drawn together. mmlu: the benchmark that counts as MMLU in an average;
-    default: the first of `MMLU` that is there.
+    Attributes:
+        draws, seed: Of the bootstrap.
+        clustered: Whether items of a cluster (questions about one passage) are taken as drawn
+            together.
+        mmlu: The benchmark that counts as MMLU in an average; default: the first of `MMLU` that is
+            there.
     """
 
     draws: int = DRAWS
@@ -69,17 +77,17 @@ class Matched:
 
     @property
     def title(self) -> str:
-        """How it is called in tables."""
+        """Its name in tables."""
         return title(self.name, self.entry)
 
     @property
     def macro(self) -> bool:
-        """Whether the score is the mean of the strata's means."""
+        """True if the score is the mean of the strata's means."""
         return self.entry.get("aggregation") == "macro"
 
     @cached_property
     def sampling(self) -> Sampling:
-        """How its items were drawn."""
+        """The way its items were drawn."""
         clusters = self.clusters if self.settings.clustered and any(self.clusters) else None
         strata = self.strata if self.macro else None
         return Sampling(len(self.ids), strata=strata, clusters=clusters)
@@ -93,9 +101,8 @@ class Matched:
     def pair(self, a: int = 0, b: int = 1) -> Paired:
         """The arms with these places against each other."""
         if (a, b) not in self._pairs:
-            how = self.settings
-            sides = self.scores[a], self.scores[b]
-            pair = Paired(self.name, *sides, self.sampling, how.draws, how.seed)
+            how, of_a, of_b = self.settings, self.scores[a], self.scores[b]
+            pair = Paired(self.name, of_a, of_b, self.sampling, how.draws, how.seed)
             self._pairs[a, b] = pair
         return self._pairs[a, b]
 
@@ -104,12 +111,12 @@ def match(name: str, arms: Sequence[Arm], settings: Settings | None = None) -> M
     """Align a benchmark's items by id, over all runs of all arms.
 
     Args:
-        name: of the benchmark, which every run has scored.
-        arms: whose scores to align; the first run's items and entry come first.
-        settings: how differences will be computed.
+        name: Of the benchmark, which every run has scored.
+        arms: Whose scores to align; the first run's items and entry come first.
+        settings: How differences will be computed.
 
     Raises:
-        UserError: if runs differ in items or their gold answers, or if a run's items do not have
+        UserError: If runs differ in items or their gold answers, or if a run's items do not have
             the score that its results.json records.
     """
     runs = [run for arm in arms for run in arm.runs]
@@ -177,19 +184,16 @@ def weighted(parts: Sequence[Matched], a: int = 0, b: int = 1) -> list[tuple[flo
     """The plain mean of several benchmarks as weighted pairs; those on the same problems as one.
 
     Args:
-        parts: the benchmarks, all with the same arms.
-        a, b: the places of the two arms among them.
+        parts: The benchmarks, all with the same arms.
+        a, b: The places of the two arms among them.
     """
     family = [m for m in parts if m.name in FAMILY]
     family = family if len(family) > 1 else []
     found = [(1 / len(parts), m.pair(a, b)) for m in parts if m not in family]
     if family:
-        ids, sides = [], []
-        for arm in (a, b):
-            ids, scores = joint([(m.ids, m.scores[arm]) for m in family])
-            sides.append(scores)
+        (ids, of_a), (_, of_b) = (joint([(m.ids, m.scores[k]) for m in family]) for k in (a, b))
         how = parts[0].settings
-        pair = Paired(" ".join(FAMILY), *sides, Sampling(len(ids)), how.draws, how.seed)
+        pair = Paired(" ".join(FAMILY), of_a, of_b, Sampling(len(ids)), how.draws, how.seed)
         found.append((len(family) / len(parts), pair))
     return found
 

@@ -41,6 +41,11 @@ class Test:
     p: float | None
     p_by: str | None
 
+    @property
+    def ends(self) -> tuple[float, float] | None:
+        """Both ends of the interval, if there is one."""
+        return None if self.lo is None or self.hi is None else (self.lo, self.hi)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
@@ -62,10 +67,10 @@ class Difference:
     @property
     def verdict(self) -> str:
         """GAIN or LOSS of A if the interval lies on one side of zero, else NONE."""
-        lo, hi = self.test.lo, self.test.hi
-        if lo is None or hi is None or lo <= 0 <= hi:
+        ends = self.test.ends
+        if ends is None or ends[0] <= 0 <= ends[1]:
             return NONE
-        return GAIN if lo > 0 else LOSS
+        return GAIN if ends[0] > 0 else LOSS
 
 
 @dataclass(frozen=True)

@@ -81,9 +81,9 @@ def _annotation(row: Mapping[str, Any], where: str) -> Annotation:
     instruction, output_1, output_2 = (
         text_of(row, key, where) for key in ("instruction", "output_1", "output_2")
     )
-    generators = (clean(str(row.get(key) or "?")) for key in ("generator_1", "generator_2"))
+    first, second = (clean(str(row.get(f"generator_{i}") or "?")) for i in (1, 2))
     dataset = clean(str(row.get("dataset") or ""))
-    pair = Pair(instruction, output_1, output_2, *generators, dataset)
+    pair = Pair(instruction, output_1, output_2, first, second, dataset)
     preference = _preference(row.get("preference"), where)
     fault = row.get("fault") or (None if preference is not None else "no preference in the file")
     verdict = Verdict(

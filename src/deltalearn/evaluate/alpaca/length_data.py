@@ -69,7 +69,8 @@ def read_sides(gamed: Path, difficulty: Path | None = None) -> Sides:
     if not np.array_equal(known, np.arange(len(known))):
         raise UserError(f"{gamed}: the column index must number the instructions from 0")
     found = columns["instruction_difficulty"][first]
-    sha256, notes = {GAMED_FILE: file_digest(gamed)}, ()
+    sha256 = {GAMED_FILE: file_digest(gamed)}
+    notes: tuple[str, ...] = ()
     if difficulty is not None:
         sha256[DIFFICULTY_FILE] = file_digest(difficulty)
         notes = _compared(found, difficulty)

@@ -18,12 +18,18 @@ CONCURRENCY = 16  # requests in flight at a server
 
 @dataclass(frozen=True)
 class BackendOptions:
-    """kind: hf, vllm or openai. model: a directory or hub id; a name, at a server.
+    """Where a model is, and how it is run.
 
-    url: of the server, up to its version. key_env: the environment variable with its key.
-    tokenizer: a directory or hub id; with one, the server is asked through its completions, which
-    give log-likelihoods and take a begun answer. context: tokens; default: the model's own.
-    arguments: any others of lm_eval's model.
+    Attributes:
+        kind: hf, vllm or openai.
+        model: A directory or hub id; a name, at a server.
+        context: Tokens; default: the model's own.
+        url: Of the server, up to its version.
+        key_env: The environment variable with its key.
+        concurrency: Requests in flight at the server.
+        tokenizer: A directory or hub id; with one, the server is asked through its completions,
+            which give log-likelihoods and take a begun answer.
+        arguments: Any others of lm_eval's model.
     """
 
     kind: Backend
@@ -40,7 +46,7 @@ class BackendOptions:
 
     @property
     def chat_only(self) -> bool:
-        """Whether it is a server's chat: no log-likelihoods, no plain text, no begun answers."""
+        """True for a server's chat: no log-likelihoods, no plain text, no begun answers."""
         return self.kind == "openai" and self.tokenizer is None
 
     @property

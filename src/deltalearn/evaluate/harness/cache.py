@@ -19,7 +19,7 @@ class Answers:
         self._store = KeyValueStore[str, str](path, "outputs of an evaluated model")
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the SQLite file."""
         self._store.close()
 
     def get(self, keys: Iterable[str]) -> dict[str, Any]:
@@ -27,5 +27,5 @@ class Answers:
         return {key: json.loads(value) for key, value in self._store.get(keys).items()}
 
     def add(self, values: dict[str, Any]) -> None:
-        """Store a group."""
+        """Store a group of values, by key."""
         self._store.add({key: json.dumps(value) for key, value in values.items()})

@@ -31,7 +31,7 @@ class Ledger:
             file.write(json.dumps(line) + "\n")
 
     def test_models(self, benchmarks: Iterable[str]) -> int:
-        """How many models have been asked items of the test, or of its held-out part."""
+        """Count the models that were asked items of the test, or of its held-out part."""
         wanted = {None, *benchmarks}  # None: a line of an earlier version, of all benchmarks
         return len(
             {

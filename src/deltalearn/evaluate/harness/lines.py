@@ -9,7 +9,13 @@ from deltalearn.evaluate.tulu3.suite import BY_NAME
 
 
 def line(title: str, entry: dict[str, Any], remark: str = "") -> str:
-    """One benchmark; remark: what to add to its line. Its notes stand below."""
+    """A benchmark on a line, its notes on lines below.
+
+    Args:
+        title: Its name for people.
+        entry: Of results.json.
+        remark: What to add to its line.
+    """
     if entry["score"] is None:
         score = "to be judged"
     else:
@@ -38,7 +44,12 @@ def note(text: str) -> str:
 
 
 def not_run(title: str, reason: str) -> str:
-    """A benchmark that has no score, and why."""
+    """A benchmark without a score, and why.
+
+    Args:
+        title: Its name for people.
+        reason: Why it was not run.
+    """
     return f" {title:<13} not run: {reason}"
 
 

@@ -43,7 +43,15 @@ def loaded(options: BackendOptions) -> Any:
 
 
 def needs_template(model: Any, name: str) -> None:
-    """UserError if the tokenizer of lm_eval's model has no chat template."""
+    """Make sure that the tokenizer of lm_eval's model, if it has one, has a chat template.
+
+    Args:
+        model: Of lm_eval.
+        name: Of the model, for the error.
+
+    Raises:
+        UserError: If there is none.
+    """
     tokenizer = getattr(model, "tokenizer", None)
     if tokenizer is not None and getattr(tokenizer, "chat_template", "unknown") is None:
         raise UserError(

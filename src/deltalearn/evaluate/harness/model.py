@@ -21,7 +21,7 @@ STEP = 64  # tokens: answers that the context limits are grouped by their limit 
 
 @dataclass
 class Trouble:
-    """What did not fit, counted in requests."""
+    """Numbers of requests that did not fit or got no text."""
 
     shortened: int = 0  # answers whose limit the context lowered
     truncated: int = 0  # prompts that lose their beginning
@@ -44,13 +44,18 @@ class Trouble:
 
 @dataclass
 class RememberingModel:
-    """What `lm_eval.evaluator.evaluate` takes as a model; wraps one of lm_eval's.
+    """Wraps a model of lm_eval for `lm_eval.evaluator.evaluate`, and asks it nothing twice.
 
-    identity: of the model's content and back-end. server: who asks, where the model is behind one.
-    at_once: requests of one call, which a kill may cost (of a server: those in flight alone).
-    before: called before anything is asked, and not if everything is known. The same request asked
-    n times is n samples, each with an answer of its own. Sampled requests are seeded by their
-    content, so that an interrupted run goes on as an uninterrupted one would have.
+    The same request asked n times is n samples, each with an answer of its own. Sampled requests
+    are seeded by their content, so that an interrupted run goes on as an uninterrupted one would.
+
+    Attributes:
+        inner: The model of lm_eval.
+        identity: Of the model's content and back-end.
+        answers: What it has answered before.
+        server: Who asks, where the model is behind one.
+        at_once: Requests of one call, which a kill may cost (of a server: those in flight alone).
+        before: Called before anything is asked, and not if everything is known.
     """
 
     inner: Any
@@ -67,11 +72,11 @@ class RememberingModel:
 
     @property
     def tokenizer_name(self) -> str:
-        """As lm_eval wants it."""
+        """Name of the tokenizer, for lm_eval's own records."""
         return str(getattr(self.inner, "tokenizer_name", ""))
 
     def apply_chat_template(self, history: list[dict[str, str]], **options: Any) -> Any:
-        """The inner model's."""
+        """A conversation as the inner model takes it."""
         return self.inner.apply_chat_template(history, **options)
 
     def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:

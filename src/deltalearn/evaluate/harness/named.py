@@ -4,42 +4,22 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from deltalearn.errors import UserError
 from deltalearn.evaluate.harness.run import Tasks, quiet
+from deltalearn.evaluate.tulu3.benchmark import Benchmark, Kind
 from deltalearn.evaluate.tulu3.sources import NoData
 
-KINDS = {"multiple_choice": "choice", "loglikelihood": "choice", "generate_until": "text"}
+KINDS: dict[str, Kind] = {
+    "multiple_choice": "choice",
+    "loglikelihood": "choice",
+    "generate_until": "text",
+}
 LIKE = 3  # names that are shown for one that is none
-
-
-@dataclass(frozen=True)
-class NamedTask:
-    """A task, a group or a tag of lm_eval as a benchmark; a stratum is a task.
-
-    The metric is the first of the task's list that is a mean over items and better when higher.
-    """
-
-    name: str
-    metric: str
-    kind: str
-    chat: bool = True
-
-    aggregation = "micro"
-    full = None
-    worked = 0
-    questions = None
-    notes: Callable[[], list[str]] = list
-
-    @property
-    def title(self) -> str:
-        """As people read it."""
-        return self.name
 
 
 @cache
@@ -56,7 +36,16 @@ def _manager(include_path: str | None) -> Any:
 
 
 def check_names(names: Iterable[str], include_path: str | None, others: Iterable[str]) -> None:
-    """UserError if lm_eval has no task of one of these names; others: what else there would be."""
+    """Make sure that lm_eval has tasks of these names.
+
+    Args:
+        names: Tasks, groups or tags.
+        include_path: A directory of further tasks, which is read as YAML alone.
+        others: Names of benchmarks that are none of lm_eval's, for the error.
+
+    Raises:
+        UserError: If there is no such directory or name.
+    """
     if include_path is not None and not Path(include_path).is_dir():
         raise UserError(f"{include_path}: the directory of lm_eval tasks is not there")
     others = list(others)
@@ -72,6 +61,10 @@ def check_names(names: Iterable[str], include_path: str | None, others: Iterable
 
 def load_named(name: str, include_path: str | None) -> Tasks:
     """The tasks behind a name with their data.
+
+    Args:
+        name: A task, a group or a tag.
+        include_path: As for `check_names`.
 
     Raises:
         NoData: The data cannot be had.
@@ -97,10 +90,12 @@ def load_named(name: str, include_path: str | None) -> Tasks:
         raise UserError(
             f"{name}: its tasks are measured by {', '.join(sorted(metrics))}; name them one by one"
         )
-    return NamedTasks(NamedTask(name, metrics.pop(), KINDS[kinds.pop()]), tasks)
+    kind = KINDS[kinds.pop()]
+    return NamedTasks(Benchmark(name, name, 0, metrics.pop(), "micro", kind), tasks)
 
 
 def _metric(name: str, task: Any) -> str:
+    """The first of the task's metrics that is a mean over items and better when higher."""
     better = task.higher_is_better()
     for metric, aggregation in task.aggregation().items():
         if getattr(aggregation, "__name__", aggregation) == "mean" and better.get(metric, True):
@@ -112,10 +107,13 @@ def _metric(name: str, task: Any) -> str:
 
 
 class NamedTasks(Tasks):
-    """Tasks whose items are called by their places, and have any form."""
+    """A task, a group or a tag of lm_eval: items have any form and are called by their places.
+
+    A stratum is a task.
+    """
 
     def ids(self, name: str) -> list[str]:
-        """Of a task's items."""
+        """Ids of a task's items."""
         return [f"{name}/{at}" for at in range(len(self.tasks[name].eval_docs))]
 
     def docs(self, name: str, places: list[int]) -> Any:

@@ -34,12 +34,23 @@ Measured = Benchmark | QuestionBenchmark
 
 
 def items_file(directory: Path, benchmark: str) -> Path:
-    """Where the items of a benchmark lie in a result directory."""
+    """Where the items of a benchmark lie.
+
+    Args:
+        directory: The result directory.
+        benchmark: Its name there.
+    """
     return directory / "items" / f"{benchmark}.parquet"
 
 
 def write_items(directory: Path, benchmark: str, rows: Sequence[Row]) -> None:
-    """A benchmark's items; the file appears whole."""
+    """Write a benchmark's items; the file appears whole.
+
+    Args:
+        directory: The result directory.
+        benchmark: Its name there.
+        rows: One for each item.
+    """
     path = items_file(directory, benchmark)
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
@@ -56,7 +67,12 @@ def read_items(directory: Path, benchmark: str) -> list[Row]:
 
 
 def write_results(directory: Path, results: dict[str, Any]) -> None:
-    """results.json, with the number of its format."""
+    """Write results.json, with the number of its format.
+
+    Args:
+        directory: The result directory.
+        results: All else that it says.
+    """
     write_json(directory / "results.json", {"format": FORMAT, **results})
 
 
@@ -78,9 +94,15 @@ def read_results(directory: Path) -> dict[str, Any]:
 
 
 def summary(benchmark: Measured, rows: Sequence[Row]) -> dict[str, Any]:
-    """score, stderr, n and what the score is; both None while AlpacaEval is not judged.
+    """Sum up the items of a benchmark: score, stderr, n, and what the score is.
 
-    constant: whether all items have the same score, so that it may well tell no models apart.
+    Args:
+        benchmark: What was asked.
+        rows: One for each item.
+
+    Returns:
+        Score and stderr are None while AlpacaEval is not judged; constant: whether all items have
+        the same score, so that it may well tell no models apart.
     """
     scores = np.array([row["score"] for row in rows], dtype=np.float64)
     macro = benchmark.aggregation == "macro"

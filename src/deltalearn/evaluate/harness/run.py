@@ -27,15 +27,17 @@ FAMILIES = {b.name: b.questions for b in ALL if b.questions}
 class Selection:
     """Which items of a benchmark.
 
-    split: test is all that is published; dev a fifth of it, chosen by the hash of the item's name;
-    held-out the others. limit: so many of those, by hash too.
+    Attributes:
+        split: test is all that is published; dev a fifth of it, chosen by the hash of the item's
+            name; held-out the others.
+        limit: So many of those, by hash too.
     """
 
     split: str = "test"
     limit: int | None = None
 
     def of(self, benchmark: str, ids: Iterable[str]) -> set[str]:
-        """The chosen items."""
+        """Choose from the items called `ids`."""
         family = FAMILIES.get(benchmark, benchmark)
         ranks = {name: int(digest([family, name])[:12], 16) for name in ids}
         if self.split != "test":
@@ -53,7 +55,7 @@ class Tasks:
 
     @property
     def config(self) -> Any:
-        """How it is asked; the same for all strata."""
+        """lm_eval's settings of it, the same for all strata."""
         return next(iter(self.tasks.values())).config
 
     @property
@@ -84,7 +86,7 @@ class Tasks:
         return digest([self.docs(name, places) for name, places in chosen.items()])
 
     def ids(self, name: str) -> list[str]:
-        """Of a task's items."""
+        """Ids of a task's items."""
         return list(self.tasks[name].eval_docs["id"])
 
     def docs(self, name: str, places: list[int]) -> Any:
@@ -107,7 +109,13 @@ def quiet() -> None:
 def load_tasks(benchmark: Benchmark, data_dir: Path | None) -> Tasks:
     """The tasks of a benchmark with their data.
 
-    UserError if lm_eval is not there, NoData if the data is not, or is not what it should be.
+    Args:
+        benchmark: Of the suite.
+        data_dir: The directory of local data; None for the hub.
+
+    Raises:
+        UserError: If lm_eval is not there.
+        NoData: If the data is not, or is not what it should be.
     """
     try:
         from lm_eval.tasks import TaskManager
@@ -127,9 +135,19 @@ def load_tasks(benchmark: Benchmark, data_dir: Path | None) -> Tasks:
 
 
 def run(tasks: Tasks, model: Any, selection: Selection) -> list[dict[str, Any]]:
-    """A row per item: id, stratum, cluster, question, score, prompt, output, extracted, gold.
+    """Ask a model the items of a benchmark and grade what it answers.
 
-    AlpacaEval's score is NaN until it is judged. UserError if nothing is selected.
+    Args:
+        tasks: The benchmark's.
+        model: One that lm_eval takes.
+        selection: Which of the items.
+
+    Returns:
+        A row per item: id, stratum, cluster, question, score, prompt, output, extracted, gold.
+        AlpacaEval's score is NaN until it is judged.
+
+    Raises:
+        UserError: If nothing is selected.
     """
     from lm_eval.evaluator import evaluate
 

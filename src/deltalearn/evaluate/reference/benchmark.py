@@ -28,29 +28,35 @@ class QuestionBenchmark:
 
     @property
     def name(self) -> str:
-        """As a file name, and in results."""
+        """Its name in results, and of its file."""
         return f"{self.questions}.{self.measure}"
 
     @property
     def title(self) -> str:
-        """As people read it."""
+        """Its name for people."""
         return f"{self.questions} {self.measure.replace('_', ' ')}"
 
     @property
     def metric(self) -> str:
-        """What the score is."""
+        """The score, in a few words."""
         return LIKELIHOOD.get(self.measure, self.scorer.title)
 
     @property
     def bounded(self) -> bool:
-        """Whether its scores are in [0, 1]."""
+        """True if its scores are in [0, 1]."""
         return self.measure != "loglik"
 
 
 def item_rows(
     items: Sequence[Item], scored: Sequence[dict[str, Any]], metric: str
 ) -> list[dict[str, Any]]:
-    """Rows of a result directory's items, from those of `score_model`."""
+    """Make rows of a result directory's items.
+
+    Args:
+        items: The questions.
+        scored: What `score_model` has given for them, in their order.
+        metric: The one that is the score.
+    """
     greedy = metric == "greedy_accuracy"
     return [
         {

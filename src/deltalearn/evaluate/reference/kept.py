@@ -57,5 +57,5 @@ class Forgotten:
     def missing(
         self, kind: str, asked: Sequence[Any], groups: Sequence[Sequence[int]], into: dict[int, Any]
     ) -> Iterator[Sequence[int]]:
-        """All groups."""
+        """Yield all groups, since nothing is known."""
         yield from groups

@@ -26,7 +26,7 @@ GROUP = 512  # answers whose probabilities are known together, or not at all
 
 @dataclass(frozen=True)
 class Asked:
-    """What is asked of a model.
+    """Questions that are put to a model for each item.
 
     Attributes:
         metrics: Any of expected_accuracy, loglik, greedy_accuracy.
@@ -50,15 +50,25 @@ def score_model(
     title: str,
     kept: Kept | Forgotten | None = None,
 ) -> list[dict[str, Any]]:
-    """One row per item with its prompt as text and the requested metrics, in order of `items`.
+    """Load a model and score it on items.
 
-    expected_accuracy: probability of exactly the reference answer and the end of the turn, in
-    [0, 1], no sampling noise. loglik: its mean log-likelihood per token (nats, end of turn
-    included). greedy_accuracy: the scorer's verdict on the greedy answer, which is kept as
-    `greedy_answer`, and what the scorer found in it as `extracted`.
+    Args:
+        files: The model.
+        items: Questions with reference answers.
+        asked: Which metrics, and how.
+        placement: Device and dtype.
+        title: For the progress bar.
+        kept: What was answered before; default: nothing, and nothing is kept.
+
+    Returns:
+        One row per item, in their order, with its prompt as text and the metrics.
+        expected_accuracy: probability of exactly the reference answer and the end of the turn, in
+        [0, 1], no sampling noise. loglik: its mean log-likelihood per token (nats, end of turn
+        included). greedy_accuracy: the scorer's verdict on the greedy answer, which is kept as
+        `greedy_answer`, and what the scorer found in it as `extracted`.
 
     Raises:
-        UserError: the chat template refuses an item, it does not fit into the model's context, or
+        UserError: The chat template refuses an item, it does not fit into the model's context, or
             its reference is unfit for the scorer.
     """
     model, tokenizer = load_model(files, placement), load_tokenizer(files)

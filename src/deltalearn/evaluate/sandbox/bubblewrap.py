@@ -99,7 +99,7 @@ class Contained(Process):
         self._open.callback(os.close, told)
 
     def cpu(self) -> float:
-        """Of the program alone."""
+        """Seconds of processor time of the program alone."""
         program = self._find(0)
         return cpu_of(program.pid) if program else 0.0
 
@@ -128,7 +128,7 @@ class Contained(Process):
             self._popen.kill()
 
     def end(self, wait: bool = False) -> tuple[int, float] | None:
-        """As everywhere; bwrap gives on the exit code, and 128 + number after a signal."""
+        """See `Process.end`; bwrap hands on the exit code, 128 + number after a signal."""
         end = super().end(wait)
         if end is not None:
             self._open.close()
@@ -180,8 +180,8 @@ def _root(interpreter: Interpreter, limits: Limits) -> list[str]:
     arguments += ["--ro-bind", str(executable), str(executable)]
     for place in ("/etc/ld.so.cache", "/usr/share/zoneinfo"):
         arguments += ["--ro-bind-try", place, place]
-    for name, place in interpreter.packages.items():
-        arguments += ["--ro-bind", str(place), f"{PACKAGES}/{name}"]
+    for name, path in interpreter.packages.items():
+        arguments += ["--ro-bind", str(path), f"{PACKAGES}/{name}"]
     for name in DEVICES:
         arguments += ["--dev-bind", f"/dev/{name}", f"/dev/{name}"]
     arguments += ["--size", str(limits.disk), "--tmpfs", "/tmp"]  # noqa: S108 (the sandbox's own)

@@ -21,12 +21,14 @@ TOKEN = 16  # bytes
 
 
 def limit(what, most):
+    """Lower a limit of this process to `most`, or to what it has."""
     hard = resource.getrlimit(what)[1]
     most = most if hard == resource.RLIM_INFINITY else min(most, hard)
     resource.setrlimit(what, (most, most))
 
 
 def guard(event, arguments):
+    """Audit hook: nothing searches the interpreter for the token."""
     if event == "gc.get_referents":
         raise RuntimeError("a program may not search the objects of its interpreter")
 
@@ -56,6 +58,7 @@ def prepare():
 
 
 def finish(token, nothing, verdict=-1, write=None, leave=None):
+    """Send the token, and end here."""
     write(verdict, token)
     leave(0)  # what the program leaves to be done at exit is no part of it
 
@@ -65,4 +68,4 @@ if __name__ == "__main__":
     # part of the function under test.
     module = ModuleType("program")
     sys.modules["program"] = module
-    finish(os.read(0, TOKEN), builtins.exec(prepare(), module.__dict__))  # noqa: S102
+    finish(os.read(0, TOKEN), builtins.exec(prepare(), module.__dict__))  # type: ignore[func-returns-value]  # noqa: S102

@@ -34,13 +34,19 @@ class Outcome:
 
     @property
     def passed(self) -> bool:
+        """True if it ran to its end."""
         return self.status is Status.PASSED
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a program may use. memory: bytes of address space. disk: bytes in its `/tmp`, which is
-    in memory too. files: in `/tmp`. output: bytes printed in all; they are not kept.
+    """Resources that a program may use.
+
+    Attributes:
+        memory: Bytes of address space.
+        disk: Bytes in its `/tmp`, which is in memory too.
+        files: In `/tmp`.
+        output: Bytes printed in all; they are not kept.
     """
 
     memory: int = 2048 * MIB

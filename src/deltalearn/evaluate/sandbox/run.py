@@ -40,7 +40,9 @@ class Launcher(Protocol):
 
     def start(
         self, command: Sequence[str], stdin: int, stdout: int, stderr: int, verdict: int
-    ) -> Process: ...
+    ) -> Process:
+        """Start `command` with these descriptors; it sees no others."""
+        ...
 
 
 class NotStarted(Exception):
@@ -61,10 +63,16 @@ class Sandbox:
     ) -> None:
         """Try the sandbox out with a first program.
 
-        allow: the user's consent to run generated code. unsafe: run without isolation (say gets
-        a warning; default: standard error). packages: installed distributions that programs may
-        import besides the standard library. UserError without consent, without bubblewrap, or
-        where it makes no sandbox; the text names the remedy.
+        Args:
+            allow: The user's consent to run generated code.
+            unsafe: Run without isolation.
+            limits: Of each program.
+            packages: Installed distributions that programs may import besides the standard library.
+            say: Gets the warning of `unsafe`; default: standard error.
+
+        Raises:
+            UserError: Without consent, without bubblewrap, or where it makes no sandbox; the text
+                names the remedy.
         """
         if not allow:
             raise UserError(NOT_ALLOWED)
@@ -89,12 +97,18 @@ class Sandbox:
         wall: float | None = None,
         workers: int | None = None,
     ) -> list[Outcome]:
-        """What became of each program, in order.
+        """Run programs, and say what became of each, in order.
 
-        timeout: seconds of processor time. wall: seconds of wall clock, only to end programs that
-        sleep (default: 4 times `timeout` and 5 more). workers: programs at once (default: the
-        processors this process may use); each can take the memory and disk of `Limits`. UserError
-        if the sandbox stops working.
+        Args:
+            programs: Python source.
+            timeout: Seconds of processor time.
+            wall: Seconds of wall clock, only to end programs that sleep (default: 4 times
+                `timeout` and 5 more).
+            workers: Programs at a time (default: the processors this process may use); each can
+                take the memory and disk of `Limits`.
+
+        Raises:
+            UserError: If the sandbox stops working.
         """
         stop = threading.Event()
         wall = 4 * timeout + 5 if wall is None else wall
@@ -124,6 +138,7 @@ class Sandbox:
             file.write(given)
             file.seek(0)
             reads, writes = zip(*(os.pipe() for _ in range(3)), strict=True)
+            stdout, stderr, verdict = reads
             for pipe in reads:
                 outer.callback(os.close, pipe)
             for pipe in writes:
@@ -137,7 +152,7 @@ class Sandbox:
             command = self._interpreter.command(*settings, self._launcher.packages)
             process = self._launcher.start(command, file.fileno(), *writes)
             inner.close()  # so that the pipes end with the program
-            return watch(process, *reads, bounds)
+            return watch(process, stdout, stderr, verdict, bounds)
 
 
 def judge(ended: Ended, complete: bytes, bounds: Bounds) -> Outcome:

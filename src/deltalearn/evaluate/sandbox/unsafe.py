@@ -58,7 +58,7 @@ class Loose(Process):
         self._directory = directory
 
     def cpu(self) -> float:
-        """Of the first process; those it started are not counted."""
+        """Seconds of processor time of the first process, not of those it started."""
         return cpu_of(self._popen.pid)
 
     def kill(self) -> None:
@@ -67,7 +67,7 @@ class Loose(Process):
             os.killpg(self._popen.pid, signal.SIGKILL)
 
     def end(self, wait: bool = False) -> tuple[int, float] | None:
-        """As everywhere; the rest of the group and the directory go with it."""
+        """See `Process.end`; the rest of the group and the directory go with it."""
         known = self._end
         end = super().end(wait)
         if end is not None and known is None:

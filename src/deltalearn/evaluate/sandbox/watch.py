@@ -112,7 +112,9 @@ def watch(process: Process, stdout: int, stderr: int, verdict: int, bounds: Boun
         if reason is not Reason.ENDED:
             process.kill()
             break
-    code, cpu = process.end(wait=True)
+    end = process.end(wait=True)
+    assert end is not None  # it was waited for
+    code, cpu = end
     if reason is Reason.ENDED and cpu > bounds.cpu:  # since the last look
         reason = Reason.CPU
     return Ended(reason, code, cpu, said, errors.decode("utf-8", "replace"))

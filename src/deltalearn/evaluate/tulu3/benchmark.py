@@ -14,6 +14,10 @@ Aggregation = Literal["macro", "micro"]
 Results = Sequence[Any]  # lm_eval's: (log-likelihood, greedy) of each choice, or [output]
 
 
+def _no_grade(item: Row, results: Results) -> Grade:
+    raise NotImplementedError("its verdict is not made of the output alone")
+
+
 @dataclass(frozen=True)
 class Benchmark:
     """One column of the paper's table. How it is asked is in the YAML file of its folder.
@@ -21,13 +25,13 @@ class Benchmark:
     Attributes:
         name: In results and options.
         title: In tables.
-        full: Items of the published split.
+        full: Items of the published split; 0: as many as there are.
         metric: What its score is, in words.
         aggregation: macro, the mean of the strata's means; micro, the mean over all items.
         kind: choice needs log-likelihoods, code the sandbox, judged a judge.
         chat: Whether the chat template is applied.
-        grade: From an item and what the model gave for it to a verdict; None where a program has
-            to be run, or a judge asked.
+        grade: From an item and what the model gave for it to a verdict; there is none where a
+            program has to be run, or a judge asked.
         questions: Whose questions these are. Benchmarks of the same questions, under the same
             names, are split alike; default: the benchmark itself.
         worked: Examples that stand inside the question's own turn, which lm_eval does not count.
@@ -41,7 +45,7 @@ class Benchmark:
     aggregation: Aggregation
     kind: Kind = "text"
     chat: bool = True
-    grade: Callable[[Row, Results], Grade] | None = None
+    grade: Callable[[Row, Results], Grade] = _no_grade
     questions: str | None = None
     worked: int = 0
     notes: Callable[[], list[str]] = list

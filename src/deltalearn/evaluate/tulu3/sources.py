@@ -75,7 +75,9 @@ def read(path: Path) -> list[Row]:
     opener = gzip.open if path.suffix == ".gz" else open
     try:
         with opener(path, "rt", encoding="utf-8-sig", newline="") as file:
-            rows = [_Read(_object(row, where), where) for where, row in _placed(path, file)]
+            rows: list[Row] = [
+                _Read(_object(row, where), where) for where, row in _placed(path, file)
+            ]
     except (OSError, EOFError, ValueError, csv.Error, RecursionError) as error:
         raise NoData(f"{path}: cannot be read ({error})") from error
     if not rows:

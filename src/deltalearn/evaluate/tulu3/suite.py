@@ -63,7 +63,7 @@ def local_pattern(benchmark: Benchmark) -> str:
 
 @dataclass(frozen=True)
 class Asked:
-    """How a benchmark is asked: tokens of an answer at most (0: none is written), samples."""
+    """Tokens of a benchmark's answers at most (0: none is written), and samples of each."""
 
     max_tokens: int
     samples: int

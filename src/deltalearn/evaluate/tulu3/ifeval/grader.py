@@ -191,7 +191,7 @@ def _checks() -> ModuleType:
 
 
 @contextlib.contextmanager
-def _no_download(nltk: ModuleType) -> Iterator[None]:
+def _no_download(nltk: Any) -> Iterator[None]:
     """lm_eval looks for punkt_tab when it is imported, and downloads what it does not find."""
     find, download = nltk.data.find, nltk.download
     nltk.data.find = lambda name, *a, **k: name if "punkt" in name else find(name, *a, **k)

@@ -78,6 +78,7 @@ class _Worker:
 
     def _read(self) -> object:
         """The next message; None if the process has ended."""
+        assert self._process.stdout is not None
         line = self._process.stdout.readline()
         return json.loads(line) if line.endswith("\n") else None
 

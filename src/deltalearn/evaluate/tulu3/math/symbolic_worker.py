@@ -29,7 +29,8 @@ def main() -> None:
     tell({"ready": True})
     for line in sys.stdin:
         signal.setitimer(signal.ITIMER_PROF, SECONDS)
-        same = equal(*json.loads(line), parse_latex, simplify)
+        a, b = json.loads(line)
+        same = equal(a, b, parse_latex, simplify)
         signal.setitimer(signal.ITIMER_PROF, 0)
         tell(same)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ def load(data_dir: str | None = None, **_: Any) -> Splits:
 
 def worked_examples(directory: Path | None) -> list[Row]:
     """Find the fifteen: question, obj."""
+    found: Iterable[Row]
     if directory is not None:
         file = directory / "tulu3_fewshot" / "popqa_15shot.json"
         if not file.is_file():
