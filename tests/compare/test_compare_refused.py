@@ -25,7 +25,7 @@ from helpers.compared_runs import (
 )
 
 from deltalearn.errors import UserError
-from deltalearn.evaluate.harness.model import Trouble
+from deltalearn.evaluate.harness.model import RequestIssues
 from deltalearn.evaluate.harness.results import COLUMNS
 from deltalearn.judge.judge import load_judge
 
@@ -53,18 +53,18 @@ def test_different_settings(tmp_path, capsys, changed, message):
     assert f"NOT MEASURED ALIKE: GSM8K: {next(iter(changed))}" in text
 
 
-@pytest.mark.parametrize("trouble", [Trouble(shortened=1_234), Trouble(truncated=2)])
+@pytest.mark.parametrize("issues", [RequestIssues(shortened=1_234), RequestIssues(truncated=2)])
 @pytest.mark.parametrize("side", [0, 1])
-def test_contexts_that_cut_something(tmp_path, capsys, trouble, side):
+def test_contexts_that_cut_something(tmp_path, capsys, issues, side):
     """In the words of the evaluation itself; on either side, whatever the other's context."""
     changed = [{"context": 4096}, {"context": 1024}]
-    changed[side]["notes"] = ["another note", *trouble.notes()]
+    changed[side]["notes"] = ["another note", *issues.notes()]
     a, b = gsm8k(tmp_path / "a", ONES, changed[0]), gsm8k(tmp_path / "b", ZEROS, changed[1])
     with pytest.raises(UserError, match=r"GSM8K: context 4096 in .*a, 1024 in .*b, which cut "):
         compared(a, b)
     text = run(capsys, a, b, allow_different_settings=True)
     assert "NOT MEASURED ALIKE: GSM8K: context 4096" in text
-    assert f"note: GSM8K: {trouble.notes()[0]}, in {(a, b)[side]}" in text
+    assert f"note: GSM8K: {issues.notes()[0]}, in {(a, b)[side]}" in text
 
 
 PROMPT = "Which answer to {instruction} is better: m {output_1} or M {output_2}?"

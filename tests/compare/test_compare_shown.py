@@ -33,7 +33,7 @@ from deltalearn.compare import forest
 from deltalearn.compare import verdict as words
 from deltalearn.compare.command import run_compare, run_plan
 from deltalearn.errors import UserError
-from deltalearn.evaluate.harness.model import Trouble
+from deltalearn.evaluate.harness.model import RequestIssues
 
 # -- what is said --------------------------------------------------------------------------------
 
@@ -147,7 +147,7 @@ def test_precision_and_arguments_are_noted(tmp_path, capsys):
 
 def test_what_the_context_cut_is_repeated(tmp_path, capsys):
     """Of both sides, also where both have the same context; hostile notes stay on their line."""
-    notes = Trouble(shortened=3, truncated=1).notes()
+    notes = RequestIssues(shortened=3, truncated=1).notes()
     a = gsm8k(tmp_path / "a", ONES, {"context": 512, "notes": [*notes, "about something else"]})
     b = gsm8k(tmp_path / "b", ZEROS, {"context": 512, "notes": ["\x1b[31m to fit the context", 7]})
     found = compared(a, b).notes

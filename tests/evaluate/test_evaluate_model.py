@@ -20,7 +20,7 @@ from deltalearn.evaluate.harness import model as module
 from deltalearn.evaluate.harness.backends import BackendOptions
 from deltalearn.evaluate.harness.cache import Answers
 from deltalearn.evaluate.harness.loading import group_size
-from deltalearn.evaluate.harness.model import RememberingModel
+from deltalearn.evaluate.harness.model import CachedLM
 from deltalearn.util.signals import Stopped
 
 
@@ -70,11 +70,11 @@ def remembering(tmp_path: Path):
     """`remembering(identity)` -> (model, inner), over the same file."""
     opened = []
 
-    def make(identity: str = "m") -> tuple[RememberingModel, Inner]:
+    def make(identity: str = "m") -> tuple[CachedLM, Inner]:
         answers = Answers(tmp_path / "answers.sqlite")
         opened.append(answers)
         inner = Inner()
-        return RememberingModel(inner, identity, answers), inner
+        return CachedLM(inner, identity, answers), inner
 
     yield make
     for answers in opened:
@@ -132,12 +132,12 @@ def test_a_short_context_shortens_the_answer_and_says_so(remembering):
     model, inner = remembering()
     model.generate_until([written("x" * 100, max_gen_toks=512)])
     assert inner.asked[-1][1]["max_gen_toks"] == 512
-    assert model.trouble.notes() == []
+    assert model.issues.notes() == []
     model.generate_until([written("x" * 700, max_gen_toks=512)])
     assert inner.asked[-1][1]["max_gen_toks"] == 256, "300 tokens are left: 4 x 64"
     model.generate_until([written("x" * 990, max_gen_toks=512)])
     assert inner.asked[-1][1]["max_gen_toks"] == 64
-    assert model.trouble.notes() == [
+    assert model.issues.notes() == [
         "the context left 2 answers less than the limit",
         "1 prompts were cut on the left to fit the context",
     ]
@@ -147,12 +147,12 @@ def test_sampling_does_not_depend_on_what_was_asked_before(remembering):
     """Groups are the same after an interruption, and each is seeded by its first request."""
     requests = [written(f"prompt {i}", max_gen_toks=5, do_sample=True) for i in range(6)]
     model, inner = remembering()
-    model.at_once = 2
+    model.group_size = 2
     model.generate_until(requests)
     assert len(set(inner.draws)) == 3
     order = [asked[0] for asked in inner.asked]
     fresh, other = remembering("m2")
-    fresh.at_once = 2
+    fresh.group_size = 2
     fresh.generate_until(requests)
     assert other.draws != inner.draws, "another model draws otherwise"
     assert [asked[0] for asked in other.asked] == order
@@ -160,7 +160,7 @@ def test_sampling_does_not_depend_on_what_was_asked_before(remembering):
 
 def test_a_stop_keeps_what_is_done(remembering, monkeypatch):
     model, inner = remembering()
-    model.at_once = 2
+    model.group_size = 2
     asked = SimpleNamespace(asked=False)
 
     class Stop:
@@ -202,7 +202,7 @@ def test_a_server_keeps_each_answer_and_no_text_is_none(remembering):
     requests = [written(f"prompt {i}", max_gen_toks=5) for i in range(6)]
     with pytest.raises(Stopped, match="3 of 6 requests done"):
         model.generate_until(requests)
-    assert model.trouble.notes() == [
+    assert model.issues.notes() == [
         "the server gave no text for 1 requests (content null): they count as empty answers, and "
         "the next run asks them again"
     ]
@@ -215,8 +215,8 @@ def test_a_kill_costs_a_few_batches():
     """Through transformers a group of requests is some batches and not 128."""
     assert group_size(BackendOptions("hf", "m", batch_size=8)) == 32
     assert group_size(BackendOptions("hf", "m", batch_size=1)) == 4
-    assert group_size(BackendOptions("hf", "m", batch_size=64)) == module.AT_ONCE
-    assert group_size(BackendOptions("vllm", "m")) == module.AT_ONCE
+    assert group_size(BackendOptions("hf", "m", batch_size=64)) == module.GROUP_SIZE
+    assert group_size(BackendOptions("vllm", "m")) == module.GROUP_SIZE
 
 
 def test_nothing_is_announced_where_everything_is_known(remembering):

@@ -6,11 +6,11 @@ from __future__ import annotations
 import json
 
 import pytest
+from helpers.results import item_rows
 
 from deltalearn.errors import UserError
 from deltalearn.evaluate.harness.results import (
     FORMAT,
-    read_items,
     read_results,
     summary,
     write_items,
@@ -30,7 +30,7 @@ def row(id, stratum, score, **columns):
 def test_items_come_back_as_they_were(tmp_path):
     rows = [row("1", "a", 1.0, output="ü"), row("2", "b", 0.2)]
     write_items(tmp_path, "set.loglik", rows)
-    assert read_items(tmp_path, "set.loglik") == rows
+    assert item_rows(tmp_path, "set.loglik") == rows
     assert [p.name for p in (tmp_path / "items").iterdir()] == ["set.loglik.parquet"]
 
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from deltalearn.compare.command import compare, run_compare
-from deltalearn.evaluate.alpaca.length_control import Judged, pseudo_scores
+from deltalearn.evaluate.alpaca.length_control import ScoredPairs, pseudo_scores
 from deltalearn.evaluate.harness.results import COLUMNS, FORMAT
 from deltalearn.evaluate.tulu3.suite import ALL, BY_NAME
 from deltalearn.recipe import CompareSpec
@@ -144,7 +144,7 @@ def alpaca(directory, seed, n=150, missing=(), entries=None, score=None):
         gold=["g" * int(k) for k in np.random.default_rng(0).integers(100, 3_000, n)],
     )
     rows = [row for i, row in enumerate(rows) if i not in missing]
-    judged = Judged.of(*([row[k] for row in rows] for k in ("score", "output", "gold")))
+    judged = ScoredPairs.of(*([row[k] for row in rows] for k in ("score", "output", "gold")))
     rate = pseudo_scores(judged).mean() if score is None else score
     changed = {"score": rate, "metric": "length-controlled, minimal", "n": len(rows)}
     changed |= {"alpaca_eval": {"comparisons": {"faults": {"no logprobs": len(missing)}}}}

@@ -72,7 +72,7 @@ def verdicts(question: str, attempt: int) -> Reply:
 
 
 class Suite:
-    """`run(...)` -> (results.json, what was said); results in `out`, beside the ledger."""
+    """`run(...)` -> (results.json, what was said); results in `out`, beside the log."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -112,7 +112,7 @@ class Suite:
         return json.loads((self.out / "results.json").read_text())
 
     @property
-    def ledger(self) -> list[dict[str, Any]]:
+    def test_set_log(self) -> list[dict[str, Any]]:
         path = self.out.parent / "evaluations.jsonl"
         return [json.loads(x) for x in path.read_text().splitlines()] if path.is_file() else []
 

@@ -223,8 +223,8 @@ def test_dev_items_are_for_choosing_and_test_views_are_counted(place, data, tmp_
     assert results(tmp_path / "evals" / "dev")["split"] == "dev"
     ids = [{row["id"] for row in items(tmp_path / "evals" / n, "popqa")} for n in ("dev", "rest")]
     assert not ids[0] & ids[1]
-    ledger = (tmp_path / "evals" / "evaluations.jsonl").read_text().splitlines()
-    assert [json.loads(line)["split"] for line in ledger] == ["dev", "held-out"]
+    log = (tmp_path / "evals" / "evaluations.jsonl").read_text().splitlines()
+    assert [json.loads(line)["split"] for line in log] == ["dev", "held-out"]
     assert results(tmp_path / "evals" / "rest")["test_models"] == 1
 
 

@@ -149,7 +149,7 @@ def test_who_cannot_judge_is_known_before_anything_is_asked(suite, model, monkey
         with pytest.raises(UserError, match=message):
             suite.run(model, judge=judge)
     assert model.asked.total() == 0
-    assert suite.ledger == []
+    assert suite.test_set_log == []
 
 
 def test_local_data_means_no_hub_for_the_length_control(suite, model, monkeypatch):
@@ -159,7 +159,7 @@ def test_local_data_means_no_hub_for_the_length_control(suite, model, monkeypatc
     def never(*_: object, **__: object) -> None:
         raise AssertionError("the hub was asked")
 
-    monkeypatch.setattr(judging, "find_sides", never)
+    monkeypatch.setattr(judging, "find_length_data", never)
     with FaultServer(verdicts) as judge:
         found, _ = suite.run(model, "alpaca_eval", judge=suite.judge(judge))
     assert found["benchmarks"]["alpaca_eval"]["alpaca_eval"]["sides"] is None

@@ -68,7 +68,7 @@ def test_a_model_that_does_not_load_is_no_traceback(tmp_path, tiny_model, option
     )
     with pytest.raises(UserError, match=message):
         suite.run(None, "ifeval", backend=backend)
-    assert suite.ledger == []
+    assert suite.test_set_log == []
 
 
 def test_a_model_without_a_chat_template_is_told_so(tmp_path, tiny_model):
@@ -84,7 +84,7 @@ def test_a_model_without_a_chat_template_is_told_so(tmp_path, tiny_model):
     backend = BackendOptions("hf", str(place), device="cpu", dtype="float32")
     with pytest.raises(UserError, match="has no chat template"):
         suite.run(None, "ifeval", backend=backend)
-    assert suite.ledger == []
+    assert suite.test_set_log == []
 
 
 def test_a_run_of_nothing_has_an_exit_code(tmp_path, tiny_model):

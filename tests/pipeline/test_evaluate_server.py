@@ -1,5 +1,5 @@
 """Protects an evaluation at a server: paid answers are kept, its faults are neither answers nor
-tracebacks, and the ledger has exactly those models that were asked.
+tracebacks, and the log has exactly those models that were asked.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from deltalearn.errors import UserError
 from deltalearn.evaluate.harness import served
 from deltalearn.evaluate.harness.backends import BackendOptions, load
 from deltalearn.evaluate.harness.cache import FILE
-from deltalearn.evaluate.harness.model import RememberingModel
+from deltalearn.evaluate.harness.model import CachedLM
 from deltalearn.evaluate.harness.served import Unreachable
 from deltalearn.openai_api.endpoint import Endpoint
 from deltalearn.pipeline.evaluate import evaluate
@@ -88,7 +88,7 @@ def test_samples_are_asked_beside_each_other(tmp_path):
         )
         prompt = inner.apply_chat_template([{"role": "user", "content": "one"}])
         options = {"until": ["never"], "max_gen_toks": 5, "do_sample": True}
-        model = RememberingModel(
+        model = CachedLM(
             inner, "m", Answers(tmp_path / "answers.sqlite"), server=served.Server(inner)
         )
         found = model.generate_until([Instance("generate_until", {}, (prompt, options), 0)] * 8)
@@ -221,29 +221,29 @@ def test_the_variable_is_the_option(suite, monkeypatch):
         assert "(done before)" in suite.run(server, "ifeval")[1]
 
 
-def test_the_ledger_has_what_was_asked_when_a_later_benchmark_fails(suite):
+def test_the_log_has_what_was_asked_when_a_later_benchmark_fails(suite):
     plan = when("ifeval 0", Reply(401, {"error": "no more"}))
     with FaultServer(plan) as server, pytest.raises(UserError):
         suite.run(server)
-    assert [line["benchmark"] for line in suite.ledger] == ["alpaca_eval", "ifeval"]
-    (first, second) = suite.ledger
+    assert [line["benchmark"] for line in suite.test_set_log] == ["alpaca_eval", "ifeval"]
+    (first, second) = suite.test_set_log
     assert (first["items"], first["split"], first["limit"]) == (12, "test", None)
     assert first["docs"] != second["docs"]
     assert suite.results["test_models"] == 1
 
 
-def test_a_model_that_was_never_asked_is_not_in_the_ledger(suite):
+def test_a_model_that_was_never_asked_is_not_in_the_log(suite):
     for url, message in ((None, "needs --url"), ("localhost:8000", "looks like http")):
         with pytest.raises(UserError, match=message):
             suite.run(None, backend=BackendOptions("openai", "m", url=url))
     with FaultServer(well) as server:
         suite.run(server, "humaneval", "gsm8k")
-        assert suite.ledger == []
+        assert suite.test_set_log == []
         suite.run(server, "ifeval")
         (suite.out.parent / "evaluations.jsonl").unlink()
         (suite.out / "results.json").unlink()
         suite.run(server, "ifeval")
-        assert suite.ledger == [], "graded again, and nothing was asked"
+        assert suite.test_set_log == [], "graded again, and nothing was asked"
 
 
 def test_models_are_counted_that_saw_these_items(suite):
@@ -252,8 +252,8 @@ def test_models_are_counted_that_saw_these_items(suite):
             backend = BackendOptions("openai", model, url=server.url)
             out = suite.out.parent / model
             found, said = suite.run(server, benchmark, backend=backend, out=out)
-            with (suite.out.parent / "evaluations.jsonl").open("a") as ledger:
-                ledger.write("cut {\n")
+            with (suite.out.parent / "evaluations.jsonl").open("a") as log:
+                log.write("cut {\n")
     assert found["test_models"] == 2 and "2 models have seen" in said
 
 

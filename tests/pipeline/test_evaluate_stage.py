@@ -16,9 +16,11 @@ from helpers.cli import deltalearn, fails
 
 pytest.importorskip("lm_eval")
 
+from helpers.results import item_rows
+
 from deltalearn.errors import UserError
 from deltalearn.evaluate.harness.named import check_names, load_named
-from deltalearn.evaluate.harness.results import read_items, read_results
+from deltalearn.evaluate.harness.results import read_results
 from deltalearn.evaluate.reference.scorers import SCORERS
 from deltalearn.pipeline.lock import Hold
 
@@ -121,7 +123,7 @@ def run(folder: Path, out: str, *options: str) -> subprocess.CompletedProcess:
 def everything(scores: Path) -> dict[str, list[dict]]:
     """The items of all benchmarks of all directories."""
     return {
-        f"{place}/{name}": read_items(scores / place, name)
+        f"{place}/{name}": item_rows(scores / place, name)
         for place in PLACES
         for name in read_results(scores / place)["benchmarks"]
     }
@@ -136,10 +138,10 @@ def test_all_are_scored_alike_and_keep_each_item(whole):
         assert [e["n"] for e in entries.values()] == [16, 16, 12, 9]
         assert results["not_run"] == {} and results["split"] == "test"
         for name, entry in entries.items():
-            rows = read_items(whole / "scores" / place, name)
+            rows = item_rows(whole / "scores" / place, name)
             assert len({row["id"] for row in rows}) == len(rows) == entry["n"]
             assert all(row["prompt"] and row["gold"] for row in rows)
-        for row in read_items(whole / "scores" / place, "mine.greedy_accuracy"):
+        for row in item_rows(whole / "scores" / place, "mine.greedy_accuracy"):
             grade = SCORERS["contains"].grade(row["output"], row["gold"])
             assert (row["score"], row["extracted"]) == (grade.score, grade.extracted)
     model = read_results(whole / "scores" / "arms/delta/seed-0")["model"]
@@ -155,8 +157,8 @@ def test_the_command_gives_the_scores_of_the_run(folder, whole):
     done = deltalearn("evaluate", folder / "tiny", "--out", "evals/tiny", *options, cwd=folder)
     assert done.returncode == 0, done.stdout + done.stderr
     for name in read_results(folder / "evals" / "tiny")["benchmarks"]:
-        ours = read_items(folder / "evals" / "tiny", name)
-        assert ours == read_items(whole / "scores" / "models" / "student", name)
+        ours = item_rows(folder / "evals" / "tiny", name)
+        assert ours == item_rows(whole / "scores" / "models" / "student", name)
     again = deltalearn("evaluate", folder / "tiny", "--out", "evals/tiny", *options, cwd=folder)
     assert again.stdout.count("(done before)") == 4
 

@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from helpers.data import DATA
+from helpers.results import item_rows
 
-from deltalearn.evaluate.harness.results import read_items
 from deltalearn.lm.load import load_model, load_tokenizer, place
 from deltalearn.lm.locate import locate
 from deltalearn.pipeline.run import run_recipe
@@ -81,7 +81,7 @@ def test_scores_equal_a_slow_computation(run):
     path, models, _ = run
     files = locate(str(models["student"]))
     tokenizer, model = load_tokenizer(files), load_model(files, place("cpu", "float32")).double()
-    table = read_items(path / "scores" / "models" / "student", "gsm8k_solutions.loglik")
+    table = item_rows(path / "scores" / "models" / "student", "gsm8k_solutions.loglik")
     with (GSM8K / "test.jsonl").open(encoding="utf-8") as lines:
         problems = [json.loads(line) for line, _ in zip(lines, range(3), strict=False)]
     for row, problem in zip(table, problems, strict=False):

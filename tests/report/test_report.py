@@ -35,7 +35,7 @@ from deltalearn.report.page import render_page
 from deltalearn.report.summary import summarize
 from deltalearn.report.view import Arm
 from deltalearn.util.files import write_json
-from deltalearn.util.wording import (
+from deltalearn.util.text_format import (
     GAIN,
     LOSS,
     NONE,

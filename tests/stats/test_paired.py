@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from deltalearn.compare.power_plan import EFFECTIVE, Plan
-from deltalearn.evaluate.alpaca.length_control import Judged, minimal_rates, pseudo_scores
+from deltalearn.evaluate.alpaca.length_control import ScoredPairs, minimal_rates, pseudo_scores
 from deltalearn.stats import bootstrap, difference, mcnemar, power, seeds
 from deltalearn.stats.holm import holm
 from deltalearn.stats.joint import joint
@@ -79,9 +79,9 @@ def preference(rows) -> np.ndarray:
     return np.array([row["preference"] - 1 for row in rows])
 
 
-def judged(rows) -> Judged:
+def judged(rows) -> ScoredPairs:
     texts = ([row[f"output_{i}"] for row in rows] for i in (2, 1))
-    return Judged.of(preference(rows), *texts)
+    return ScoredPairs.of(preference(rows), *texts)
 
 
 @needs_alpaca

@@ -8,7 +8,7 @@ from typing import Any
 from rich.table import Table
 
 from deltalearn.util.terminal import console
-from deltalearn.util.wording import visible
+from deltalearn.util.text_format import visible
 
 
 def print_rows(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:

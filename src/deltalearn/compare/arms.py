@@ -8,7 +8,7 @@ from pathlib import Path
 
 from deltalearn.errors import UserError
 from deltalearn.evaluate.arms import NAME_LENGTH, Arm, Run
-from deltalearn.util.wording import listing, one_line
+from deltalearn.util.text_format import listing, one_line
 
 
 def read_arms(a: Sequence[Path], b: Sequence[Path]) -> tuple[Arm, Arm]:

@@ -12,14 +12,14 @@ from deltalearn.evaluate.arms import Arm, Run
 from deltalearn.evaluate.matching import title
 from deltalearn.evaluate.tulu3.suite import ALL, MMLU
 from deltalearn.util.files import canonical_json
-from deltalearn.util.wording import listing, one_line
+from deltalearn.util.text_format import listing, one_line
 
 # What moves scores by itself, of a benchmark. `limit` is of the whole evaluation.
 ASKED = ("metric", "shots", "chat", "max_tokens", "stops", "samples", "temperature")
 WORTH_A_NOTE = ("backend", "data")  # of an evaluation: may move scores a little
 RAN_WITH = ("dtype", "arguments")  # of a benchmark: likewise
 CUT = re.compile("^the context left .* less than the limit$|to fit the context$")  # of its notes
-SHOWN = 8  # lines of an error
+MAX_LINES = 8  # lines of an error
 
 
 def shared_benchmarks(a: Arm, b: Arm, wanted: Sequence[str] | None) -> tuple[list[str], list[str]]:
@@ -69,9 +69,9 @@ def check(a: Arm, b: Arm, benchmarks: Sequence[str], *, allow_different: bool) -
             raise UserError(f"{title(name)}: averaged in two ways: {found}; evaluate it again")
     mismatches = _mismatches(runs, benchmarks)
     if mismatches and not allow_different:
-        lines = mismatches[:SHOWN]
-        if len(mismatches) > SHOWN:
-            lines.append(f"and {len(mismatches) - SHOWN} more")
+        lines = mismatches[:MAX_LINES]
+        if len(mismatches) > MAX_LINES:
+            lines.append(f"and {len(mismatches) - MAX_LINES} more")
         raise UserError(
             "these scores were not measured alike:\n  "
             + "\n  ".join(lines)

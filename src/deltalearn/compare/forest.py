@@ -24,7 +24,7 @@ from deltalearn.util.svg import (
     short_signed,
     value_axis,
 )
-from deltalearn.util.wording import GAIN, LOSS, NONE, count, one_line
+from deltalearn.util.text_format import GAIN, LOSS, NONE, count, one_line
 
 WIDTH, ROW, GAP = 800, 25, 10  # SVG units; GAP before the averages
 LEFT, RIGHT, BOTTOM, SIDE = 244, 248, 46, 16

@@ -14,7 +14,7 @@ from deltalearn.errors import UserError
 from deltalearn.evaluate.tulu3.suite import ALL, ELEVEN
 from deltalearn.stats import power
 from deltalearn.util.terminal import console
-from deltalearn.util.wording import count
+from deltalearn.util.text_format import count
 
 # As many items of one stratum are as precise as the macro average: K^2 / sum_k (1 / n_k), of the
 # sizes of 57 subjects (100 to 1,534 questions) and 7 subjects (474 to 1,187 problems).

@@ -9,7 +9,7 @@ from typing import Any
 from deltalearn.evaluate.arms import Arm
 from deltalearn.stats import power
 from deltalearn.stats.paired import Difference
-from deltalearn.util.wording import GAIN, LOSS, NONE
+from deltalearn.util.text_format import GAIN, LOSS, NONE
 
 FORMAT = 1
 

@@ -10,7 +10,7 @@ from rich.table import Table
 from deltalearn.compare.result import Comparison, Difference, Row
 from deltalearn.compare.verdict import amount, interval, is_bounded, p_text, points, verdict
 from deltalearn.util.terminal import console
-from deltalearn.util.wording import GAIN, LOSS, NONE, count, listing, one_line, plain
+from deltalearn.util.text_format import GAIN, LOSS, NONE, count, listing, one_line, plain
 
 PLAIN: dict[str, Any] = {"box": SIMPLE_HEAD, "padding": (0, 1, 0, 0), "pad_edge": False}
 WIDE = 104  # columns that the whole table needs

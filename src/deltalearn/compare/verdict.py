@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 from deltalearn.compare.result import Average, Comparison, Difference, Row
 from deltalearn.evaluate.matching import JUDGED
-from deltalearn.util.wording import GAIN, LOSS, NONE, count, listing, one_line, signed
+from deltalearn.util.text_format import GAIN, LOSS, NONE, count, listing, one_line, signed
 
 DECIMALS = 2
 UNBOUNDED_DECIMALS = 4
 FEW_RUNS = 3
-SHOWN = 4  # subsets named one by one if all are
+MAX_SUBSETS = 4  # subsets named one by one if all are
 
 
 def is_bounded(one: Difference) -> bool:
@@ -103,7 +103,7 @@ def _measured_on(comparison: Comparison) -> str:
     )
     text = f"{split}, {count(items)} items of {_plural(len(rows), 'benchmark')}"
     subsets = [f"{r.title} {count(r.n)} of {count(r.full or r.n)}" for r in rows if r.subset]
-    if len(subsets) == len(rows) > SHOWN:
+    if len(subsets) == len(rows) > MAX_SUBSETS:
         text += "; a SUBSET of each, not the published benchmark"
     elif subsets:
         text += f"; SUBSETS: {listing(subsets)}"

@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from deltalearn.errors import UserError
-from deltalearn.evaluate.harness.results import read_results
-from deltalearn.util.wording import one_line
+from deltalearn.evaluate.harness.results import items_file, read_results
+from deltalearn.util.text_format import one_line
 
 COLUMNS = ("id", "stratum", "cluster", "score", "gold")
 NAME_LENGTH = 60
@@ -89,7 +89,7 @@ class Run:
         Raises:
             UserError: If the file is not what results.json speaks of.
         """
-        path = self.directory / "items" / f"{benchmark}.parquet"
+        path = items_file(self.directory, benchmark)
         again = f"evaluate {benchmark} again"
         columns = [*COLUMNS, *(["output"] if outputs else [])]
         try:

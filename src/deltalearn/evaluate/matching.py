@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 
 from deltalearn.errors import UserError
-from deltalearn.evaluate.alpaca.length_control import Judged, pseudo_scores
+from deltalearn.evaluate.alpaca.length_control import ScoredPairs, pseudo_scores
 from deltalearn.evaluate.arms import Arm, Items, Run
 from deltalearn.evaluate.tulu3.suite import BY_NAME, ELEVEN, MMLU
 from deltalearn.stats.bootstrap import DRAWS
 from deltalearn.stats.joint import joint
 from deltalearn.stats.paired import Paired
 from deltalearn.stats.sampling import Sampling
-from deltalearn.util.wording import one_line
+from deltalearn.util.text_format import one_line
 
 CLOSE = 1e-5  # between a recorded score and that of the items, beyond which they do not belong
 JUDGED = "alpaca_eval"
@@ -145,7 +145,7 @@ def match(name: str, arms: Sequence[Arm], settings: Settings | None = None) -> M
         recorded = float(run.benchmarks[name]["score"])
         if judged and _is_controlled(run.benchmarks[name]):
             references = [_reference(gold) for _, _, gold in facts]
-            pairs = Judged.of(row.tolist(), [own.outputs[i] for i in ids], references)
+            pairs = ScoredPairs.of(row.tolist(), [own.outputs[i] for i in ids], references)
             row[:] = pseudo_scores(pairs, recorded if whole else None)
         elif whole and abs(float(sampling.mean(row)) - recorded) > CLOSE:
             raise UserError(

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-SHOWN = 100
+MAX_REPLY_CHARS = 100  # in an error
 ROUNDING = 1e-3  # a log-probability may be this far above 0
 
 
@@ -91,7 +91,7 @@ def by_text(
     """1 or 2: the reply is one of the tokens of `by_logprob` and nothing else."""
     text = reply.text.strip()
     if text not in {numerator_token, *denominator_tokens}:
-        raise Malformed(f"neither verdict: {text[:SHOWN]!r}")
+        raise Malformed(f"neither verdict: {text[:MAX_REPLY_CHARS]!r}")
     return 1.0 if text == numerator_token else 2.0
 
 

@@ -11,8 +11,6 @@ from typing import Any
 
 from deltalearn.errors import UserError
 from deltalearn.evaluate.harness.cache import FILE, Answers
-from deltalearn.evaluate.harness.ledger import Ledger
-from deltalearn.evaluate.harness.lines import average_line, line, not_run
 from deltalearn.evaluate.harness.loading import group_size, loaded, needs_template
 from deltalearn.evaluate.harness.results import (
     FORMAT,
@@ -26,6 +24,8 @@ from deltalearn.evaluate.harness.results import (
 )
 from deltalearn.evaluate.harness.run import Selection, Tasks, load_tasks, run
 from deltalearn.evaluate.harness.served import Unreachable
+from deltalearn.evaluate.harness.terminal import average_line, line, not_run
+from deltalearn.evaluate.harness.test_set_log import TestSetLog
 from deltalearn.evaluate.reference.benchmark import item_rows
 from deltalearn.evaluate.reference.kept import Kept
 from deltalearn.evaluate.tulu3.benchmark import Benchmark
@@ -67,7 +67,7 @@ class _Evaluation:
         self.identity = options.backend.identity
         self.file = options.out / "results.json"
         self.results = self._resumed()
-        self.ledger = Ledger(options.ledger or options.out.parent)
+        self.log = TestSetLog(options.test_set_log or options.out.parent)
         self._model: Any = None
         self._server: Any = None
         self._answers: Any = None
@@ -279,7 +279,7 @@ class _Evaluation:
         started = time.monotonic()
         rows = run(tasks, model, Selection(options.split, options.limit))
         entry = {"judge": None, **summary(benchmark, rows), **settings}
-        notes = [*model.trouble.notes(), *benchmark.notes()]
+        notes = [*model.issues.notes(), *benchmark.notes()]
         if benchmark.kind == "judged":
             keep_answers(options.out, rows, options.name)
             if self.judge is not None:
@@ -296,7 +296,7 @@ class _Evaluation:
         write_items(options.out, benchmark.name, rows)
         seconds = round(time.monotonic() - started, 1)
         entry |= {"seconds": seconds, "notes": notes, "key": digest(settings)}
-        entry["unanswered"] = model.trouble.unanswered
+        entry["unanswered"] = model.issues.unanswered
         context = options.backend.context or getattr(self._model, "max_length", None)
         entry["context"] = None if options.backend.chat_only else context  # lm_eval makes one up
         self._keep(benchmark, entry)
@@ -333,7 +333,7 @@ class _Evaluation:
 
     def _loaded(self, benchmark: Benchmark, settings: dict[str, Any]) -> Any:
         """The model as `run` takes it, loaded once; who sees which items is written down first."""
-        from deltalearn.evaluate.harness.model import RememberingModel
+        from deltalearn.evaluate.harness.model import CachedLM
         from deltalearn.evaluate.harness.served import Server
 
         asked = self.options.backend
@@ -346,7 +346,7 @@ class _Evaluation:
         identity = digest(
             [asked.kind, self.identity, asked.dtype, asked.context, dict(asked.arguments)]
         )
-        return RememberingModel(
+        return CachedLM(
             self._model,
             identity,
             self._kept(),
@@ -367,11 +367,11 @@ class _Evaluation:
     def _write(self) -> None:
         results = self.results
         results["average"] = average(results["benchmarks"])
-        results["test_models"] = self.ledger.test_models(self._wanted())
+        results["test_models"] = self.log.test_models(self._wanted())
         write_results(self.options.out, results)
 
     def _enter(self, benchmark: Measured, settings: dict[str, Any]) -> None:
-        """Note in the ledger who is about to see which items."""
+        """Note in the log who is about to see which items."""
         options = self.options
         seen = {
             "model": self.identity,
@@ -381,13 +381,13 @@ class _Evaluation:
             "items": settings["n"],
             "docs": settings["docs"],
         }
-        self.ledger.enter(seen, options.name)
+        self.log.enter(seen, options.name)
 
     def _warn_of_choosing(self) -> None:
         seen = self.results["test_models"]
-        if self.options.ledger is None and self.options.split != "dev" and seen > 1:
+        if self.options.test_set_log is None and self.options.split != "dev" and seen > 1:
             self.options.say(
-                f" {seen} models have seen test items of these benchmarks ({self.ledger.path}): a "
+                f" {seen} models have seen test items of these benchmarks ({self.log.path}): a "
                 "best one chosen among them by these scores is better by chance alone; choose on "
                 "--split dev"
             )

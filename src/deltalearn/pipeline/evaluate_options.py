@@ -42,7 +42,7 @@ class Options:
         unsafe: Run them without isolation where there is none.
         update: Replace results of other settings.
         only: Forget results of benchmarks that are not asked for.
-        ledger: Where it is noted who saw which items; default: beside `out`.
+        test_set_log: Where it is noted who saw which items; default: beside `out`.
         token_budget: Tokens of one batch of own questions.
         recipe: The resolved recipe, written beside the results; None: none is.
         judge: Who judges AlpacaEval.
@@ -63,7 +63,7 @@ class Options:
     unsafe: bool = False
     update: bool = False
     only: bool = False
-    ledger: Path | None = None
+    test_set_log: Path | None = None
     token_budget: int = 16384
     recipe: str | None = None
     judge: JudgeOptions = field(default_factory=JudgeOptions)

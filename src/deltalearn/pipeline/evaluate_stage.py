@@ -128,7 +128,7 @@ def _options(
         facts=facts,
         update=True,  # the run's own settings say whether it goes on
         only=True,
-        ledger=context.path(SCORES),
+        test_set_log=context.path(SCORES),
         say=silent,
     )
 

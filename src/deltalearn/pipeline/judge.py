@@ -14,9 +14,9 @@ from deltalearn.evaluate.alpaca.annotations import match, read_annotations, writ
 from deltalearn.evaluate.alpaca.length_data import (
     DIFFICULTY_FILE,
     GAMED_FILE,
-    Sides,
-    find_sides,
-    local_sides,
+    LengthControlData,
+    find_length_data,
+    local_length_data,
 )
 from deltalearn.evaluate.alpaca.pairs import pair_up, read_outputs
 from deltalearn.evaluate.alpaca.result import item_rows, summary
@@ -152,10 +152,10 @@ def _all_reached(annotations: Sequence[Annotation]) -> None:
         )
 
 
-def _sides(data_dir: Path | None) -> Sides | None:
+def _sides(data_dir: Path | None) -> LengthControlData | None:
     if data_dir is not None:
-        return local_sides(data_dir / FOLDER)
-    return None if os.environ.get("HF_HUB_OFFLINE") else find_sides()
+        return local_length_data(data_dir / FOLDER)
+    return None if os.environ.get("HF_HUB_OFFLINE") else find_length_data()
 
 
 def _judge(options: JudgeOptions) -> Judge:

@@ -8,7 +8,7 @@ from deltalearn.report.figures import Row, dot, rows_figure
 from deltalearn.report.summary import STUDENT
 from deltalearn.report.view import Arm, RunView
 from deltalearn.util.svg import short_signed
-from deltalearn.util.wording import (
+from deltalearn.util.text_format import (
     GAIN,
     LOSS,
     NONE,

@@ -12,7 +12,7 @@ import numpy as np
 from deltalearn.report.figures import Curve, curves_figure, percent
 from deltalearn.report.view import Arm, RunView
 from deltalearn.util.files import read_jsonl
-from deltalearn.util.wording import plain, share, signed
+from deltalearn.util.text_format import plain, share, signed
 
 POINTS = 48  # of a drawn curve; longer logs are averaged down to this
 STILL = 0.005  # nats per token: a side that moved less did not move

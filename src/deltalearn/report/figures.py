@@ -25,7 +25,7 @@ from deltalearn.util.svg import (
     margins,
     value_axis,
 )
-from deltalearn.util.wording import Measure, one_line, plain
+from deltalearn.util.text_format import Measure, one_line, plain
 
 WIDTH = 400
 CURVE_WIDTH = 340  # these stand three to a row

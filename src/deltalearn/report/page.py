@@ -8,9 +8,9 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from deltalearn.report import compare, curves, ledger, samples
+from deltalearn.report import compare, counts, curves, samples
 from deltalearn.report.view import RunView
-from deltalearn.util.wording import count, visible
+from deltalearn.util.text_format import count, visible
 
 
 def render_page(run: Path, summary: dict[str, Any]) -> str:
@@ -70,13 +70,13 @@ def _training(view: RunView) -> dict[str, Any]:
 
 def _books(view: RunView) -> dict[str, Any]:
     return {
-        "count_tables": ledger.count_tables(view),
-        "rejects": ledger.first_rejects(view),
-        "timings": ledger.timings(view),
-        "stage_rows": ledger.stage_rows(view),
-        "facts": ledger.facts(view),
-        "models": ledger.models(view),
-        "recipe": ledger.recipe_text(view),
+        "count_tables": counts.count_tables(view),
+        "rejects": counts.first_rejects(view),
+        "timings": counts.timings(view),
+        "stage_rows": counts.stage_rows(view),
+        "facts": counts.facts(view),
+        "models": counts.models(view),
+        "recipe": counts.recipe_text(view),
     }
 
 

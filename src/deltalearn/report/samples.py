@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from deltalearn.report.figures import Row, dot, rows_figure
 from deltalearn.report.summary import STUDENT
 from deltalearn.report.view import Pairing, RunView
-from deltalearn.util.wording import Measure, count, one_line, share
+from deltalearn.util.text_format import Measure, count, one_line, share
 
 SAMPLES = 8  # per pairing, fewer when there are many pairings
 SAMPLES_IN_ALL = 64

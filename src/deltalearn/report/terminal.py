@@ -10,9 +10,9 @@ from rich.table import Table
 
 from deltalearn.report.summary import BASE
 from deltalearn.util.terminal import console
-from deltalearn.util.wording import GAIN, LOSS, NONE, verdict
+from deltalearn.util.text_format import GAIN, LOSS, NONE, verdict
 
-SHOWN = 3  # benchmarks with intervals; where there are more, the others are in a table of their own
+MAX_BENCHMARKS = 3  # with intervals; the others are in a table of their own
 
 
 def print_summary(run: Path) -> None:
@@ -21,7 +21,7 @@ def print_summary(run: Path) -> None:
     terminal = console()
     table = Table(title=f"{summary['name']}: {summary['items']} items, seeds {summary['seeds']}")
     table.add_column("")
-    shown = list(summary["benchmarks"])[:SHOWN]
+    shown = list(summary["benchmarks"])[:MAX_BENCHMARKS]
     for key in shown:
         table.add_column(summary["benchmarks"][key]["title"], justify="right")
         table.add_column("against base [95%]", justify="right", no_wrap=True)
@@ -32,7 +32,7 @@ def print_summary(run: Path) -> None:
         table.add_row(name, *_cells(entry, shown))
     if shown:
         terminal.print(table)
-    if len(summary["benchmarks"]) > SHOWN:
+    if len(summary["benchmarks"]) > MAX_BENCHMARKS:
         terminal.print(_by_benchmark(summary))
     for note in summary["notes"]:
         terminal.print(f"note: {note}", style="dim")

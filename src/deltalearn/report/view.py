@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from deltalearn.report.summary import BASE, STUDENT, load_manifest
-from deltalearn.util.wording import Measure, measure
+from deltalearn.util.text_format import Measure, measure
 
 FEW_BENCHMARKS = 3
 

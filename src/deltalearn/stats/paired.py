@@ -22,7 +22,7 @@ import numpy as np
 
 from deltalearn.stats import bootstrap, mcnemar, power, seeds
 from deltalearn.stats.sampling import Sampling
-from deltalearn.util.wording import GAIN, LOSS, NONE
+from deltalearn.util.text_format import GAIN, LOSS, NONE
 
 FEW = 30  # degrees of freedom below which a bootstrap is too narrow and a t is taken
 

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from deltalearn.util.wording import signed
+from deltalearn.util.text_format import signed
 
 INK, MUTED, GRID, PAPER = "#1b2430", "#5f6b7a", "#d5dbe2", "#fdfdfe"
 # Chosen by search: at least 3:1 on the page and 20 CIELAB units apart, also to eyes that lack one

@@ -24,7 +24,7 @@ from deltalearn.evaluate.alpaca.annotations import match, read_annotations, writ
 from deltalearn.evaluate.alpaca.length_control import (
     FULL,
     MINIMAL,
-    Judged,
+    ScoredPairs,
     fit_newton,
     length_controlled,
     minimal_rates,
@@ -32,7 +32,7 @@ from deltalearn.evaluate.alpaca.length_control import (
     regression,
     sigmoid,
 )
-from deltalearn.evaluate.alpaca.length_data import find_sides, read_sides
+from deltalearn.evaluate.alpaca.length_data import find_length_data, read_length_data
 from deltalearn.evaluate.alpaca.pairs import Output, pair_up, read_outputs
 from deltalearn.evaluate.alpaca.result import item_rows, summary, win_rate
 from deltalearn.judge.verdicts import Annotation, JudgeIdentity, Pair, Verdict, one_judge
@@ -70,8 +70,8 @@ def annotated() -> dict[str, list[Annotation]]:
 
 
 @pytest.fixture(scope="module")
-def judged(annotated) -> dict[str, Judged]:
-    return {name: Judged.from_annotations(rows) for name, rows in annotated.items()}
+def judged(annotated) -> dict[str, ScoredPairs]:
+    return {name: ScoredPairs.from_annotations(rows) for name, rows in annotated.items()}
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +83,7 @@ def stand_in(annotated, tmp_path_factory) -> Path:
         out = csv.writer(file)
         out.writerow([*names, "not_gamed_baseline"])
         for model in (GAMED, SMALL):
-            plain = Judged.from_annotations(annotated[model])
+            plain = ScoredPairs.from_annotations(annotated[model])
             scaled = plain.delta / plain.delta.std(ddof=1)
             for i, (x, p) in enumerate(zip(scaled.tolist(), plain.score.tolist(), strict=True)):
                 out.writerow([model, i, x, p, math.sin(i), False])
@@ -110,7 +110,7 @@ def several(preferences, judge=JUDGE, lengths=None) -> list[Annotation]:
     ]
 
 
-def likelihood(judged: Judged) -> tuple[float, np.ndarray]:
+def likelihood(judged: ScoredPairs) -> tuple[float, np.ndarray]:
     """(win rate, coefficients) of the minimal control without a penalty, which can be worked."""
     beta = fit_newton(*regression(judged, None))
     return float(sigmoid(beta[-1])), beta
@@ -176,7 +176,7 @@ def test_golden_length_control(model, published_fit, unpenalised, length, consta
 @pytest.mark.parametrize(("variant", "model"), BY_PACKAGE)
 def test_length_control_as_recorded_of_alpaca_eval(variant, model, judged, stand_in):
     pytest.importorskip("sklearn")
-    sides = read_sides(stand_in) if variant == "length_controlled_v1" else None
+    sides = read_length_data(stand_in) if variant == "length_controlled_v1" else None
     rate, *coefficients = BY_PACKAGE[variant, model]
     found = length_controlled(judged[model], sides)
     assert found.name == (FULL if sides else MINIMAL)
@@ -194,7 +194,7 @@ def test_length_control_as_recorded_of_alpaca_eval(variant, model, judged, stand
 def test_both_copies_of_a_row_are_in_one_fold(model, rows, rate, annotated):
     """Of numbers that 5 does not divide: only then would other folds show. Made as BY_PACKAGE."""
     pytest.importorskip("sklearn")
-    found = length_controlled(Judged.from_annotations(annotated[model][:rows]))
+    found = length_controlled(ScoredPairs.from_annotations(annotated[model][:rows]))
     assert 100 * found.win_rate == pytest.approx(rate, abs=0.005)
 
 
@@ -212,7 +212,7 @@ def test_length_control_against_alpaca_eval_itself(variant, model, judged, stand
             json.load(file), glm_name=variant, save_weights_dir=None
         )
     ours = length_controlled(
-        judged[model], read_sides(stand_in) if variant == "length_controlled_v1" else None
+        judged[model], read_length_data(stand_in) if variant == "length_controlled_v1" else None
     )
     expected = theirs["length_controlled_winrate"]
     assert 100 * ours.win_rate == pytest.approx(expected, abs=1e-6)
@@ -264,9 +264,9 @@ def test_made_up_judgements_give_what_alpaca_eval_gave(variant, made_up, made_up
     rows = read_annotations(tmp_path / "annotations.json")
     raw = win_rate(rows)
     assert (100 * raw.win_rate, 100 * raw.standard_error) == pytest.approx(RAW_MADE_UP, abs=5e-5)
-    sides = read_sides(made_up_sides) if variant == "length_controlled_v1" else None
+    sides = read_length_data(made_up_sides) if variant == "length_controlled_v1" else None
     rate, *coefficients = BY_PACKAGE_MADE_UP[variant]
-    found = length_controlled(Judged.from_annotations(rows), sides)
+    found = length_controlled(ScoredPairs.from_annotations(rows), sides)
     assert 100 * found.win_rate == pytest.approx(rate, abs=0.005)
     own = [found.length, *([found.difficulty] if sides else []), found.constant]
     assert own == pytest.approx(coefficients, abs=0.001)
@@ -284,8 +284,8 @@ def test_made_up_judgements_give_what_alpaca_eval_gives(
     monkeypatch.setattr(glm, "hf_hub_download", lambda **_: str(made_up_sides))
     theirs = glm.get_length_controlled_winrate(made_up, glm_name=variant, save_weights_dir=None)
     (tmp_path / "annotations.json").write_text(json.dumps(made_up))
-    judged = Judged.from_annotations(read_annotations(tmp_path / "annotations.json"))
-    sides = read_sides(made_up_sides) if variant == "length_controlled_v1" else None
+    judged = ScoredPairs.from_annotations(read_annotations(tmp_path / "annotations.json"))
+    sides = read_length_data(made_up_sides) if variant == "length_controlled_v1" else None
     expected = theirs["length_controlled_winrate"]
     assert 100 * length_controlled(judged, sides).win_rate == pytest.approx(expected, abs=1e-6)
 
@@ -333,7 +333,7 @@ def test_items_hold_all_that_the_numbers_need(annotated, judged):
         "helpful_base", "koala", "oasst", "selfinstruct", "vicuna"
     }  # fmt: skip
     assert 100 * np.mean([row["score"] for row in rows]) == pytest.approx(51.2967, abs=5e-5)
-    again = Judged.of(*([row[key] for row in rows] for key in ("score", "output", "gold")))
+    again = ScoredPairs.of(*([row[key] for row in rows] for key in ("score", "output", "gold")))
     assert pseudo_scores(again).tolist() == pseudo_scores(judged[MIDDLE]).tolist()
 
 
@@ -364,7 +364,7 @@ def test_length_control_by_hand():
 
     Shares 0.8 and 0.5 have logits ln 4 and 0; halfway is ln 2, a win rate of 2/3.
     """
-    judged = Judged(np.array([0.8, 0.5] * 10), np.array([30.0, -30.0] * 10))
+    judged = ScoredPairs(np.array([0.8, 0.5] * 10), np.array([30.0, -30.0] * 10))
     rate, beta = likelihood(judged)
     assert rate == pytest.approx(2 / 3, abs=1e-6)
     sd = 30 * math.sqrt(20 / 19)
@@ -374,14 +374,14 @@ def test_length_control_by_hand():
 
 
 def test_without_spread_of_lengths_nothing_is_controlled():
-    judged = Judged(np.array([0.9, 0.2, 0.7, 0.4, 0.3]), np.full(5, 12.0))
+    judged = ScoredPairs(np.array([0.9, 0.2, 0.7, 0.4, 0.3]), np.full(5, 12.0))
     assert likelihood(judged)[0] == pytest.approx(0.5, abs=1e-6)
     pytest.importorskip("sklearn")
     assert "no control" in length_controlled(judged).notes[0]
 
 
 def test_delta_is_reference_minus_model_in_characters():
-    judged = Judged.from_annotations([annotation(2, output="né€🙂", reference="1234567")])
+    judged = ScoredPairs.from_annotations([annotation(2, output="né€🙂", reference="1234567")])
     assert judged.delta.tolist() == [3]
 
 
@@ -390,7 +390,7 @@ def test_longer_answers_that_win_are_held_against_the_model():
     delta = rng.normal(-200, 300, 400)  # the model writes more
     share = 1 / (1 + np.exp(delta / 300))  # and wins by length alone
     assert share.mean() > 0.6
-    assert likelihood(Judged(share, delta))[0] == pytest.approx(0.5, abs=0.01)
+    assert likelihood(ScoredPairs(share, delta))[0] == pytest.approx(0.5, abs=0.01)
 
 
 def test_newton_finds_the_optimum():
@@ -412,7 +412,7 @@ def test_newton_finds_the_optimum():
 @pytest.mark.parametrize("share", [0.0, 1.0])
 def test_a_model_that_always_wins_or_loses(share):
     rng = np.random.default_rng(4)
-    judged = Judged(np.full(50, share), rng.normal(size=50))
+    judged = ScoredPairs(np.full(50, share), rng.normal(size=50))
     assert likelihood(judged)[0] == pytest.approx(share, abs=1e-5)
     pytest.importorskip("sklearn")
     assert length_controlled(judged).win_rate == pytest.approx(share, abs=0.01)
@@ -423,7 +423,7 @@ def test_few_rows_that_can_be_separated_converge(seed):
     """A hundred draws of a small set at once; whole Newton steps go round in circles here."""
     rng = np.random.default_rng(seed)
     n = int(rng.integers(2, 12))
-    judged = Judged(rng.integers(0, 2, n).astype(float), rng.normal(size=n) * 1000)
+    judged = ScoredPairs(rng.integers(0, 2, n).astype(float), rng.normal(size=n) * 1000)
     counts = rng.multinomial(n, np.full(n, 1 / n), size=100).astype(float)
     rates = minimal_rates(judged, counts)
     assert ((rates >= 0) & (rates <= 1)).all()
@@ -431,9 +431,9 @@ def test_few_rows_that_can_be_separated_converge(seed):
 
 def test_too_few_for_cross_validation():
     with pytest.raises(UserError, match="too few"):
-        length_controlled(Judged(np.array([0.5, 0.6]), np.array([1.0, 2.0])))
+        length_controlled(ScoredPairs(np.array([0.5, 0.6]), np.array([1.0, 2.0])))
     with pytest.raises(UserError, match="no win rate"):
-        length_controlled(Judged(np.array([]), np.array([])))
+        length_controlled(ScoredPairs(np.array([]), np.array([])))
 
 
 def test_without_scikit_learn_the_remedy_is_named(monkeypatch):
@@ -441,13 +441,13 @@ def test_without_scikit_learn_the_remedy_is_named(monkeypatch):
 
     monkeypatch.setitem(sys.modules, "sklearn", None)
     with pytest.raises(UserError, match=r"pip install 'scikit-learn>=1\.8'"):
-        length_controlled(Judged(np.linspace(0, 1, 9), np.arange(9.0)))
+        length_controlled(ScoredPairs(np.linspace(0, 1, 9), np.arange(9.0)))
 
 
 def test_scikit_learn_settings_are_left_alone():
     sklearn = pytest.importorskip("sklearn")
     before = sklearn.get_config()
-    length_controlled(Judged(np.linspace(0, 1, 30), np.arange(30.0) % 7))
+    length_controlled(ScoredPairs(np.linspace(0, 1, 30), np.arange(30.0) % 7))
     assert sklearn.get_config() == before
 
 
@@ -465,13 +465,13 @@ def write_sides(path: Path, size: int, **changes) -> Path:
 
 
 def test_side_files_must_be_of_this_set(tmp_path):
-    sides = read_sides(write_sides(tmp_path / "df_gamed.csv", 6))
+    sides = read_length_data(write_sides(tmp_path / "df_gamed.csv", 6))
     rows = several([1.1, 1.9, 1.5, 1.2, 1.8, 1.3])
     with pytest.raises(UserError, match="know 6 instructions, this set has 5"):
-        length_controlled(Judged.from_annotations(rows[:5]), sides)
+        length_controlled(ScoredPairs.from_annotations(rows[:5]), sides)
     with pytest.raises(UserError, match="know 6 instructions, this set has None"):
-        length_controlled(Judged(np.ones(6), np.ones(6)), sides)
-    unread = Judged.from_annotations([*rows[:2], annotation(None), *rows[3:]])
+        length_controlled(ScoredPairs(np.ones(6), np.ones(6)), sides)
+    unread = ScoredPairs.from_annotations([*rows[:2], annotation(None), *rows[3:]])
     assert unread.position.tolist() == [0, 1, 3, 4, 5]
     pytest.importorskip("sklearn")
     assert length_controlled(unread, sides).name == FULL
@@ -479,7 +479,7 @@ def test_side_files_must_be_of_this_set(tmp_path):
 
 def test_a_part_of_the_set_has_the_minimal_control_and_says_so(tmp_path):
     pytest.importorskip("sklearn")
-    sides = read_sides(write_sides(tmp_path / "df_gamed.csv", 8))
+    sides = read_length_data(write_sides(tmp_path / "df_gamed.csv", 8))
     rows = several([1.1, 1.9, 1.5, 1.2, 1.8, 1.3, 1.6, 1.4])
     assert summary(rows, sides)["metric"] == FULL
     found = summary(rows[:6], sides)
@@ -498,8 +498,8 @@ def test_gamed_rows_weigh_a_tenth_each(tmp_path):
     lines = ["index,std_delta_len,preference,instruction_difficulty"]
     lines += [f"{i},{x},{p},0" for x, p in ((1, 0.25), (-1, 0.75)) for i in range(8)]
     path.write_text("\n".join(lines))
-    judged = Judged(np.full(8, 0.5), np.full(8, 3.0), np.arange(8), 8)
-    design, target, weight = regression(judged, read_sides(path))
+    judged = ScoredPairs(np.full(8, 0.5), np.full(8, 3.0), np.arange(8), 8)
+    design, target, weight = regression(judged, read_length_data(path))
     length, difficulty, constant = fit_newton(design, target, weight)
     assert length == pytest.approx(-math.log(3) / math.tanh(1), abs=1e-4)
     assert (difficulty, constant) == pytest.approx((0, 0), abs=1e-9)
@@ -519,7 +519,7 @@ def test_gamed_rows_weigh_a_tenth_each(tmp_path):
 def test_bad_side_files(text, says, tmp_path):
     (tmp_path / "df_gamed.csv").write_text(text)
     with pytest.raises(UserError, match=says):
-        read_sides(tmp_path / "df_gamed.csv")
+        read_length_data(tmp_path / "df_gamed.csv")
 
 
 def test_side_files_of_the_hub(tmp_path, monkeypatch):
@@ -536,9 +536,9 @@ def test_side_files_of_the_hub(tmp_path, monkeypatch):
         return str(tmp_path / name)
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
-    assert find_sides("abc") is None
+    assert find_length_data("abc") is None
     (tmp_path / "instruction_difficulty.csv").write_text(",instruction_difficulty\n0,0\n1,0.1\n")
-    assert find_sides("abc").difficulty.tolist() == [0.0, 0.1]
+    assert find_length_data("abc").difficulty.tolist() == [0.0, 0.1]
     options = {"repo_type": "dataset", "revision": "abc"}
     assert asked[0] == ("tatsu-lab/alpaca_eval", "df_gamed.csv", options)
 
@@ -547,10 +547,10 @@ def test_difficulties_that_disagree_are_noted(tmp_path):
     gamed = write_sides(tmp_path / "df_gamed.csv", 3)
     other = tmp_path / "instruction_difficulty.csv"
     other.write_text(",instruction_difficulty\n0,0.0\n1,0.1\n2,0.2\n")
-    assert read_sides(gamed, other).notes == ()
+    assert read_length_data(gamed, other).notes == ()
     other.write_text(",instruction_difficulty\n0,0.0\n1,0.7\n2,0.2\n")
-    assert "does not agree" in read_sides(gamed, other).notes[0]
-    assert len(read_sides(gamed, other).sha256) == 2
+    assert "does not agree" in read_length_data(gamed, other).notes[0]
+    assert len(read_length_data(gamed, other).sha256) == 2
 
 
 # -- jackknife --------------------------------------------------------------------------------
@@ -558,12 +558,12 @@ def test_difficulties_that_disagree_are_noted(tmp_path):
 
 def test_pseudo_values_refit_without_each_item():
     """Of three items by hand: 3 times the rate less twice that of the other two."""
-    judged = Judged(np.array([0.2, 0.9, 0.6]), np.array([10.0, -30.0, 5.0]))
+    judged = ScoredPairs(np.array([0.2, 0.9, 0.6]), np.array([10.0, -30.0, 5.0]))
     rate, _ = likelihood(judged)
     values = []
     for left_out in range(3):
         others = [i for i in range(3) if i != left_out]
-        without, _ = likelihood(Judged(judged.score[others], judged.delta[others]))
+        without, _ = likelihood(ScoredPairs(judged.score[others], judged.delta[others]))
         values.append(3 * rate - 2 * without)
     found = pseudo_scores(judged)
     assert found - found.mean() == pytest.approx(np.array(values) - np.mean(values), abs=1e-9)
@@ -574,7 +574,7 @@ def test_the_error_of_a_summary_is_that_of_a_comparison():
     pytest.importorskip("sklearn")
     rows = several([1.1, 1.9, 1.4, 1.2, 1.8, 1.7])
     items = item_rows(rows)
-    again = Judged.of(*([row[key] for row in items] for key in ("score", "output", "gold")))
+    again = ScoredPairs.of(*([row[key] for row in items] for key in ("score", "output", "gold")))
     error = pseudo_scores(again).std(ddof=1) / math.sqrt(6)
     assert summary(rows)["stderr"] == pytest.approx(error)
 

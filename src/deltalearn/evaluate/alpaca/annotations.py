@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from deltalearn.errors import UserError
-from deltalearn.evaluate.alpaca.pairs import once, rows_of, shown, text_of
+from deltalearn.evaluate.alpaca.pairs import require_unique, rows_of, shown, text_of
 from deltalearn.judge.verdicts import TIE, Annotation, JudgeIdentity, Pair, Verdict, clean
 from deltalearn.util.files import write_text
 
@@ -24,7 +24,7 @@ UNSCORED = -1  # what alpaca_eval stores for a reply that it could not read
 def read_annotations(path: Path) -> list[Annotation]:
     """Annotations in alpaca_eval's layout. UserError at the first row that is none."""
     found = [_annotation(row, where) for where, row in rows_of(path)]
-    once(found, str(path))
+    require_unique(found, str(path))
     return found
 
 
@@ -59,7 +59,7 @@ def match(annotations: Sequence[Annotation], pairs: Sequence[Pair]) -> list[Anno
     Raises:
         UserError: If one is missing, comes twice, or judged other texts than these.
     """
-    by_instruction = {a.instruction: a for a in once(annotations, "the annotations")}
+    by_instruction = {a.instruction: a for a in require_unique(annotations, "the annotations")}
     if missing := [p for p in pairs if p.instruction not in by_instruction]:
         raise UserError(
             f"{len(missing)} of {len(pairs)} instructions have no annotation, the first "

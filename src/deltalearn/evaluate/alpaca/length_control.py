@@ -25,7 +25,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from deltalearn.errors import UserError
-from deltalearn.evaluate.alpaca.length_data import Sides
+from deltalearn.evaluate.alpaca.length_data import LengthControlData
 from deltalearn.judge.verdicts import Annotation
 
 FULL = "length-controlled"
@@ -42,7 +42,7 @@ CHUNK = 200  # refits at a time, to bound memory
 
 
 @dataclass(frozen=True)
-class Judged:
+class ScoredPairs:
     """One model's scored comparisons.
 
     Attributes:
@@ -57,22 +57,24 @@ class Judged:
     size: int | None = None
 
     @staticmethod
-    def of(scores: Sequence[float], outputs: Sequence[str], references: Sequence[str]) -> Judged:
+    def of(
+        scores: Sequence[float], outputs: Sequence[str], references: Sequence[str]
+    ) -> ScoredPairs:
         """From the columns score, output and gold of an items table."""
         delta = np.array([len(r) - len(o) for o, r in zip(outputs, references, strict=True)])
-        return Judged(np.asarray(scores, dtype=np.float64), delta.astype(np.float64))
+        return ScoredPairs(np.asarray(scores, dtype=np.float64), delta.astype(np.float64))
 
     @staticmethod
-    def from_annotations(annotations: Sequence[Annotation]) -> Judged:
+    def from_annotations(annotations: Sequence[Annotation]) -> ScoredPairs:
         """The scored ones of a whole set, given in the order of its reference outputs."""
         scored = [(at, a) for at, a in enumerate(annotations) if a.scored]
-        plain = Judged.of(
+        plain = ScoredPairs.of(
             [a.score for _, a in scored],
             [a.pair.output_2 for _, a in scored],
             [a.pair.output_1 for _, a in scored],
         )
         position = np.array([at for at, _ in scored], dtype=int)
-        return Judged(plain.score, plain.delta, position, len(annotations))
+        return ScoredPairs(plain.score, plain.delta, position, len(annotations))
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,7 @@ class LengthControl:
     notes: tuple[str, ...] = ()
 
 
-def length_controlled(judged: Judged, sides: Sides | None = None) -> LengthControl:
+def length_controlled(judged: ScoredPairs, sides: LengthControlData | None = None) -> LengthControl:
     """The published rate: FULL if there are side files, MINIMAL if not.
 
     Raises:
@@ -124,7 +126,7 @@ def length_controlled(judged: Judged, sides: Sides | None = None) -> LengthContr
     return LengthControl(name, rate, float(beta[0]), float(beta[-1]), difficulty, sd, tuple(notes))
 
 
-def pseudo_scores(judged: Judged, published: float | None = None) -> np.ndarray:
+def pseudo_scores(judged: ScoredPairs, published: float | None = None) -> np.ndarray:
     """A length-controlled rate as a mean over items, so that it is compared like any other score.
 
     The rate comes from a regression over all items, so no item has a score of its own. Its
@@ -154,7 +156,7 @@ def pseudo_scores(judged: Judged, published: float | None = None) -> np.ndarray:
     return values - values.mean() + (rate if published is None else published)
 
 
-def minimal_rates(judged: Judged, counts: np.ndarray) -> np.ndarray:
+def minimal_rates(judged: ScoredPairs, counts: np.ndarray) -> np.ndarray:
     """(fits,) minimal rates by maximum likelihood, with items counted (fits, n) times."""
     length = length_feature(judged.delta, counts)
     design = np.stack([length, np.ones(counts.shape)], -1)
@@ -164,7 +166,9 @@ def minimal_rates(judged: Judged, counts: np.ndarray) -> np.ndarray:
 # -- the regression ------------------------------------------------------------------------------
 
 
-def regression(judged: Judged, sides: Sides | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def regression(
+    judged: ScoredPairs, sides: LengthControlData | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Design (m, k), target (m,) and weight (m,).
 
     Gamed rows come first, as in alpaca_eval: the folds of its cross-validation depend on it.
@@ -208,7 +212,7 @@ def is_extreme(raw: float, controlled: float) -> bool:
     return not low <= controlled <= high
 
 
-def _difficulty(judged: Judged, sides: Sides) -> np.ndarray:
+def _difficulty(judged: ScoredPairs, sides: LengthControlData) -> np.ndarray:
     if judged.position is None or judged.size != len(sides.difficulty):
         raise UserError(
             f"the side files know {len(sides.difficulty)} instructions, this set has {judged.size};"

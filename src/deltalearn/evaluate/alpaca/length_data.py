@@ -23,7 +23,7 @@ AGREE = 1e-4
 
 
 @dataclass(frozen=True)
-class Sides:
+class LengthControlData:
     """difficulty: (N,), of each instruction in the order of the reference outputs.
 
     The gamed baselines' rows: score (g,) in [0, 1], scaled_delta (g,), the length difference over
@@ -38,7 +38,7 @@ class Sides:
     notes: tuple[str, ...] = ()
 
 
-def find_sides(revision: str | None = None) -> Sides | None:
+def find_length_data(revision: str | None = None) -> LengthControlData | None:
     """The side files from the Hugging Face hub or its cache; None if neither has them."""
     from huggingface_hub import hf_hub_download
 
@@ -49,18 +49,18 @@ def find_sides(revision: str | None = None) -> Sides | None:
         ]
     except Exception:  # offline, refused, moved: whatever it is, the minimal variant remains
         return None
-    return read_sides(*paths)
+    return read_length_data(*paths)
 
 
-def local_sides(directory: Path) -> Sides | None:
+def local_length_data(directory: Path) -> LengthControlData | None:
     """The side files in `directory`, without any network; None if df_gamed.csv is not there."""
     gamed, difficulty = directory / GAMED_FILE, directory / DIFFICULTY_FILE
     if not gamed.is_file():
         return None
-    return read_sides(gamed, difficulty if difficulty.is_file() else None)
+    return read_length_data(gamed, difficulty if difficulty.is_file() else None)
 
 
-def read_sides(gamed: Path, difficulty: Path | None = None) -> Sides:
+def read_length_data(gamed: Path, difficulty: Path | None = None) -> LengthControlData:
     """Read the side files. UserError if they are not what alpaca_eval 0.6.6 reads."""
     columns = _columns(gamed, COLUMNS)
     kept = ~np.isnan(columns["preference"])  # as alpaca_eval drops them
@@ -77,7 +77,9 @@ def read_sides(gamed: Path, difficulty: Path | None = None) -> Sides:
     score = columns["preference"][kept]
     if not ((score >= 0) & (score <= 1)).all():
         raise UserError(f"{gamed}: preference must be in [0, 1] here")
-    return Sides(found, score, columns["std_delta_len"][kept], index[kept], sha256, notes)
+    return LengthControlData(
+        found, score, columns["std_delta_len"][kept], index[kept], sha256, notes
+    )
 
 
 def _compared(found: np.ndarray, path: Path) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from typing import Any
 from deltalearn.errors import UserError
 from deltalearn.judge.verdicts import Pair, clean
 
-SHOWN = 70  # characters of an instruction in an error
+MAX_CHARS = 70  # characters of an instruction in an error
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +56,8 @@ def pair_up(outputs: Sequence[Output], references: Sequence[Output]) -> list[Pai
     """
     if not outputs or not references:
         raise UserError("no answers to compare: the outputs or the references are empty")
-    theirs = {r.instruction: r for r in once(references, "the references")}
-    ours = {o.instruction: o for o in once(outputs, "the outputs")}
+    theirs = {r.instruction: r for r in require_unique(references, "the references")}
+    ours = {o.instruction: o for o in require_unique(outputs, "the outputs")}
     for what, rows in (("outputs", outputs), ("references", references)):
         names = {row.generator for row in rows}
         if len(names) > 1:
@@ -79,7 +79,7 @@ def pair_up(outputs: Sequence[Output], references: Sequence[Output]) -> list[Pai
     ]
 
 
-def once(rows: Sequence[Any], what: str) -> Sequence[Any]:
+def require_unique(rows: Sequence[Any], what: str) -> Sequence[Any]:
     """`rows`, if no two have the same instruction; UserError otherwise."""
     instruction, count = Counter(row.instruction for row in rows).most_common(1)[0]
     if count > 1:
@@ -120,4 +120,4 @@ def text_of(row: Mapping[str, Any], key: str, where: str) -> str:
 
 def shown(text: str) -> str:
     """The beginning of a text, quoted."""
-    return repr(text if len(text) <= SHOWN else text[: SHOWN - 3] + "...")
+    return repr(text if len(text) <= MAX_CHARS else text[: MAX_CHARS - 3] + "...")

@@ -14,11 +14,11 @@ from deltalearn.errors import UserError
 from deltalearn.evaluate.alpaca.length_control import (
     FULL,
     MINIMAL,
-    Judged,
+    ScoredPairs,
     length_controlled,
     pseudo_scores,
 )
-from deltalearn.evaluate.alpaca.length_data import Sides
+from deltalearn.evaluate.alpaca.length_data import LengthControlData
 from deltalearn.judge.verdicts import Annotation, one_judge
 from deltalearn.util.files import digest
 
@@ -79,7 +79,7 @@ def item_rows(annotations: Sequence[Annotation]) -> list[dict[str, Any]]:
 
     score: preference - 1, in [0, 1]; their mean is the raw win rate. cluster: the source of the
     instruction. output, gold: the model's and the reference's answer, of which the length control
-    can be computed anew (`Judged.of`). Unread replies have no row. UserError if judges are mixed.
+    can be computed anew. Unread replies have no row. UserError if judges are mixed.
     """
     one_judge(annotations)
     return [
@@ -98,7 +98,9 @@ def item_rows(annotations: Sequence[Annotation]) -> list[dict[str, Any]]:
     ]
 
 
-def summary(annotations: Sequence[Annotation], sides: Sides | None = None) -> dict[str, Any]:
+def summary(
+    annotations: Sequence[Annotation], sides: LengthControlData | None = None
+) -> dict[str, Any]:
     """The benchmark's entry in results.json, with the details under "alpaca_eval".
 
     score: the length-controlled win rate in [0, 1]; `metric` says which, full where there are side
@@ -120,7 +122,7 @@ def summary(annotations: Sequence[Annotation], sides: Sides | None = None) -> di
             f"and {len(annotations)} are judged: it is {MINIMAL!r}"
         )
         sides = None
-    judged = Judged.from_annotations(annotations)
+    judged = ScoredPairs.from_annotations(annotations)
     controlled = length_controlled(judged, sides)
     error = float(pseudo_scores(judged).std(ddof=1) / math.sqrt(raw.n))
     made = counts(annotations)

@@ -6,7 +6,7 @@ from typing import Any
 
 from deltalearn.errors import UserError
 from deltalearn.evaluate.harness.backends import BackendOptions, load
-from deltalearn.evaluate.harness.model import AT_ONCE
+from deltalearn.evaluate.harness.model import GROUP_SIZE
 from deltalearn.openai_api.endpoint import Endpoint
 
 # What torch, transformers, vLLM and lm_eval raise of an argument that they cannot use.
@@ -63,8 +63,8 @@ def needs_template(model: Any, name: str) -> None:
 def group_size(options: BackendOptions) -> int:
     """Requests of one call: what a kill may cost of a model that is here."""
     if options.kind == "hf" and isinstance(options.batch_size, int):
-        return min(AT_ONCE, BATCHES * options.batch_size)
-    return AT_ONCE
+        return min(GROUP_SIZE, BATCHES * options.batch_size)
+    return GROUP_SIZE
 
 
 def _known_device(options: BackendOptions) -> None:

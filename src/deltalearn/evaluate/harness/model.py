@@ -14,13 +14,13 @@ from deltalearn.util.files import digest
 from deltalearn.util.progress import Bar, progress
 from deltalearn.util.signals import SafeStop
 
-AT_ONCE = 128  # requests of one call; one commit, but of servers, whose answers come singly
+GROUP_SIZE = 128  # requests of one call; one commit, but of servers, whose answers come singly
 SERVER_STOPS = 3  # of the four that the API takes; lm_eval adds the end of the turn
 STEP = 64  # tokens: answers that the context limits are grouped by their limit rounded down
 
 
 @dataclass
-class Trouble:
+class RequestIssues:
     """Numbers of requests that did not fit or got no text."""
 
     shortened: int = 0  # answers whose limit the context lowered
@@ -43,7 +43,7 @@ class Trouble:
 
 
 @dataclass
-class RememberingModel:
+class CachedLM:
     """Wraps a model of lm_eval for `lm_eval.evaluator.evaluate`, and asks it nothing twice.
 
     The same request asked n times is n samples, each with an answer of its own. Sampled requests
@@ -54,7 +54,7 @@ class RememberingModel:
         identity: Of the model's content and back-end.
         answers: What it has answered before.
         server: Who asks, where the model is behind one.
-        at_once: Requests of one call, which a kill may cost (of a server: those in flight alone).
+        group_size: Requests of one call, which a kill may cost; of a server those in flight alone.
         before: Called before anything is asked, and not if everything is known.
     """
 
@@ -63,9 +63,9 @@ class RememberingModel:
     answers: Answers
     title: str = ""
     server: Server | None = None
-    at_once: int = AT_ONCE
+    group_size: int = GROUP_SIZE
     before: Callable[[], None] = lambda: None
-    trouble: Trouble = field(default_factory=Trouble)
+    issues: RequestIssues = field(default_factory=RequestIssues)
 
     rank = 0
     world_size = 1
@@ -109,7 +109,7 @@ class RememberingModel:
             progress(title, total=len(keys), done=len(known), unit="requests") as bar,
         ):
             # A server's answers are kept one by one: nothing is gained by waiting for a group.
-            size = self.at_once if self.server is None else max(1, len(order))
+            size = self.group_size if self.server is None else max(1, len(order))
             for at in range(0, len(order), size):
                 group = order[at : at + size]
                 missing = [i for i in group if keys[i] not in known]
@@ -154,7 +154,7 @@ class RememberingModel:
         def keep(at: int, value: Any) -> None:
             bar.advance(1, amount=1)
             if value is None:
-                self.trouble.unanswered += 1
+                self.issues.unanswered += 1
                 values[keys[at]] = ""
                 return
             if kind == "generate_until":
@@ -205,13 +205,13 @@ class RememberingModel:
         left = room - len(self.inner.tok_encode(context))
         if left >= limit:
             return context, options
-        self.trouble.shortened += 1
+        self.issues.shortened += 1
         if room <= STEP:
             raise UserError(
                 f"its context of {room} tokens is too short for a prompt and an answer of {STEP}"
             )
         if left < STEP:  # the prompt itself does not fit: an answer of some length is made room for
-            self.trouble.truncated += 1
+            self.issues.truncated += 1
             return context, {**options, "max_gen_toks": min(limit, STEP)}
         return context, {**options, "max_gen_toks": left // STEP * STEP}
 
@@ -219,7 +219,7 @@ class RememberingModel:
         if self._context is None:
             return
         tokens = sum(len(self.inner.tok_encode(text)) for text in (context, continuation))
-        self.trouble.truncated += tokens > self._context
+        self.issues.truncated += tokens > self._context
 
     @property
     def _context(self) -> int | None:

@@ -57,15 +57,6 @@ def write_items(directory: Path, benchmark: str, rows: Sequence[Row]) -> None:
         pq.write_table(pa.Table.from_pylist(list(rows), COLUMNS), temporary, compression="zstd")
 
 
-def read_items(directory: Path, benchmark: str) -> list[Row]:
-    """Rows of `write_items`. UserError if they cannot be read."""
-    path = items_file(directory, benchmark)
-    try:
-        return pq.read_table(path).to_pylist()
-    except (OSError, pa.ArrowInvalid) as error:
-        raise UserError(f"{path}: cannot be read ({error}); evaluate {benchmark} again") from error
-
-
 def write_results(directory: Path, results: dict[str, Any]) -> None:
     """Write results.json, with the number of its format.
 

@@ -1,4 +1,4 @@
-"""The ledger beside the result directories: which models were asked which items.
+"""The log beside the result directories: which models were asked which items.
 
 A best model chosen among many by the items of the test is better on them by chance alone. So who
 has seen them is written down before the first of them is asked, whatever becomes of the run.
@@ -15,7 +15,7 @@ from typing import Any
 NAME = "evaluations.jsonl"
 
 
-class Ledger:
+class TestSetLog:
     """One line for each model and set of items: benchmark, split, limit, number, digest."""
 
     def __init__(self, directory: Path) -> None:

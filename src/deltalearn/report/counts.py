@@ -8,7 +8,7 @@ from itertools import groupby, islice
 from typing import Any
 
 from deltalearn.report.view import RunView
-from deltalearn.util.wording import count, duration, share
+from deltalearn.util.text_format import count, duration, share
 
 REJECTS = 3  # rejected prompts shown
 KEPT = {"read", "prompts", "requests", "generated", "cached", "tokens", "candidates", "pairs"}
