@@ -9,6 +9,7 @@ from typing import Any
 
 from deltalearn.errors import UserError
 from deltalearn.evaluate.arms import Arm, Run
+from deltalearn.evaluate.entries import Entry
 from deltalearn.evaluate.matching import title
 from deltalearn.evaluate.tulu3.suite import ALL, MMLU
 from deltalearn.util.files import canonical_json
@@ -102,7 +103,7 @@ def _two_judges(runs: Sequence[Run], name: str) -> str:
     return f"both called {shown}, but they differ in {', '.join(told)}" if told else ""
 
 
-def _judge(entry: dict[str, Any]) -> dict[str, Any]:
+def _judge(entry: Entry) -> dict[str, Any]:
     """Everything that makes a judge the same one, as `JudgeIdentity` has it; empty if not kept."""
     details = entry.get("alpaca_eval")
     judge = details.get("judge") if isinstance(details, dict) else None

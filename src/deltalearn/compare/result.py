@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from deltalearn.evaluate.arms import Arm
+from deltalearn.evaluate.entries import Entry
 from deltalearn.stats import power
 from deltalearn.stats.paired import Difference
 from deltalearn.util.text_format import GAIN, LOSS, NONE
@@ -18,10 +19,13 @@ FORMAT = 1
 class Row(Difference):
     """Comparison of the arms on one benchmark.
 
-    strata: number of them, if it is a macro average, else 1. clusters: number, None if each item is
-    drawn by itself. discordant: (only A right, only B right) for 0/1 scores of single runs.
-    constant: the one
-    score of all runs on all items, if there is one. entry: how it was measured, from results.json.
+    Attributes:
+        strata: Number of them, if it is a macro average, else 1.
+        clusters: Number, None if each item is drawn by itself.
+        unpaired_se: Standard error if the arms had been scored on different items.
+        discordant: (only A right, only B right) for 0/1 scores of single runs.
+        constant: The one score of all runs on all items, if there is one.
+        entry: How it was measured, from results.json.
     """
 
     name: str
@@ -33,7 +37,7 @@ class Row(Difference):
     correlation: float | None
     discordant: tuple[int, int] | None
     constant: float | None
-    entry: dict[str, Any] = field(repr=False)
+    entry: Entry = field(repr=False)
     holm: float | None = None
 
     @property

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from deltalearn.errors import UserError
+from deltalearn.evaluate.entries import Entry
 from deltalearn.evaluate.harness.results import items_file, read_results
 from deltalearn.util.text_format import one_line
 
@@ -72,7 +73,7 @@ class Run:
         return model if isinstance(model, dict) else {}
 
     @cached_property
-    def benchmarks(self) -> dict[str, dict[str, Any]]:
+    def benchmarks(self) -> dict[str, Entry]:
         """Entries of results.json that have a score."""
         found = self.results.get("benchmarks")
         if not isinstance(found, dict) or not all(isinstance(e, dict) for e in found.values()):

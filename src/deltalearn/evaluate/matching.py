@@ -9,13 +9,13 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 
 from deltalearn.errors import UserError
 from deltalearn.evaluate.alpaca.length_control import ScoredPairs, pseudo_scores
 from deltalearn.evaluate.arms import Arm, Items, Run
+from deltalearn.evaluate.entries import Entry
 from deltalearn.evaluate.tulu3.suite import BY_NAME, ELEVEN, MMLU
 from deltalearn.stats.bootstrap import DRAWS
 from deltalearn.stats.joint import joint
@@ -28,7 +28,7 @@ JUDGED = "alpaca_eval"
 FAMILY = ("humaneval", "humanevalplus")  # two benchmarks on the same problems
 
 
-def title(name: str, entry: dict[str, Any] | None = None) -> str:
+def title(name: str, entry: Entry | None = None) -> str:
     """Name a benchmark as tables do.
 
     Args:
@@ -37,7 +37,7 @@ def title(name: str, entry: dict[str, Any] | None = None) -> str:
     """
     if name in BY_NAME:
         return BY_NAME[name].title
-    return one_line(str((entry or {}).get("title") or name), 40)
+    return one_line(str((entry and entry.get("title")) or name), 40)
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Matched:
     """
 
     name: str
-    entry: dict[str, Any]
+    entry: Entry
     ids: list[str]
     strata: list[str]
     clusters: list[str]
@@ -142,7 +142,8 @@ def match(name: str, arms: Sequence[Arm], settings: Settings | None = None) -> M
     rows = [row for own in scores for row in own]
     for row, run, own in zip(rows, runs, items, strict=True):
         row[:] = [own.score[i] for i in ids]
-        recorded = float(run.benchmarks[name]["score"])
+        recorded = run.benchmarks[name]["score"]
+        assert recorded is not None  # else it would not be there
         if judged and _is_controlled(run.benchmarks[name]):
             references = [_reference(gold) for _, _, gold in facts]
             pairs = ScoredPairs.of(row.tolist(), [own.outputs[i] for i in ids], references)
@@ -204,7 +205,7 @@ def _label(parts: Sequence[Matched]) -> str:
     return f"average of {'the ' if whole else ''}{len(names)}"
 
 
-def _is_controlled(entry: dict[str, Any]) -> bool:
+def _is_controlled(entry: Entry) -> bool:
     return "length-controlled" in str(entry.get("metric"))
 
 
@@ -246,7 +247,7 @@ def _shared(name: str, runs: Sequence[Run], items: Sequence[Items]) -> tuple[lis
     ]
 
 
-def _unread(entry: dict[str, Any]) -> int:
+def _unread(entry: Entry) -> int:
     """Replies of the judge that could not be read, as `alpaca.result.summary` counts them."""
     details = entry.get("alpaca_eval")
     faults = details.get("comparisons", {}).get("faults", {}) if isinstance(details, dict) else {}

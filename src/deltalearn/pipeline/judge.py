@@ -20,8 +20,8 @@ from deltalearn.evaluate.alpaca.length_data import (
 )
 from deltalearn.evaluate.alpaca.pairs import pair_up, read_outputs
 from deltalearn.evaluate.alpaca.result import item_rows, summary
+from deltalearn.evaluate.entries import ItemRow
 from deltalearn.evaluate.harness.backends import CONCURRENCY
-from deltalearn.evaluate.harness.results import Row
 from deltalearn.judge.annotate import Ask, annotate
 from deltalearn.judge.cache import FILE, VerdictCache
 from deltalearn.judge.judge import Judge, load_judge
@@ -89,7 +89,7 @@ def judge_key(options: JudgeOptions, data_dir: Path | None) -> str | None:
     return digest(["judge", judge.identity.digest, sides])
 
 
-def keep_answers(directory: Path, rows: Sequence[Row], name: str) -> None:
+def keep_answers(directory: Path, rows: Sequence[ItemRow], name: str) -> None:
     """Write the model's and the reference's answers as AlpacaEval's own files."""
     golds = [json.loads(row["gold"]) for row in rows]
     answers = [(row, row["output"], name) for row in rows]
@@ -112,7 +112,7 @@ def keep_answers(directory: Path, rows: Sequence[Row], name: str) -> None:
 
 def judged(
     directory: Path, options: JudgeOptions, data_dir: Path | None, say: Say
-) -> tuple[dict[str, Any], list[Row]]:
+) -> tuple[dict[str, Any], list[ItemRow]]:
     """Have the kept answers judged.
 
     Args:

@@ -168,7 +168,8 @@ class _Table:
         sets = {m.name.rpartition(".")[0] if _is_own(m) else None for m in self.matched}
         for one in self.matched:
             kept = ("kind", "metric", "aggregation", "subset", "full_n", "judge")
-            entry = {key: one.entry[key] for key in kept if key in one.entry}
+            known: Mapping[str, Any] = one.entry
+            entry = {key: known[key] for key in kept if key in known}
             bounded = one.entry.get("bounded", True)
             # One set of questions needs no name beside its metrics.
             title = _metric(one.name) if len(sets) == 1 and _is_own(one) else one.title

@@ -19,6 +19,7 @@ from deltalearn.evaluate.alpaca.length_control import (
     pseudo_scores,
 )
 from deltalearn.evaluate.alpaca.length_data import LengthControlData
+from deltalearn.evaluate.entries import ItemRow
 from deltalearn.judge.verdicts import Annotation, one_judge
 from deltalearn.util.files import digest
 
@@ -74,7 +75,7 @@ def win_rate(annotations: Sequence[Annotation]) -> WinRate:
     )
 
 
-def item_rows(annotations: Sequence[Annotation]) -> list[dict[str, Any]]:
+def item_rows(annotations: Sequence[Annotation]) -> list[ItemRow]:
     """Rows for items/alpaca_eval.parquet, one per scored comparison.
 
     score: preference - 1, in [0, 1]; their mean is the raw win rate. cluster: the source of the

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from deltalearn.errors import UserError
+from deltalearn.evaluate.entries import ItemRow
 from deltalearn.evaluate.harness.run import Tasks, quiet
 from deltalearn.evaluate.tulu3.benchmark import Benchmark, Kind
 from deltalearn.evaluate.tulu3.sources import NoData
@@ -122,7 +123,7 @@ class NamedTasks(Tasks):
         config = self.tasks[name].dump_config()
         return json.loads(json.dumps([[docs[at] for at in places], config], default=str))
 
-    def rows(self, samples: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    def rows(self, samples: dict[str, list[dict[str, Any]]]) -> list[ItemRow]:
         """A row per item, of the first filter where a task has several."""
         return [
             self._row(name, sample, single=len(self.tasks) == 1)
@@ -131,7 +132,7 @@ class NamedTasks(Tasks):
             if sample["filter"] == found[0]["filter"]
         ]
 
-    def _row(self, name: str, sample: dict[str, Any], single: bool) -> dict[str, Any]:
+    def _row(self, name: str, sample: dict[str, Any], single: bool) -> ItemRow:
         value = sample.get(self.benchmark.metric)
         if not isinstance(value, int | float):
             raise UserError(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from deltalearn.errors import UserError
+from deltalearn.evaluate.entries import Entry, ItemRow
 from deltalearn.evaluate.reference.benchmark import QuestionBenchmark
 from deltalearn.evaluate.tulu3.benchmark import Benchmark
 from deltalearn.evaluate.tulu3.suite import averaged
@@ -29,7 +30,6 @@ COLUMNS = pa.schema(
     + [("score", pa.float64())]
     + [(name, pa.string()) for name in ("prompt", "output", "extracted", "gold")]
 )
-Row = dict[str, Any]
 Measured = Benchmark | QuestionBenchmark
 
 
@@ -43,7 +43,7 @@ def items_file(directory: Path, benchmark: str) -> Path:
     return directory / "items" / f"{benchmark}.parquet"
 
 
-def write_items(directory: Path, benchmark: str, rows: Sequence[Row]) -> None:
+def write_items(directory: Path, benchmark: str, rows: Sequence[ItemRow]) -> None:
     """Write a benchmark's items; the file appears whole.
 
     Args:
@@ -84,7 +84,7 @@ def read_results(directory: Path) -> dict[str, Any]:
     return found
 
 
-def summary(benchmark: Measured, rows: Sequence[Row]) -> dict[str, Any]:
+def summary(benchmark: Measured, rows: Sequence[ItemRow]) -> Entry:
     """Sum up the items of a benchmark: score, stderr, n, and what the score is.
 
     Args:
@@ -97,7 +97,7 @@ def summary(benchmark: Measured, rows: Sequence[Row]) -> dict[str, Any]:
     """
     scores = np.array([row["score"] for row in rows], dtype=np.float64)
     macro = benchmark.aggregation == "macro"
-    entry = {
+    entry: Entry = {
         "title": benchmark.title,
         "kind": benchmark.kind,
         "metric": benchmark.metric,
@@ -124,17 +124,19 @@ def mean_and_error(
     return float(estimate.value), float(estimate.se) if fewest > 1 else None
 
 
-def average(benchmarks: dict[str, dict[str, Any]]) -> dict[str, Any] | None:
+def average(benchmarks: Mapping[str, Entry]) -> dict[str, Any] | None:
     """The plain mean of the eleven, with and without AlpacaEval; None if one of them is missing.
 
     Without AlpacaEval's judge the mean of the other ten alone.
     """
-    scored = {name for name, entry in benchmarks.items() if entry["score"] is not None}
-    names = averaged(scored | {"alpaca_eval"})
+    scores = {
+        name: found for name, entry in benchmarks.items() if (found := entry["score"]) is not None
+    }
+    names = averaged({*scores, "alpaca_eval"})
     if names is None:
         return None
-    ten = [benchmarks[name]["score"] for name in names if name != "alpaca_eval"]
+    ten = [scores[name] for name in names if name != "alpaca_eval"]
     result: dict[str, Any] = {"mmlu": names[0], "without_alpaca_eval": float(np.mean(ten))}
-    if "alpaca_eval" in scored:
-        result["score"] = float(np.mean([*ten, benchmarks["alpaca_eval"]["score"]]))
+    if "alpaca_eval" in scores:
+        result["score"] = float(np.mean([*ten, scores["alpaca_eval"]]))
     return result

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from deltalearn.errors import UserError
+from deltalearn.evaluate.entries import ItemRow
 from deltalearn.evaluate.harness.lm_eval_private import without_bars
 from deltalearn.evaluate.tulu3 import INCLUDE_PATH
 from deltalearn.evaluate.tulu3.sources import NoData
@@ -95,7 +96,7 @@ class Tasks:
         examples = list(task.dataset.get("examples") or ())
         return [task.eval_docs.select(places).to_list(), examples]
 
-    def rows(self, samples: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    def rows(self, samples: dict[str, list[dict[str, Any]]]) -> list[ItemRow]:
         """A row per item from lm_eval's samples by task."""
         return [_row(self.benchmark, sample) for found in samples.values() for sample in found]
 
@@ -134,7 +135,7 @@ def load_tasks(benchmark: Benchmark, data_dir: Path | None) -> Tasks:
         raise NoData(f"the data of {benchmark.title} cannot be used ({told})") from error
 
 
-def run(tasks: Tasks, model: Any, selection: Selection) -> list[dict[str, Any]]:
+def run(tasks: Tasks, model: Any, selection: Selection) -> list[ItemRow]:
     """Ask a model the items of a benchmark and grade what it answers.
 
     Args:
@@ -167,23 +168,31 @@ def run(tasks: Tasks, model: Any, selection: Selection) -> list[dict[str, Any]]:
     return tasks.rows({name: found["samples"][name] for name in places})
 
 
-def _row(benchmark: Benchmark, sample: dict[str, Any]) -> dict[str, Any]:
+def _row(benchmark: Benchmark, sample: dict[str, Any]) -> ItemRow:
     item = sample["doc"]
-    prompt = sample["arguments"][0][0]
-    row = {name: item[name] for name in ("id", "stratum", "cluster", "question")}
-    row |= {"score": float(sample["score"]), "prompt": _text(prompt), "gold": item["gold"]}
-    return row | _outcome(benchmark, sample)
+    output, extracted = _outcome(benchmark, sample)
+    return {
+        "id": item["id"],
+        "stratum": item["stratum"],
+        "cluster": item["cluster"],
+        "question": item["question"],
+        "score": float(sample["score"]),
+        "prompt": _text(sample["arguments"][0][0]),
+        "output": output,
+        "extracted": extracted,
+        "gold": item["gold"],
+    }
 
 
-def _outcome(benchmark: Benchmark, sample: dict[str, Any]) -> dict[str, str]:
+def _outcome(benchmark: Benchmark, sample: dict[str, Any]) -> tuple[str, str]:
     """What the model gave, and what was found in it."""
     results = sample["filtered_resps"]
     if benchmark.kind == "code":
-        return {"output": json.dumps(results[0]), "extracted": str(sample["passed"])}
+        return json.dumps(results[0]), str(sample["passed"])
     if benchmark.kind == "judged":
-        return {"output": results[0], "extracted": ""}
+        return results[0], ""
     output = results[0] if benchmark.kind == "text" else json.dumps([v for v, _ in results])
-    return {"output": output, "extracted": benchmark.grade(sample["doc"], results).extracted}
+    return output, benchmark.grade(sample["doc"], results).extracted
 
 
 def _text(prompt: Any) -> str:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from deltalearn.evaluate.tulu3.suite import BY_NAME
 
 
-def line(title: str, entry: dict[str, Any], remark: str = "") -> str:
+def line(title: str, entry: Mapping[str, Any], remark: str = "") -> str:
     """A benchmark on a line, its notes on lines below.
 
     Args:
         title: Its name for people.
-        entry: Of results.json.
+        entry: Of results.json (`Entry`).
         remark: What to add to its line.
     """
     if entry["score"] is None:

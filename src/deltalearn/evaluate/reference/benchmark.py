@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from deltalearn.evaluate.entries import ItemRow
 from deltalearn.evaluate.reference.scorers import Scorer
 from deltalearn.formats.questions import Item
 
@@ -49,7 +50,7 @@ class QuestionBenchmark:
 
 def item_rows(
     items: Sequence[Item], scored: Sequence[dict[str, Any]], metric: str
-) -> list[dict[str, Any]]:
+) -> list[ItemRow]:
     """Make rows of a result directory's items.
 
     Args:
