@@ -15,11 +15,11 @@ def read_arms(a: Sequence[Path], b: Sequence[Path]) -> tuple[Arm, Arm]:
     """Both arms, with names that tell them apart.
 
     Args:
-        a, b: addresses of each side: a result directory, a directory with one of those for each
+        a, b: Addresses of each side: a result directory, a directory with one of those for each
             training seed, or RUN:ARM, an arm or a model of a run directory.
 
     Raises:
-        UserError: if an address has no results, or if evaluations are given twice.
+        UserError: If an address has no results, or if evaluations are given twice.
     """
     runs_a, runs_b = _runs(a), _runs(b)
     both = {run.directory.resolve() for run in runs_a} & {run.directory.resolve() for run in runs_b}

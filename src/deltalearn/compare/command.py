@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from deltalearn.compare.arms import read_arms
 from deltalearn.compare.comparable import check, shared_benchmarks
 from deltalearn.compare.differences import compare_all
-from deltalearn.compare.power_plan import Plan, plan_json, print_plan
+from deltalearn.compare.power_plan import Plan, print_plan
 from deltalearn.compare.result import Comparison
 from deltalearn.compare.verdict import verdict
 from deltalearn.errors import UserError
@@ -46,9 +47,7 @@ def run_compare(
         )
     comparison = compare(spec)
     if json_file is not None:
-        numbers = comparison.as_json(verdict(comparison))
-        text = json.dumps(numbers, indent=2, ensure_ascii=False, allow_nan=False)
-        _emit(text, json_file)
+        _emit(comparison.as_json(verdict(comparison)), json_file)
     if json_file != STDOUT:
         from deltalearn.compare.table import print_comparison
 
@@ -106,12 +105,13 @@ def run_plan(
     """
     plan = Plan.of(discordance, sd, 1.0 if effect is None else effect)
     if json_file is not None:
-        _emit(plan_json(plan), json_file)
+        _emit(plan.as_json(), json_file)
     if json_file != STDOUT:
         print_plan(plan)
 
 
-def _emit(text: str, to: Path) -> None:
+def _emit(value: dict[str, Any], to: Path) -> None:
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
     if to == STDOUT:
         print(text)
     else:

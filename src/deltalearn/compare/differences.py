@@ -19,7 +19,7 @@ def compare_all(matched: Sequence[Matched]) -> tuple[list[Row], list[Average], l
     """Both arms of all benchmarks.
 
     Args:
-        matched: each with two arms, A and B.
+        matched: Each with two arms, A and B.
 
     Returns:
         A row per benchmark; averages of all that count and without AlpacaEval; notes.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -144,8 +143,3 @@ def print_plan(plan: Plan) -> None:
         f"{count(plan.needed)} items. Measure the deviation: `deltalearn compare` prints what was "
         "detectable with the real one. Training seeds come on top."
     )
-
-
-def plan_json(plan: Plan) -> str:
-    """Write the plan as indented JSON."""
-    return json.dumps(plan.as_json(), indent=2, allow_nan=False)

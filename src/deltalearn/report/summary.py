@@ -53,7 +53,7 @@ def summarize(run: Path) -> dict[str, Any]:
     """Summary of a run.
 
     Args:
-        run: a run directory whose evaluate stage is finished, or whose recipe has none.
+        run: A run directory whose evaluate stage is finished, or whose recipe has none.
 
     Returns:
         One JSON value. `benchmarks`: what was measured, by name, averages of several first.
@@ -63,7 +63,7 @@ def summarize(run: Path) -> dict[str, Any]:
         None where nothing can be known of it. `intervals`: the method. `pairs`: counts.
 
     Raises:
-        UserError: if scores that the recipe asks for are not there, or do not belong together.
+        UserError: If scores that the recipe asks for are not there, or do not belong together.
     """
     manifest = load_manifest(run)
     recipe = manifest["recipe"]

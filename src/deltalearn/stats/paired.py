@@ -78,10 +78,10 @@ class Paired:
     """Scores of two arms on the same n items.
 
     Args:
-        name: decides the random stream, so that draws do not depend on what else is compared.
+        name: Decides the random stream, so that draws do not depend on what else is compared.
         a, b: (runs, n) scores, the items in the same order.
-        sampling: how the items were drawn.
-        draws, seed: of the bootstrap.
+        sampling: How the items were drawn.
+        draws, seed: Of the bootstrap.
     """
 
     name: str
@@ -126,7 +126,7 @@ def compare(pair: Paired) -> Difference:
     """A minus B on one benchmark.
 
     Args:
-        pair: the scores of both arms.
+        pair: The scores of both arms.
 
     Returns:
         The difference of the arms' scores; its test has no interval where nothing can be known of

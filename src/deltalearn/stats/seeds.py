@@ -44,7 +44,7 @@ def difference(a: np.ndarray, b: np.ndarray, sampling: Sampling) -> SeedEstimate
 
     Args:
         a, b: (..., S_A, n) and (..., S_B, n) scores, the runs of each arm on the same n items.
-        sampling: how the items were drawn.
+        sampling: How the items were drawn.
     """
     d = a.mean(axis=-2) - b.mean(axis=-2)
     items, free = sampling.variance(d)
@@ -64,7 +64,7 @@ def score(runs: np.ndarray, sampling: Sampling) -> SeedEstimate:
 
     Args:
         runs: (..., S, n) scores of its S training runs on the same n items.
-        sampling: how the items were drawn.
+        sampling: How the items were drawn.
     """
     return difference(runs, np.zeros((1, runs.shape[-1])), sampling)
 
