@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from deltalearn.compare.result import Average, Comparison, Difference, Row
 from deltalearn.evaluate.matching import JUDGED
-from deltalearn.util.text_format import GAIN, LOSS, NONE, count, listing, one_line, signed
+from deltalearn.util.text_format import GAIN, LOSS, NONE, count, listing, one_line, plural, signed
 
 DECIMALS = 2
 UNBOUNDED_DECIMALS = 4
@@ -101,7 +101,7 @@ def _measured_on(comparison: Comparison) -> str:
     split = {"test": "Test split", "dev": "Development split"}.get(
         comparison.split, f"Split {one_line(comparison.split, 20)}"
     )
-    text = f"{split}, {count(items)} items of {_plural(len(rows), 'benchmark')}"
+    text = f"{split}, {count(items)} items of {plural(len(rows), 'benchmark')}"
     subsets = [f"{r.title} {count(r.n)} of {count(r.full or r.n)}" for r in rows if r.subset]
     if len(subsets) == len(rows) > MAX_SUBSETS:
         text += "; a SUBSET of each, not the published benchmark"
@@ -165,7 +165,3 @@ def seeds(comparison: Comparison) -> str:
     if min(n for n in (a, b) if n > 1) < FEW_RUNS:
         text += " Two runs say little about seeds: such intervals are rough."
     return text
-
-
-def _plural(number: int, noun: str) -> str:
-    return f"{count(number)} {noun}{'' if number == 1 else 's'}"

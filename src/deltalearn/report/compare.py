@@ -17,6 +17,7 @@ from deltalearn.util.text_format import (
     duration,
     listing,
     one_line,
+    plural,
     verdict,
 )
 
@@ -114,7 +115,7 @@ def _relation(view: RunView, models: list[str], first: Measure) -> str:
 def _tiles(view: RunView, first: Measure | None) -> list[dict[str, str]]:
     pairs = count(sum(pairing.counts["pairs"] for pairing in view.pairings))
     asked = view.stages.get("prompts")  # none where all pairs are from outside
-    made = f"{pairs} pairs in {_plural(len(view.pairings), 'pairing')}"
+    made = f"{pairs} pairs in {plural(len(view.pairings), 'pairing')}"
     seconds = sum(record["seconds"] for record in view.stages.values())
     return [
         *(_score_tiles(view, first) if first else []),
@@ -143,17 +144,13 @@ def _items_tile(view: RunView) -> dict[str, str]:
     entries = [e for e in summary["benchmarks"].values() if e["kind"] != "average"]
     tasks = max(len(e["tasks"]) for e in entries)
     own = all(e["kind"] == "reference" for e in entries)
-    parts = _plural(tasks, "task") if own else _plural(len(entries), "benchmark")
-    note = f"{parts}, {_plural(len(summary['seeds']), 'training seed')}"
+    parts = plural(tasks, "task") if own else plural(len(entries), "benchmark")
+    note = f"{parts}, {plural(len(summary['seeds']), 'training seed')}"
     return _tile("evaluation items", count(summary["items"]), note)
 
 
 def _tile(label: str, value: str, note: str) -> dict[str, str]:
     return {"label": label, "value": value, "note": one_line(note, 40)}
-
-
-def _plural(number: int, noun: str) -> str:
-    return f"{count(number)} {noun}{'' if number == 1 else 's'}"
 
 
 def forests(view: RunView) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ import numpy as np
 from deltalearn.report.figures import Curve, curves_figure, percent
 from deltalearn.report.view import Arm, RunView
 from deltalearn.util.files import read_jsonl
-from deltalearn.util.text_format import plain, share, signed
+from deltalearn.util.text_format import plain, plural, share, signed
 
 POINTS = 48  # of a drawn curve; longer logs are averaged down to this
 STILL = 0.005  # nats per token: a side that moved less did not move
@@ -162,8 +162,7 @@ def health(log: Log) -> dict[str, Any]:
     if "grad_norm" in log.values:
         clipped = (log.values["grad_norm"] > log.arm.max_grad_norm).mean()
         words += f" Gradients were clipped in {share(clipped, 1)} of the steps."
-    seeds = len(log.values["loss"])
-    extent = f"{log.steps:,} steps, {seeds} seed{'' if seeds == 1 else 's'}"
+    extent = f"{log.steps:,} steps, {plural(len(log.values['loss']), 'seed')}"
     return {"arm": log.arm, "extent": extent, "words": words, "looks": looks}
 
 

@@ -79,6 +79,16 @@ def count(value: int) -> str:
     return f"{value:,}"
 
 
+def plural(number: int, noun: str) -> str:
+    """Count things: `1 seed`, `1,200 seeds`.
+
+    Args:
+        number: Of things.
+        noun: What one of them is called; more of them have an s.
+    """
+    return f"{count(number)} {noun}{'' if number == 1 else 's'}"
+
+
 def share(part: float, whole: float) -> str:
     """Write a share as a percentage; a small part never reads as none, nor a large as all.
 
