@@ -19,7 +19,12 @@ TOKEN_BUDGET = 16384
 def dev_scores(
     settings: DevSpec, student: ModelFiles
 ) -> Callable[[PreTrainedModel], dict[str, float]]:
-    """A function from a model in evaluation mode to {metric: mean over the questions}."""
+    """Make a function from a model in evaluation mode to {metric: mean over the questions}.
+
+    Args:
+        settings: Which questions, and how they are scored.
+        student: Its tokenizer is taken, and its name.
+    """
     tokenizer = load_tokenizer(student)
     items = read_items(**settings.reading)
     asked = Asked(

@@ -10,7 +10,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from deltalearn.errors import UserError
-from deltalearn.evaluate.reference.kept import Forgotten, Kept
+from deltalearn.evaluate.reference.kept import Kept
 from deltalearn.evaluate.reference.scorers import Scorer
 from deltalearn.formats.questions import Item
 from deltalearn.lm.chat import answer_ids, answer_texts, prompt_ids
@@ -48,7 +48,7 @@ def score_model(
     *,
     placement: Placement,
     title: str,
-    kept: Kept | Forgotten | None = None,
+    kept: Kept | None = None,
 ) -> list[dict[str, Any]]:
     """Load a model and score it on items.
 
@@ -83,7 +83,7 @@ def score_loaded(
     *,
     title: str,
     name: str,
-    kept: Kept | Forgotten | None = None,
+    kept: Kept | None = None,
 ) -> list[dict[str, Any]]:
     """Like `score_model`, of a model in memory and in evaluation mode; `name` is for errors."""
     names = [f"evaluation item {item.id!r}" for item in items]
@@ -93,7 +93,7 @@ def score_loaded(
         {"id": item.id, "task": item.task, "prompt": text}
         for item, text in zip(items, texts, strict=True)
     ]
-    kept = kept or Forgotten()
+    kept = kept or Kept()
     likelihood = {"expected_accuracy", "loglik"} & set(asked.metrics)
     passes = ("greedy_accuracy" in asked.metrics) + bool(likelihood)
     with progress(f"evaluate {title}", total=len(items) * passes, unit="items") as bar:
@@ -120,7 +120,7 @@ def _logprobs(
     model: PreTrainedModel,
     rows: Sequence[tuple[Sequence[int], Sequence[int]]],
     asked: Asked,
-    kept: Kept | Forgotten,
+    kept: Kept,
     bar: Any,
 ) -> dict[int, float]:
     """Summed log-probability of each answer, by place."""
@@ -141,7 +141,7 @@ def _greedy(
     prompts: Sequence[Sequence[int]],
     names: Sequence[str],
     asked: Asked,
-    kept: Kept | Forgotten,
+    kept: Kept,
     bar: Any,
 ) -> dict[int, tuple[str, bool]]:
     """(text, whether it ended) of each greedy answer, by place. UserError: no room for one."""
