@@ -7,11 +7,17 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from deltalearn.evaluate.tulu3.grade import Grade
+from deltalearn.evaluate.tulu3.items import gold
 from deltalearn.evaluate.tulu3.sources import Row
 
 Kind = Literal["choice", "text", "code", "judged"]
 Aggregation = Literal["macro", "micro"]
 Results = Sequence[Any]  # lm_eval's: (log-likelihood, greedy) of each choice, or [output]
+
+
+def of_output(grade: Callable[[str, Any], Grade]) -> Callable[[Row, Results], Grade]:
+    """Make the grader of an item from one of (output, gold)."""
+    return lambda item, results: grade(results[0], gold(item))
 
 
 def _no_grade(item: Row, results: Results) -> Grade:

@@ -6,9 +6,9 @@ import random
 from pathlib import Path
 from typing import Any
 
-from deltalearn.evaluate.tulu3.benchmark import Benchmark
+from deltalearn.evaluate.tulu3.benchmark import Benchmark, of_output
 from deltalearn.evaluate.tulu3.drop import grader
-from deltalearn.evaluate.tulu3.items import Splits, dataset, gold, item
+from deltalearn.evaluate.tulu3.items import Splits, dataset, item
 from deltalearn.evaluate.tulu3.sources import NoData, Row, data_directory, files, hub, read_json
 
 LOCAL = "drop*/drop*.json (and drop*/*train*.json, for the three examples)"
@@ -54,12 +54,6 @@ def _item(row: Row) -> Row:
 
 
 BENCHMARK = Benchmark(
-    "drop",
-    "DROP",
-    9536,
-    "F1",
-    "micro",
-    chat=False,
-    grade=lambda item, results: grader.grade(results[0], gold(item)),
+    "drop", "DROP", 9536, "F1", "micro", chat=False, grade=of_output(grader.grade)
 )
 score = BENCHMARK.score

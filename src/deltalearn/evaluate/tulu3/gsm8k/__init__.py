@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from deltalearn.evaluate.tulu3.benchmark import Benchmark
+from deltalearn.evaluate.tulu3.benchmark import Benchmark, of_output
 from deltalearn.evaluate.tulu3.examples import lm_eval_task, published
 from deltalearn.evaluate.tulu3.gsm8k import grader
-from deltalearn.evaluate.tulu3.items import Splits, dataset, gold, item
+from deltalearn.evaluate.tulu3.items import Splits, dataset, item
 from deltalearn.evaluate.tulu3.sources import Row, numbered, rows
 
 LOCAL = "gsm8k/test.jsonl"
@@ -40,12 +40,5 @@ def worked_examples() -> list[Row]:
     return published("gsm8k", examples, "07b82d8ff31e3c4b")
 
 
-BENCHMARK = Benchmark(
-    "gsm8k",
-    "GSM8K",
-    1319,
-    "exact match",
-    "micro",
-    grade=lambda item, results: grader.grade(results[0], gold(item)),
-)
+BENCHMARK = Benchmark("gsm8k", "GSM8K", 1319, "exact match", "micro", grade=of_output(grader.grade))
 score = BENCHMARK.score

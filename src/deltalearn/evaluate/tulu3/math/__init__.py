@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from deltalearn.evaluate.tulu3.benchmark import Benchmark
+from deltalearn.evaluate.tulu3.benchmark import Benchmark, of_output
 from deltalearn.evaluate.tulu3.examples import published
-from deltalearn.evaluate.tulu3.items import Splits, dataset, gold, item
+from deltalearn.evaluate.tulu3.items import Splits, dataset, item
 from deltalearn.evaluate.tulu3.math import grader
 from deltalearn.evaluate.tulu3.sources import Row, data_directory, files, hub, read
 
@@ -65,11 +65,6 @@ def worked_examples() -> list[Row]:
 
 
 BENCHMARK = Benchmark(
-    "math",
-    "MATH",
-    5000,
-    "flex exact match",
-    "macro",
-    grade=lambda item, results: grader.grade(results[0], gold(item)),
+    "math", "MATH", 5000, "flex exact match", "macro", grade=of_output(grader.grade)
 )
 score = BENCHMARK.score

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from deltalearn.evaluate.tulu3.benchmark import Benchmark, Results
+from deltalearn.evaluate.tulu3.benchmark import Benchmark, Results, of_output
 from deltalearn.evaluate.tulu3.grade import Grade
 from deltalearn.evaluate.tulu3.items import Splits, choices, dataset, gold, item
 from deltalearn.evaluate.tulu3.mmlu import grader
@@ -86,7 +86,7 @@ REASONING = Benchmark(
     14042,
     "exact match",
     "macro",
-    grade=lambda item, results: grader.grade(results[0], gold(item)),
+    grade=of_output(grader.grade),
     questions="mmlu",
 )
 score_mc, score_cot = LIKELIHOOD.score, REASONING.score

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from deltalearn.evaluate.tulu3.benchmark import Benchmark
-from deltalearn.evaluate.tulu3.items import Splits, dataset, gold, item
+from deltalearn.evaluate.tulu3.benchmark import Benchmark, of_output
+from deltalearn.evaluate.tulu3.items import Splits, dataset, item
 from deltalearn.evaluate.tulu3.popqa import grader
 from deltalearn.evaluate.tulu3.sources import NoData, Row, data_directory, hub, read, rows
 from deltalearn.util.files import digest
@@ -56,11 +56,6 @@ def worked_examples(directory: Path | None) -> list[Row]:
 
 
 BENCHMARK = Benchmark(
-    "popqa",
-    "PopQA",
-    14267,
-    "alias in output",
-    "micro",
-    grade=lambda item, results: grader.grade(results[0], gold(item)),
+    "popqa", "PopQA", 14267, "alias in output", "micro", grade=of_output(grader.grade)
 )
 score = BENCHMARK.score
