@@ -7,9 +7,11 @@ import re
 from pathlib import Path
 
 from deltalearn.lab.tasks import TASKS
-from deltalearn.recipe import GENERATE, load_recipe
+from deltalearn.recipe import GENERATE, Recipe, load_recipe
+from deltalearn.recipe.load import read_values
 
 ROOT = Path(__file__).parents[2]
+TOP = {"src", "tests", "docs", "benchmarks", "recipes"}  # folders of the repository
 
 
 def test_the_recipe_of_the_readme_is_valid(tmp_path):
@@ -49,6 +51,30 @@ def test_links_lead_somewhere():
     for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
         for target in re.findall(r"\]\((?!http)([^)#]+)\)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_places_that_pages_name_exist():
+    """`xxx.py` and `folder/` by the end of their path, and every path from the root."""
+    files = [path for top in ("src", "tests", "benchmarks") for path in (ROOT / top).rglob("*")]
+    ends = {path.relative_to(ROOT).as_posix() for path in files if "__pycache__" not in path.parts}
+    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+        text = page.read_text()
+        for name in re.findall(r"`([\w./-]+(?:\.py|/))`", text):
+            place = name.rstrip("/")
+            found = place in ends | TOP or any(end.endswith(f"/{place}") for end in ends)
+            assert found, f"{page.name}: {name}"
+        for name in re.findall(rf"(?<![\w./-])((?:{'|'.join(TOP)})/[\w./-]*\w)", text):
+            assert (ROOT / name).exists(), f"{page.name}: {name}"
+
+
+def test_the_recipe_of_the_evaluation_guide_is_valid(tmp_path):
+    pages = (ROOT / "docs" / "evaluation.md").read_text()
+    texts = re.findall(r"```yaml\n(.*?)```", pages, re.DOTALL)
+    for text, command in zip(texts, ("evaluate", "compare"), strict=True):
+        (tmp_path / "guide.yaml").write_text(text)
+        values = read_values(tmp_path / "guide.yaml")[1]
+        assert list(values) == [command]
+        assert Recipe.model_validate({"name": "guide", **values})
 
 
 def test_the_recipe_of_the_generation_guide_is_valid(tmp_path):
