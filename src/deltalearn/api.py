@@ -41,11 +41,12 @@ def run(
         UserError: For whatever the caller can mend, with the remedy.
     """
     from deltalearn.pipeline.run import run_recipe
+    from deltalearn.pipeline.run_options import RunOptions
     from deltalearn.recipe import load_recipe
 
     loaded = load_recipe(recipe, settings)
     place = _place(out, loaded.recipe.name)
-    run_recipe(loaded, place, update=update, say=say)
+    run_recipe(loaded, RunOptions(out=place, update=update), say=say)
     return place
 
 

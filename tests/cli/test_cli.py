@@ -139,7 +139,9 @@ class TestOutputDirectory:
         code = (
             "import sys; from pathlib import Path; from deltalearn.pipeline.run import run_recipe;"
             "from deltalearn.recipe import load_recipe;"
-            "d = run_recipe(load_recipe(sys.argv[1]), Path(sys.argv[2])); assert not d.done_now;"
+            "from deltalearn.pipeline.run_options import RunOptions;"
+            "d = run_recipe(load_recipe(sys.argv[1]), RunOptions(out=Path(sys.argv[2])));"
+            "assert not d.done_now;"
             "print(sorted({'torch', 'transformers', 'datasets'} & set(sys.modules)))"
         )
         arguments = [str(finished / "small.yaml"), str(finished / "run")]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from pathlib import Path
 from typing import Literal, get_args, get_origin
 
 import pytest
@@ -15,6 +16,7 @@ from typer.testing import CliRunner
 
 from deltalearn.cli import answers, app, evaluation, scores, tune
 from deltalearn.recipe.load import field_at
+from deltalearn.theory.options import Options
 
 RUNNER = CliRunner()
 OWN = {  # options that are no field of a recipe
@@ -31,6 +33,8 @@ OWN = {  # options that are no field of a recipe
         "update",
     },
     "pairs": {"chosen", "rejected", "out", "settings"},
+    "run": {"set", "dry-run"},
+    "theory": set(),
     "compare": {"recipe", "json", "plot", "plan", "discordance", "sd", "effect"},
 }
 FIELDS = {
@@ -47,6 +51,11 @@ FIELDS = {
         "benchmark split limit data-dir include-path backend url key-env tokenizer device dtype "
         "batch-size context judge judge-model judge-url judge-key-env judge-text-only allow-code "
         "unsafe"
+    ),
+    "run": "out update until retry-errors parallel tokens-per-second tflops devices",
+    "theory": (
+        "student chosen rejected norm errors dimension trials steps batch rate temperature loss "
+        "beta inputs freedom correlation seed out no-figures json"
     ),
     "pairs": "truncated reasoning max-length-difference",
     "compare": ("also-a also-b benchmark mmlu allow-different-settings clusters draws seed"),
@@ -69,7 +78,7 @@ def shown(command: str) -> dict[str, str]:
     return {re.match(r"[\w-]+", part)[0]: " ".join(part.split()) for part in parts}
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", OWN)
 def test_no_option_is_lost(command):
     assert set(shown(command)) == OWN[command] | set(FIELDS[command].split()) | {"help"}
 
@@ -91,6 +100,19 @@ def test_an_option_says_what_its_field_says(command, key, flag):
     if plain and " " not in flag:
         default = re.search(r"\[default: (.*)\]", text)[1]
         assert type(field.default)(default) == field.default
+
+
+def test_options_of_a_dataclass_say_what_its_fields_say(monkeypatch):
+    text = shown("run")
+    assert "Arms and seeds trained at a time" in text["parallel"]
+    assert text["parallel"].endswith("[default: 1]")
+    assert "[prompts|generate|pairs|tune|evaluate|report]" in text["until"]
+    assert "A,B,C" in shown("theory")["errors"]
+    got = []
+    monkeypatch.setattr("deltalearn.theory.run.run_theory", got.append)
+    result = RUNNER.invoke(app, ["theory", "--json", "--loss", "dpo", "--out", "x", "--norm", "2"])
+    assert result.exit_code == 0, result.output
+    assert got == [Options(as_json=True, loss="dpo", out=Path("x"), norm=2.0)]
 
 
 def test_what_is_given_arrives_at_its_key(monkeypatch):

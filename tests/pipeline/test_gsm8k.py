@@ -18,6 +18,7 @@ from helpers.results import item_rows
 from deltalearn.lm.load import load_model, load_tokenizer, place
 from deltalearn.lm.locate import locate
 from deltalearn.pipeline.run import run_recipe
+from deltalearn.pipeline.run_options import RunOptions
 from deltalearn.recipe import load_recipe
 
 GSM8K = DATA / "gsm8k"
@@ -42,7 +43,7 @@ def run(tmp_path_factory):
         ],
     )
     lines: list[str] = []
-    directory = run_recipe(loaded, folder / "run", say=lines.append)
+    directory = run_recipe(loaded, RunOptions(out=folder / "run"), say=lines.append)
     return directory.path, models, lines
 
 

@@ -14,6 +14,7 @@ import pytest
 from deltalearn.errors import UserError
 from deltalearn.pipeline.run import run_recipe
 from deltalearn.pipeline.run_estimate import estimate_run
+from deltalearn.pipeline.run_options import RunOptions
 from deltalearn.recipe import load_recipe
 from tests.helpers.cli import small
 
@@ -32,7 +33,7 @@ def strong(write_lines) -> Path:
 def run(recipe: Path, out: Path, *overrides: str, **options) -> tuple[dict, list[str]]:
     """Stages of the manifest, and the lines that were said."""
     said: list[str] = []
-    run_recipe(load_recipe(recipe, overrides), out, say=said.append, **options)
+    run_recipe(load_recipe(recipe, overrides), RunOptions(out=out, **options), say=said.append)
     return json.loads((out / "run.json").read_text())["stages"], said
 
 

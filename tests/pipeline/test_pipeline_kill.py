@@ -50,6 +50,7 @@ def main() -> None:
     import deltalearn.tune  # noqa: F401
     from deltalearn.generate.engines.hf import TransformersEngine
     from deltalearn.pipeline.run import run_recipe
+    from deltalearn.pipeline.run_options import RunOptions
     from deltalearn.recipe import load_recipe
 
     out, kills = Path(sys.argv[2]), int(sys.argv[3])
@@ -69,7 +70,7 @@ def main() -> None:
             return answer(self, batch)
 
         TransformersEngine.answer = noting
-        run_recipe(loaded, out, say=lambda line: None)
+        run_recipe(loaded, RunOptions(out=out), say=lambda line: None)
         os._exit(0)
 
     killed = []

@@ -15,7 +15,8 @@ from helpers.cli import deltalearn, fails, small
 
 from deltalearn.errors import UserError
 from deltalearn.pipeline.missing import what_is_missing
-from deltalearn.pipeline.run_estimate import Rates, estimate_run
+from deltalearn.pipeline.run_estimate import estimate_run
+from deltalearn.pipeline.run_options import Rates
 from deltalearn.recipe import load_recipe
 
 
@@ -115,6 +116,7 @@ def test_data_of_benchmarks_is_looked_for(tmp_path):
 def test_speeds_belong_to_dry_runs(tmp_path: Path):
     recipe = small(tmp_path)
     fails(deltalearn("run", recipe, "--tflops", "3"), "--tflops has no effect without --dry-run")
-    fails(deltalearn("run", recipe, "--dry-run", "--update"), "--update")
+    for option in (["--update"], ["--parallel", "2"]):
+        fails(deltalearn("run", recipe, "--dry-run", *option), f"{option[0]} has no effect")
     with pytest.raises(UserError, match="--tokens-per-second 0"):
         Rates(tokens_per_second=0)

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from deltalearn.cli import answers, evaluation, scores
-from deltalearn.cli.settings import LazyCommands, settings_of_recipe
+from deltalearn.cli.settings import LazyCommands, settings_of_options, settings_of_recipe
 
 
 class Interrupted(Exception):
@@ -63,76 +63,43 @@ def _root(
 
 
 @app.command()
+@settings_of_options(
+    "deltalearn.pipeline.run_options:RunOptions", "deltalearn.pipeline.run_options:Rates"
+)
 def run(
+    settings: list[Any],
     recipe: Annotated[str, typer.Argument(help="A recipe file, or the name of a shipped one.")],
-    out: Annotated[
-        Path | None, typer.Option(help="Run directory; default runs/<name of the recipe>.")
-    ] = None,
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Override a value, e.g. tune.lr=1e-4."),
     ] = None,
-    update: Annotated[
-        bool, typer.Option("--update", help="Let changed settings re-run what depends on them.")
-    ] = False,
-    until: Annotated[
-        str, typer.Option(help="Last stage: prompts, generate, pairs, tune, evaluate or report.")
-    ] = "report",
-    retry_errors: Annotated[
-        bool, typer.Option("--retry-errors", help="Ask again for answers that ended in errors.")
-    ] = False,
-    parallel: Annotated[
-        int, typer.Option(min=1, help="Arms and seeds trained at a time, each on its own GPU.")
-    ] = 1,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what every stage would take, and stop.")
     ] = False,
-    tokens_per_second: Annotated[
-        float | None, typer.Option(help="Of --dry-run: generated tokens, over all devices.")
-    ] = None,
-    tflops: Annotated[
-        float | None, typer.Option(help="Of --dry-run: useful TFLOP/s of a device in training.")
-    ] = None,
-    devices: Annotated[
-        int | None, typer.Option(min=1, help="Of --dry-run: devices that train; default 1.")
-    ] = None,
 ) -> None:
     """Run the whole pipeline of a recipe; run it again to resume."""
-    from deltalearn.errors import UserError
-    from deltalearn.pipeline.run import STAGES, run_recipe
+    from deltalearn.pipeline.run_options import STAGES
     from deltalearn.recipe import load_recipe
 
-    if until not in STAGES:
-        raise UserError(f"--until {until}: no such stage; there are {', '.join(STAGES)}")
-    speeds = {"tokens-per-second": tokens_per_second, "tflops": tflops, "devices": devices}
-    for name, value in speeds.items():
-        if value is not None and not dry_run:
-            raise UserError(f"--{name} has no effect without --dry-run; leave it out")
+    options, rates = settings
+    options.check(rates, dry_run)
     loaded = load_recipe(recipe, set_ or ())
     if dry_run:
-        from deltalearn.pipeline.run_estimate import Rates, estimate_run
+        from deltalearn.pipeline.run_estimate import estimate_run
 
-        if update or until != STAGES[-1]:
-            raise UserError(
-                "--update and --until have no effect with --dry-run, which runs nothing"
-            )
-        rates = Rates(tokens_per_second, tflops, devices or 1)
-        typer.echo(estimate_run(loaded, out, rates=rates, retry_errors=retry_errors))
+        typer.echo(
+            estimate_run(loaded, options.out, rates=rates, retry_errors=options.retry_errors)
+        )
         return
-    directory = run_recipe(
-        loaded,
-        out,
-        update=update,
-        until=until,
-        retry_errors=retry_errors,
-        parallel=parallel,
-    )
+    from deltalearn.pipeline.run import run_recipe
+
+    directory = run_recipe(loaded, options)
     if directory is None:  # one of several processes, and not the one that speaks
         return
     if not directory.done_now:
         typer.echo(f"{directory.path}: everything is done already, nothing to do")
     answers.say_errors(directory)
-    if until == STAGES[-1]:
+    if options.until == STAGES[-1]:
         from deltalearn.report.terminal import print_summary
 
         print_summary(directory.path)
@@ -223,51 +190,14 @@ def report(
 
 
 @app.command()
-def theory(
-    student: Annotated[float, typer.Option(help="Student's cosine to the truth, a_0.")] = 0.8,
-    chosen: Annotated[float, typer.Option(help="Chosen teacher's cosine, a_c.")] = 0.6,
-    rejected: Annotated[float, typer.Option(help="Rejected teacher's cosine, a_r.")] = 0.4,
-    norm: Annotated[float, typer.Option(help="Student's norm r.")] = 1.0,
-    errors: Annotated[
-        str,
-        typer.Option(
-            metavar="A,B,C",
-            help="Correlations of errors: student-chosen, student-rejected, chosen-rejected.",
-        ),
-    ] = "0,0,0",
-    dimension: Annotated[int, typer.Option(min=1, help="Input dimensions d.")] = 300,
-    trials: Annotated[int, typer.Option(min=1, help="Simulated students.")] = 20,
-    steps: Annotated[int, typer.Option(min=1, help="Gradient steps of the simulation.")] = 100,
-    batch: Annotated[int, typer.Option(min=1, help="Pairs a step.")] = 200,
-    rate: Annotated[
-        float | None, typer.Option(help="Learning rate; default: the last step is at the peak.")
-    ] = None,
-    temperature: Annotated[float, typer.Option(help="Of the teachers' labels; 0: hard.")] = 0.0,
-    loss: Annotated[str, typer.Option(help="preference, sft or dpo.")] = "preference",
-    beta: Annotated[float | None, typer.Option(help="Of dpo; default 5.")] = None,
-    inputs: Annotated[
-        str, typer.Option(help="normal, elliptical, heavy or correlated.")
-    ] = "normal",
-    freedom: Annotated[
-        float | None, typer.Option(help="Of elliptical and heavy inputs; default 5.")
-    ] = None,
-    correlation: Annotated[
-        float | None, typer.Option(help="Of neighbours in correlated inputs; default 0.5.")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Of the simulations.")] = 0,
-    out: Annotated[
-        Path | None, typer.Option(help="Where page and figures go; default runs/theory.")
-    ] = None,
-    no_figures: Annotated[bool, typer.Option("--no-figures", help="Only print the table.")] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one line of JSON; figures only with --out.")
-    ] = False,
-) -> None:
+@settings_of_options(
+    "deltalearn.theory.options:Options", flags={"errors": "--errors A,B,C", "as_json": "--json"}
+)
+def theory(settings: list[Any]) -> None:
     """Delta learning in logistic regression: closed form, a simulation, figures and a page."""
-    options = locals()
-    from deltalearn.theory.run import Options, run_theory
+    from deltalearn.theory.run import run_theory
 
-    run_theory(Options(**options))
+    run_theory(*settings)
 
 
 @lab_app.command()

@@ -104,6 +104,7 @@ def _of_whole_recipe(
     from deltalearn.errors import UserError
     from deltalearn.pipeline.generate_estimate import dry_run
     from deltalearn.pipeline.run import run_recipe
+    from deltalearn.pipeline.run_options import RunOptions
     from deltalearn.recipe import load_recipe
 
     if models:
@@ -117,7 +118,9 @@ def _of_whole_recipe(
     if dry:
         typer.echo(dry_run(loaded, out, retry_errors=retry))
         return
-    directory = run_recipe(loaded, out, update=update, until="generate", retry_errors=retry)
+    directory = run_recipe(
+        loaded, RunOptions(out=out, update=update, until="generate", retry_errors=retry)
+    )
     if directory is None:  # one of several processes, and not the one that speaks
         return
     if not directory.done_now:

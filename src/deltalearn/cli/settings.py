@@ -1,7 +1,7 @@
-"""Options of the command line made from the fields of a recipe: type, default and help.
+"""Options of the command line made from typed settings: type, default and help.
 
-A command with such options is registered without them, since their schema takes a while to import;
-they are added when it is the one that is called.
+They are fields of a recipe, or of a dataclass. A command with such options is registered without
+them, since a recipe's schema takes a while to import; they are added when it is called.
 """
 
 from __future__ import annotations
@@ -10,12 +10,14 @@ import functools
 import inspect
 import types
 from collections.abc import Callable, Mapping
+from dataclasses import fields
+from importlib import import_module
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import typer
 from typer.core import TyperGroup
 
-MADE = "settings"  # the parameter of a command that gets them: dotted key -> value, None: not given
+MADE = "settings"  # the parameter of a command that gets them
 
 
 def settings_of_recipe(flags: Mapping[str, str]) -> Callable[[Callable], Callable]:
@@ -23,14 +25,58 @@ def settings_of_recipe(flags: Mapping[str, str]) -> Callable[[Callable], Callabl
 
     Args:
         flags: the option of each field by its dotted key, maybe with a name for its value
-            (`--lora R`). The command gets what was given as `settings`, by the same keys.
+            (`--lora R`). The command gets them as `settings`, by the same keys; None: not given.
     """
 
     def decorate(function: Callable) -> Callable:
+        def make() -> dict[str, Any]:
+            from deltalearn.recipe.load import field_at
+
+            found = {key: field_at(key) for key in flags}
+            return {
+                key: _option(flags[key], field.annotation, field.default, field.description or "")
+                for key, field in found.items()
+            }
+
         function.flags = flags  # type: ignore[attr-defined]
-        return _command(function, lambda: {k: _option(k, flag) for k, flag in flags.items()})
+        return _command(function, make, dict)
 
     return decorate
+
+
+def settings_of_options(
+    *places: str, flags: Mapping[str, str] | None = None
+) -> Callable[[Callable], Callable]:
+    """A decorator that gives a command an option for each field of some dataclasses.
+
+    Args:
+        places: `module:Class` of each; a field is Annotated with its help. The command gets a list
+            with one of each as `settings`.
+        flags: the option of a field, where it is not called after it.
+    """
+
+    def classes() -> list[Any]:
+        found = (place.split(":") for place in places)
+        return [getattr(import_module(module), name) for module, name in found]
+
+    def make() -> dict[str, Any]:
+        options = {}
+        for one in classes():
+            hints = get_type_hints(one, include_extras=True)
+            for field in fields(one):
+                flag = (flags or {}).get(field.name, f"--{field.name.replace('_', '-')}")
+                kind, about = get_args(hints[field.name])
+                options[field.name] = _option(flag, kind, field.default, about)
+        return options
+
+    def build(given: dict[str, Any]) -> list[Any]:
+        given = {name: value for name, value in given.items() if value is not None}
+        return [
+            one(**{f.name: given[f.name] for f in fields(one) if f.name in given})
+            for one in classes()
+        ]
+
+    return lambda function: _command(function, make, build)
 
 
 class LazyCommands(TyperGroup):
@@ -48,7 +94,9 @@ class LazyCommands(TyperGroup):
         return name, command, rest
 
 
-def _command(function: Callable, make: Callable[[], dict[str, Any]]) -> Callable:
+def _command(
+    function: Callable, make: Callable[[], dict[str, Any]], build: Callable[[dict[str, Any]], Any]
+) -> Callable:
     """`function` as Typer sees it before the options are made; its `whole()` has them."""
     hints = get_type_hints(function, include_extras=True)
     own = [p for p in inspect.signature(function).parameters.values() if p.name != MADE]
@@ -64,7 +112,7 @@ def _command(function: Callable, make: Callable[[], dict[str, Any]]) -> Callable
 
         def command(**values: Any) -> Any:
             settings = {key: values.pop(name) for name, key in keys.items()}
-            return function(**values, **{MADE: settings})
+            return function(**values, **{MADE: build(settings)})
 
         return _shaped(command, function, [*own, *made])
 
@@ -88,16 +136,12 @@ def _name(key: str) -> str:
     return key.replace(".", "__").replace("*", "each")
 
 
-def _option(key: str, flag: str) -> Any:
+def _option(flag: str, annotation: Any, default: Any, about: str) -> Any:
     """The annotation of a parameter that Typer makes the option of a field of."""
-    from deltalearn.recipe.load import field_at
-
-    field = field_at(key)
-    kind, metavar = _kind(field.annotation)
+    kind, metavar = _kind(annotation)
     flag, _, value = flag.partition(" ")
     # An option whose value has a name of its own switches something on: it has no default.
-    default = "" if value else _default(field.default)
-    about = " ".join(filter(None, [field.description, default]))
+    about = " ".join(filter(None, [about, "" if value else _default(default)]))
     option = typer.Option(flag, help=about, metavar=value or metavar, show_default=False)
     return Annotated[kind | None, option]
 

@@ -18,6 +18,7 @@ from deltalearn.pipeline.evaluate_stage import check_evaluation, evaluate_stages
 from deltalearn.pipeline.generate import STORE_FILES, generate_stages
 from deltalearn.pipeline.pairs import pairs_name, pairs_stage
 from deltalearn.pipeline.prompts import prompts_stage
+from deltalearn.pipeline.run_options import STAGES, RunOptions
 from deltalearn.pipeline.side_by_side import Worker, devices, side_by_side
 from deltalearn.pipeline.stage import Say, Stage
 from deltalearn.pipeline.tune import TuneJob, Tuning, follow, free_settings, tune_stage
@@ -26,17 +27,11 @@ from deltalearn.recipe import STUDENT, LoadedRecipe, PairsSource
 from deltalearn.util.distributed import Processes, several_processes
 from deltalearn.util.files import digest
 
-STAGES = ("prompts", "generate", "pairs", "tune", "evaluate", "report")
-
 
 def run_recipe(
     loaded: LoadedRecipe,
-    out: Path | None = None,
+    options: RunOptions,
     *,
-    update: bool = False,
-    until: str = STAGES[-1],
-    retry_errors: bool = False,
-    parallel: int = 1,
     say: Say = print,
 ) -> RunDirectory | None:
     """Run a recipe; run it again to resume. A finished run does nothing.
@@ -45,23 +40,18 @@ def run_recipe(
 
     Args:
         loaded: The recipe.
-        out: The run directory; default runs/<name>.
-        update: Let changed settings run again what depends on them.
-        until: The last stage of `STAGES` to run.
-        retry_errors: Ask again what ended in errors, and do again what depends on it.
-        parallel: Arms and seeds to train at the same time, each in a process of its own, on a GPU
-            of its own where there are GPUs.
+        options: Where, how far and how.
         say: Gets a line for each stage that worked.
 
     Returns:
         The run; None in all processes but the first.
 
     Raises:
-        UserError: If something is missing, or `out` holds another run.
+        UserError: If something is missing, or the directory holds another run.
     """
-    recipe = loaded.recipe
-    out = out or Path("runs") / recipe.name
-    if parallel > 1 and several_processes():
+    recipe, update, until = loaded.recipe, options.update, options.until
+    out = options.out or Path("runs") / recipe.name
+    if options.parallel > 1 and several_processes():
         raise UserError(
             "--parallel has no effect under a launcher, where all processes train one arm and seed "
             "after the other; remove it, or start without the launcher"
@@ -72,8 +62,8 @@ def run_recipe(
         free = free_settings(tuple(recipe.arms))
         with RunDirectory(out, loaded, update=update, may_hold=STORE_FILES, free=free) as directory:
             pipeline = Pipeline(
-                recipe, directory, say, update=update, retry_errors=retry_errors,
-                processes=processes, parallel=parallel,
+                recipe, directory, say, update=update, retry_errors=options.retry_errors,
+                processes=processes, parallel=options.parallel,
             )  # fmt: skip
             stages = STAGES[: STAGES.index(until) + 1]
             stages = tuple(stage for stage in stages if stage not in pipeline.left_out)

@@ -13,12 +13,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deltalearn.errors import UserError
 from deltalearn.pipeline.generate import STORE
 from deltalearn.pipeline.generate_estimate import estimate_models
 from deltalearn.pipeline.manifest import DONE, MANIFEST, Manifest, StageRecord
 from deltalearn.pipeline.missing import model_is_here, what_is_missing
 from deltalearn.pipeline.pairs import pairs_name
+from deltalearn.pipeline.run_options import Rates
 from deltalearn.recipe import LoadedRecipe, PairsSource, Recipe
 from deltalearn.util.paths import local_path
 
@@ -28,27 +28,6 @@ if TYPE_CHECKING:
     from deltalearn.pipeline.tune_estimate import Lengths, Student, TuneEstimate
 
 GPUS = (1, 2, 4, 8)
-
-
-@dataclass(frozen=True)
-class Rates:
-    """Expected speeds of the machine; what is None is measured where a run has begun.
-
-    Attributes:
-        tokens_per_second: Tokens of answers, over all devices.
-        tflops: Useful TFLOP/s of one device in training.
-        devices: Devices that train.
-    """
-
-    tokens_per_second: float | None = None
-    tflops: float | None = None
-    devices: int = 1
-
-    def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if value is not None and value <= 0:
-                option = f"--{name.replace('_', '-')}"
-                raise UserError(f"{option} {value:g}: a number above zero is needed")
 
 
 def estimate_run(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from rich.table import Table
 from deltalearn.errors import UserError
 from deltalearn.theory.closed_form import accuracy
 from deltalearn.theory.geometry import Geometry
+from deltalearn.theory.options import Options
 from deltalearn.theory.predictions import Measured, Theory, default_rate
 from deltalearn.theory.simulate import INPUTS, LOSSES, Plan
 from deltalearn.util.files import write_text
@@ -20,32 +21,6 @@ from deltalearn.util.terminal import console
 
 OUT = Path("runs/theory")
 LOSS_NAMES = {"preference": "preference training", "sft": "SFT", "dpo": "DPO"}
-
-
-@dataclass(frozen=True)
-class Options:
-    """The command line's options; None means not given."""
-
-    student: float
-    chosen: float
-    rejected: float
-    norm: float
-    errors: str
-    dimension: int
-    trials: int
-    steps: int
-    batch: int
-    rate: float | None
-    temperature: float
-    loss: str
-    beta: float | None
-    inputs: str
-    freedom: float | None
-    correlation: float | None
-    seed: int
-    out: Path | None
-    no_figures: bool
-    as_json: bool
 
 
 def run_theory(options: Options) -> None:

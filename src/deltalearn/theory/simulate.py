@@ -13,6 +13,7 @@ import math
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import get_args
 
 import numpy as np
 from scipy.signal import lfilter
@@ -21,9 +22,9 @@ from scipy.special import expit
 
 from deltalearn.errors import UserError
 from deltalearn.theory.geometry import Geometry
+from deltalearn.theory.options import Inputs, Loss
 
-LOSSES = ("preference", "sft", "dpo")
-INPUTS = ("normal", "elliptical", "heavy", "correlated")
+LOSSES, INPUTS = get_args(Loss), get_args(Inputs)
 CHUNK_BYTES = 4 * 2**20  # of inputs drawn at once by one thread: about what its cache holds
 PARTS = 4  # at least so many chunks, for as many threads
 
