@@ -564,7 +564,7 @@ def test_override_of_a_section_replaces_the_origins_inside_it(load):
 
 def test_resolved_recipe_spells_out_every_key_of_the_schema(load):
     values = yaml.safe_load(load().resolved_yaml())
-    assert set(values) == set(Recipe.model_fields)
+    assert set(values) == set(Recipe.model_fields) - {"compare"}  # which `run` does not read
     for section in ("prompts", "generate", "pairs", "tune", "evaluate"):
         assert set(values[section]) == set(type(getattr(load().recipe, section)).model_fields)
 
