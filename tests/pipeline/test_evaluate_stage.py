@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from helpers.cli import deltalearn, fails
+from helpers.launched import TORCHRUN, ended, kill_all, start, wait_for
 
 pytest.importorskip("lm_eval")
 
@@ -185,6 +187,57 @@ def test_kills_change_nothing_and_cost_no_answer(folder, whole):
             os.kill(child.pid, signal.SIGKILL)
     assert run(folder, "killed").returncode == 0
     assert everything(folder / "killed" / "scores") == everything(whole / "scores")
+
+
+def told(scores: Path) -> dict[str, dict]:
+    """Results without what is another one each time: seconds, places, and who came before."""
+    found = {place: read_results(scores / place) for place in PLACES}
+    for results in found.values():
+        del results["test_models"], results["model"]["path"]
+        for entry in results["benchmarks"].values():
+            del entry["seconds"]
+    return found
+
+
+def seen(scores: Path) -> list[tuple]:
+    rows = map(json.loads, (scores / "evaluations.jsonl").read_text().splitlines())
+    return sorted((row["model"], row["benchmark"], row["items"], row["docs"]) for row in rows)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("launcher", "options"), [([], ["--parallel", "2"]), (TORCHRUN, [])], ids=["alone", "torchrun"]
+)
+def test_several_at_a_time_they_get_the_same_scores(folder, whole, launcher, options):
+    """Stopped, killed and run again, with one log of it for all."""
+    out = folder / ("launched" if launcher else "parallel")
+    shutil.copytree(whole, out, ignore=shutil.ignore_patterns("scores", "report.html"))
+    command = ["recipe.yaml", "--out", out, *options]
+    killed = start(launcher, *command, cwd=folder)
+    wait_for(lambda: len(list(out.glob("scores/*/**/results.json"))) > 1, killed)
+    kill_all(killed)
+    if not launcher:
+        stopped = start([], *command, cwd=folder)
+        wait_for(lambda: len(list(out.glob("scores/*/**/ifeval.parquet"))) > 1, stopped)
+        stopped.send_signal(signal.SIGINT)
+        code, _, errors = ended(stopped)
+        assert code == 130 and "evaluate: stopped" in errors and "Traceback" not in errors
+    code, said, errors = ended(start(launcher, *command, cwd=folder))
+    assert code == 0, errors
+    assert said.count("evaluate/models/b ") == 1 and "tune/" not in said
+    assert told(out / "scores") == told(whole / "scores")
+    assert everything(out / "scores") == everything(whole / "scores")
+    assert seen(out / "scores") == seen(whole / "scores")
+
+
+@pytest.mark.slow
+def test_several_at_a_time_a_failure_names_its_model(folder, whole):
+    out = folder / "failing"
+    shutil.copytree(whole, out, ignore=shutil.ignore_patterns("scores", "report.html"))
+    (out / "arms/delta/seed-0/final/model.safetensors").write_bytes(b"no weights")
+    done = run(folder, "failing", "--parallel", "4")
+    fails(done, "evaluate arms/delta/seed-0: ")
+    assert read_results(out / "scores/models/b")["not_run"] == {}
 
 
 def test_two_at_once_is_refused(folder):

@@ -1,4 +1,4 @@
-"""Protects a run in several processes: under a launcher, and arms and seeds side by side.
+"""Protects a run in several processes: under a launcher, and independent stages side by side.
 
 Either way it is the run of one process, to rounding under a launcher and to the last bit side by
 side; killed or stopped it goes on, and one process alone opens the directory and speaks.
@@ -7,24 +7,19 @@ side; killed or stopped it goes on, and one process alone opens the directory an
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
-import subprocess
-import sys
-import time
+import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 import torch
 from helpers.cli import deltalearn, fails, small
+from helpers.launched import ACCELERATE, TORCHRUN, ended, kill_all, start, wait_for
 from safetensors.torch import load_file
 
-TORCHRUN = ["torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend=c10d",
-            "--rdzv-endpoint=localhost:0"]  # fmt: skip
-ACCELERATE = ["accelerate.commands.launch", "--num_processes", "2", "--num_machines", "1", "--cpu",
-              "--mixed_precision", "no", "--dynamo_backend", "no"]  # fmt: skip
 STEPS = 40
 
 
@@ -46,36 +41,6 @@ def alone(recipe, tmp_path_factory) -> Path:
     result = deltalearn("run", recipe, "--out", out)
     assert result.returncode == 0, result.stderr
     return out
-
-
-def start(launcher: list[str], *arguments: str | Path) -> subprocess.Popen:
-    command = [sys.executable, *(["-m", *launcher] if launcher else []), "-m", "deltalearn", "run"]
-    return subprocess.Popen(
-        [*command, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, start_new_session=True,
-    )  # fmt: skip
-
-
-def ended(process: subprocess.Popen) -> tuple[int, str, str]:
-    out, err = process.communicate(timeout=300)
-    return process.returncode, out, err
-
-
-def kill_all(process: subprocess.Popen) -> None:
-    """Kill a launcher and those it started, which are in sessions of their own."""
-    pids = [process.pid]
-    for pid in pids:
-        for file in Path(f"/proc/{pid}/task").glob("*/children"):
-            pids += map(int, file.read_text().split())
-    for pid in pids:
-        os.kill(pid, signal.SIGKILL)
-    process.wait()
-
-
-def wait_for(happened: Callable[[], object], process: subprocess.Popen) -> None:
-    while not happened():
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.01)
 
 
 def begun(out: Path) -> Callable[[], bool]:
@@ -132,6 +97,53 @@ def test_under_a_launcher_it_is_the_run_of_one_process(recipe, alone, tmp_path, 
     }
     code, said, _ = ended(start(launcher, recipe, "--out", out))
     assert code == 0 and said.count("nothing to do") == 1
+
+
+def rows(out: Path) -> int:
+    """How many answers there are, of a store that may be about to be made."""
+    try:
+        return len(answers(out))
+    except sqlite3.OperationalError:
+        return 0
+
+
+def answers(out: Path) -> set[tuple]:
+    with closing(sqlite3.connect(out / "responses.sqlite")) as db:
+        return set(db.execute("SELECT key, text, token_ids, finish_reason FROM responses"))
+
+
+@pytest.mark.slow
+def test_models_that_answer_at_a_time_give_the_answers_of_one_process(tmp_path):
+    """Killed, stopped and run again: each request is answered once, in the batch it had."""
+    recipe = small(
+        tmp_path, generate={"temperature": 1.0, "max_tokens": 16, "samples": 8, "token_budget": 64},
+        models={
+            name: {"path": f"package://deltalearn.lab/ladder/{size}"}
+            for name, size in (("s", "s"), ("xs", "xs"), ("again", "s"))
+        },
+        arms={"base": {}, "delta": {"chosen": "s", "rejected": "xs"},
+              "repeated": {"chosen": "again", "rejected": "xs"}},
+    )  # fmt: skip
+    alone, out = tmp_path / "alone", tmp_path / "run"
+    command = [recipe, "--until", "generate", "--out"]
+    assert deltalearn("run", *command, alone).returncode == 0
+    side_by_side = [*command, out, "--parallel", "3"]
+    killed = start([], *side_by_side)
+    wait_for(lambda: rows(out), killed)
+    kill_all(killed)
+    stopped = start([], *side_by_side)
+    before = len(answers(out))
+    wait_for(lambda: len(answers(out)) > before, stopped)
+    stopped.send_signal(signal.SIGINT)
+    code, _, errors = ended(stopped)
+    assert code == 130 and "generate: stopped" in errors and "Traceback" not in errors
+    assert before < len(answers(out)) < 240
+    code, said, errors = ended(start(TORCHRUN, *command, out))
+    assert code == 0, errors
+    assert "generate/again " in said and "cached 120" in said
+    assert answers(out) == answers(alone) and len(answers(out)) == 240
+    code, said, _ = ended(start([], *side_by_side))
+    assert code == 0 and "nothing to do" in said
 
 
 @pytest.mark.slow

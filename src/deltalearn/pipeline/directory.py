@@ -7,12 +7,13 @@ import threading
 import time
 from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from deltalearn.errors import UserError
 from deltalearn.pipeline.lock import LOCK, Hold
-from deltalearn.pipeline.manifest import DONE, MANIFEST, RUNNING, Manifest, StageRecord
+from deltalearn.pipeline.manifest import DONE, MANIFEST, RUNNING, AnswersLeft, Manifest, StageRecord
 from deltalearn.pipeline.stage import Stage
 from deltalearn.recipe import LoadedRecipe
 from deltalearn.util.files import write_text
@@ -126,6 +127,18 @@ class RunDirectory:
     def reopen(self, stage: str) -> None:
         """Let a stage that is done work again: what it left is not there any more."""
         self.manifest.stages[stage] = self.manifest.stages[stage].reopened()
+
+    def leave_answers(self, stage: str, left: AnswersLeft, before: str | None) -> None:
+        """Note what a generate stage left in the store, whose mark was `before` when it began.
+
+        What came since is not another stage's: theirs are as they left them.
+        """
+        with self._writing:
+            answers = self.manifest.answers
+            for name, other in answers.items():
+                if other.mark == before:
+                    answers[name] = replace(other, mark=left.mark)
+            answers[stage] = left
 
     def forget_others(self, stages: Iterable[str]) -> None:
         """Drop records of stages that the recipe no longer has (after an update)."""

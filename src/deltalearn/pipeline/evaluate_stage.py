@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from deltalearn.errors import UserError
 from deltalearn.formats.rows import source_digest
 from deltalearn.pipeline.context import Context
+from deltalearn.pipeline.job import Doing, Job
 from deltalearn.pipeline.manifest import DONE
-from deltalearn.pipeline.stage import Stage, silent
+from deltalearn.pipeline.stage import Say, Stage, silent
 from deltalearn.recipe.evaluation import EvaluateSpec
 from deltalearn.recipe.schema import STUDENT
 from deltalearn.util.files import digest
@@ -18,6 +19,8 @@ from deltalearn.util.files import digest
 if TYPE_CHECKING:
     from deltalearn.pipeline.evaluate_options import Options
 
+# Options of vLLM and lm_eval that have one model take several GPUs.
+WIDE = {"tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size", "parallelize"}
 SCORES = "scores"  # in a run; below it models/<model> and arms/<arm>/seed-<seed>
 
 
@@ -35,11 +38,13 @@ def check_evaluation(context: Context) -> None:
         return  # it was possible, and to ask again would load lm_eval
     from deltalearn.evaluate.alpaca.length_control import FOLDS
     from deltalearn.evaluate.tulu3.suite import BY_NAME
-    from deltalearn.pipeline.evaluate_options import check_options
+    from deltalearn.pipeline.evaluate_options import check_options, options_of
 
     recipe = context.recipe
     nowhere = context.path(SCORES)
-    options = _options(context, spec, nowhere, nowhere, {}, recipe.device, recipe.dtype)
+    options = options_of(
+        spec, str(nowhere), device=recipe.device, dtype=recipe.dtype, out=nowhere, name=""
+    )
     check_options(options)
     code = [n for n in options.benchmarks if n in BY_NAME and BY_NAME[n].kind == "code"]
     if code and not spec.allow_code:
@@ -55,80 +60,118 @@ def check_evaluation(context: Context) -> None:
         )
 
 
-def evaluate_stages(context: Context) -> Iterator[Stage]:
-    """Yield a stage for the student, every weak model that is here and every tuned student."""
-    recipe, run, spec = context.recipe, context.recipe.name, context.recipe.evaluate
-    assert spec is not None  # or the stage is left out
+def takes_named_devices(spec: EvaluateSpec) -> bool:
+    """Whether the back-end's options say which GPUs a model takes: it must find all of them."""
+    return bool(WIDE & spec.backend.options.keys()) or ":" in (spec.backend.device or "")
+
+
+class ScoreJob(Job):
+    """One model to score.
+
+    Attributes:
+        place: Below scores/.
+        model: Its folder.
+        model_key: Its identity.
+        sources: Identity of each set of own questions.
+        facts: What the results say of the model.
+        test_set_log: Folder of the log of who saw which test items, one for all.
+    """
+
+    kind: Literal["evaluate"] = "evaluate"
+    place: str
+    spec: EvaluateSpec
+    model: Path
+    model_key: str
+    sources: dict[str, str]
+    facts: dict[str, Any]
+    test_set_log: Path
+
+    def begin(self, say: Say) -> Scoring:
+        """Score in this process."""
+        return Scoring(self, say)
+
+
+class Scoring:
+    """The work of one job."""
+
+    def __init__(self, job: ScoreJob, say: Say) -> None:
+        self.job = job
+        self.say = say
+
+    def prepare(self) -> None:
+        """Nothing: `check_evaluation` did, before the run began."""
+
+    def work(self) -> dict[str, Any]:
+        """Score; scores by name."""
+        from deltalearn.lm.load import place
+        from deltalearn.pipeline.evaluate import evaluate
+
+        job, at = self.job, place(self.job.device, self.job.dtype)
+        results = evaluate(_options(job, at.device, at.dtype))
+        _complete(results, job.spec)
+        for entry in results["benchmarks"].values():
+            for note in entry["notes"]:
+                self.say(f"{entry['title']}: {note}")
+        return _counts(results, job.spec)
+
+
+def score_jobs(context: Context, spec: EvaluateSpec) -> Iterator[ScoreJob]:
+    """Yield a job for the student, every weak model that is here and every tuned student."""
+    recipe, run = context.recipe, context.recipe.name
     sources = {name: source_digest(q.source) for name, q in spec.questions.items()}
+
+    def job(place: str, model: Path, model_key: str, facts: dict[str, Any]) -> ScoreJob:
+        return ScoreJob(
+            title=f"evaluate {place}",
+            place=place,
+            spec=spec,
+            model=model,
+            model_key=model_key,
+            sources=sources,
+            facts=facts,
+            test_set_log=context.path(SCORES),
+            device=recipe.device,
+            dtype=recipe.dtype,
+        )
+
     for name, files in context.models.items():
         facts: dict[str, Any] = {"name": f"{run}/{name}", "path": recipe.model(name).path}
-        place = f"models/{name}"
-        yield _stage(context, spec, place, files.directory, files.fingerprint, sources, facts)
+        yield job(f"models/{name}", files.directory, files.fingerprint, facts)
     for arm in recipe.tuned_arms:
         for seed in recipe.seeds:
             name = f"{arm}/seed-{seed}"
             final = context.path("arms", name, "final")
-            facts = {"name": f"{run}/{arm} seed {seed}", "path": str(final)}
-            facts |= {"run": run, "arm": arm, "seed": seed}
-            key = context.keys[f"tune/{name}"]
-            yield _stage(context, spec, f"arms/{name}", final, key, sources, facts)
+            who = {"name": f"{run}/{arm} seed {seed}", "path": str(final)}
+            facts = {**who, "run": run, "arm": arm, "seed": seed}
+            yield job(f"arms/{name}", final, context.keys[f"tune/{name}"], facts)
 
 
-def _stage(
-    context: Context,
-    spec: EvaluateSpec,
-    place: str,
-    directory: Path,
-    model_key: str,
-    sources: dict[str, str],
-    facts: dict[str, Any],
-) -> Stage:
-    output = f"{SCORES}/{place}"
-
-    def work() -> dict[str, Any]:
-        from deltalearn.pipeline.evaluate import evaluate
-
-        at = context.placement
-        out = context.path(output)
-        options = _options(context, spec, directory, out, facts, at.device, at.dtype)
-        results = evaluate(options)
-        _complete(results, spec)
-        for entry in results["benchmarks"].values():
-            for note in entry["notes"]:
-                context.say_once(f"{entry['title']}: {note}")
-        return _counts(results, spec)
-
+def score_stage(job: ScoreJob, scoring: Doing) -> Stage:
+    """The stage of a run that does `job`, by `scoring`."""
     inputs = {
-        "model": model_key,
-        "questions": sources,
-        "spec": spec.content(),
-        "dtype": context.recipe.dtype,
+        "model": job.model_key,
+        "questions": job.sources,
+        "spec": job.spec.content(),
+        "dtype": job.dtype,
     }
-    return Stage(f"evaluate/{place}", inputs, (f"{output}/results.json",), work)
+    outputs = (f"{SCORES}/{job.place}/results.json",)
+    return Stage(f"evaluate/{job.place}", inputs, outputs, scoring.work, scoring.prepare)
 
 
-def _options(
-    context: Context,
-    spec: EvaluateSpec,
-    directory: Path,
-    out: Path,
-    facts: dict[str, Any],
-    device: str,
-    dtype: str,
-) -> Options:
+def _options(job: ScoreJob, device: str, dtype: str) -> Options:
     from deltalearn.pipeline.evaluate_options import options_of
 
     return options_of(
-        spec,
-        str(directory.resolve()),
+        job.spec,
+        str(job.model.resolve()),
         device=device,
         dtype=dtype,
-        out=out,
-        name=facts.get("name", ""),
-        facts=facts,
+        out=job.test_set_log / job.place,
+        name=job.facts.get("name", ""),
+        facts=job.facts,
         update=True,  # the run's own settings say whether it goes on
         only=True,
-        test_set_log=context.path(SCORES),
+        test_set_log=job.test_set_log,
         say=silent,
     )
 

@@ -2,38 +2,145 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Set as AbstractSet
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
+from deltalearn.errors import UserError
 from deltalearn.pipeline.context import Context
 from deltalearn.pipeline.directory import RunDirectory
 from deltalearn.pipeline.generator import Generator, asked_models
+from deltalearn.pipeline.job import Doing, Job
 from deltalearn.pipeline.manifest import AnswersLeft
 from deltalearn.pipeline.prompts import PROMPTS, PromptFile, prompts_stage
+from deltalearn.pipeline.side_by_side import do_side_by_side
 from deltalearn.pipeline.stage import Say, Stage
-from deltalearn.recipe import LoadedRecipe
+from deltalearn.recipe import GenerateSpec, GeneratorSpec, LoadedRecipe
 from deltalearn.records import Request
 from deltalearn.util.files import digest
 
 if TYPE_CHECKING:
+    from deltalearn.lm.load import Placement
     from deltalearn.responses.store import ResponseStore
 
 STORE = "responses.sqlite"
 STORE_FILES = (STORE, f"{STORE}-wal", f"{STORE}-shm")
 
 
-def generate_stages(context: Context) -> None:
-    """Have every needed model answer the prompts, which must be there, into responses.sqlite."""
-    for model in asked_models(context.recipe):
-        answers = Answers(context, context.generators[model])
+def generate_stages(context: Context, at_once: int = 1) -> None:
+    """Have every needed model answer the prompts, which must be there, into responses.sqlite.
+
+    Args:
+        context: The run.
+        at_once: Models that answer at a time where transformers runs them, each in a process of its
+            own. The other engines spread one model over devices and machines themselves.
+    """
+    asked = [Answers(context, context.generators[model]) for model in asked_models(context.recipe)]
+    with _not_left_empty(context.directory):
+        done = _side_by_side(context, asked, at_once) if at_once > 1 else set()
+        for answers in asked:
+            if answers.name not in done:
+                answers.review()
+                context.run(answers.stage)
+            elif not answers.are_as_left():  # others have stored theirs since
+                raise RuntimeError(f"{answers.name}: answers changed while others answered")
+            # What is made of answers follows them, however they came into the store.
+            context.keys[answers.name] = digest([answers.stage.key, answers.content])
+
+
+def _side_by_side(context: Context, asked: Iterable[Answers], at_once: int) -> AbstractSet[str]:
+    """Let models that are here answer at a time; names of the stages that are done by that.
+
+    Who repeats another is not among them: it finds those answers in the store.
+    """
+    distinct: dict[Any, Answers] = {}
+    for answers in asked:
+        generator = answers.generator
+        if generator.files is not None and generator.spec.engine == "transformers":
+            distinct.setdefault((generator.identity, generator.settings.key()), answers)
+    if len(distinct) < 2:
+        return set()
+    from deltalearn.responses.store import ResponseStore
+
+    ResponseStore(context.path(STORE)).close()  # SQLite does not wait to change modes
+    by_name = {answers.generator.name: answers for answers in distinct.values()}
+    for answers in by_name.values():
         answers.review()
-        context.run(answers.stage)
-        # What is made of answers follows them, however they came into the store.
-        context.keys[answers.stage.name] = digest([answers.stage.key, answers.content])
+
+    def stage_of(job: AskJob, asking: Doing) -> Stage:
+        return by_name[job.name].by(asking)
+
+    do_side_by_side(context, [a.job for a in by_name.values()], stage_of, at_once)
+    return {answers.name for answers in by_name.values()}
+
+
+class AskJob(Job):
+    """One model to ask; name, model, spec and pinned as a `Generator` has them.
+
+    Attributes:
+        prompts: The file of a run.
+        number: How many prompts there are.
+        store: Where the answers go.
+    """
+
+    kind: Literal["generate"] = "generate"
+    name: str
+    model: GeneratorSpec
+    spec: GenerateSpec
+    pinned: str | None
+    prompts: Path
+    number: int
+    store: Path
+    retry_errors: bool
+
+    def begin(self, say: Say) -> Asking:
+        """Ask from this process."""
+        from deltalearn.lm.load import place
+
+        def placement() -> Placement:
+            return place(self.device, self.dtype)
+
+        return Asking(
+            self, Generator(self.name, self.model, self.spec, placement, self.pinned), say
+        )
+
+    def requests(self, generator: Generator) -> Iterable[Request]:
+        """All that the model is asked."""
+        return generator.requests(PromptFile(self.prompts), self.number)
+
+
+@dataclass
+class Asking:
+    """The work of one job."""
+
+    job: AskJob
+    generator: Generator
+    say: Say
+
+    def prepare(self) -> None:
+        """Nothing: that the models and prompts are there is known before a run begins."""
+
+    def work(self) -> dict[str, Any]:
+        """Ask what the store does not have; counts."""
+        from deltalearn.generate import generate
+        from deltalearn.responses.store import ResponseStore
+
+        job, generator = self.job, self.generator
+        with ResponseStore(job.store) as store:
+            _call(store, generator)
+            return generate(
+                store,
+                job.requests(generator),
+                lambda: generator.engine(self.say),
+                title=generator.name,
+                prices=generator.prices,
+                retry_errors=job.retry_errors,
+            )
 
 
 @dataclass(frozen=True)
@@ -43,9 +150,37 @@ class Answers:
     context: Context
     generator: Generator
 
+    @property
+    def name(self) -> str:
+        """Of the stage."""
+        return f"generate/{self.generator.name}"
+
+    @cached_property
+    def job(self) -> AskJob:
+        """What is to ask."""
+        context, generator = self.context, self.generator
+        return AskJob(
+            title=f"generate {generator.name}",
+            name=generator.name,
+            model=generator.model,
+            spec=generator.spec,
+            pinned=generator.pinned,
+            prompts=context.path(PROMPTS),
+            number=context.directory.counts("prompts")["prompts"],
+            store=context.path(STORE),
+            retry_errors=context.retry_errors,
+            device=context.recipe.device,
+            dtype=context.recipe.dtype,
+        )
+
+    @property
+    def requests(self) -> Iterable[Request]:
+        """All that the model is asked."""
+        return self.job.requests(self.generator)
+
     @cached_property
     def stage(self) -> Stage:
-        """The stage that asks for them."""
+        """What identifies the answers, and how to get them in this process."""
         settings = self.generator.settings
         inputs = {
             "prompts": self.context.keys["prompts"],
@@ -53,14 +188,37 @@ class Answers:
             "how": settings.key(),
             "samples": settings.samples,
         }
-        name = f"generate/{self.generator.name}"
-        return Stage(name, inputs, (STORE,), self.work, costly=(STORE,))
+        here = Asking(self.job, self.generator, self.context.say)
+        return self.by(here, Stage(self.name, inputs, (STORE,), here.work, costly=(STORE,)))
 
-    @property
-    def requests(self) -> Iterable[Request]:
-        """All requests of the model."""
-        kept = PromptFile(self.context.path(PROMPTS))
-        return self.generator.requests(kept, self.context.directory.counts("prompts")["prompts"])
+    def by(self, asking: Doing, stage: Stage | None = None) -> Stage:
+        """The stage with another one at work."""
+
+        def work() -> dict[str, Any]:
+            before = self._version()
+            counts = asking.work()
+            self._leave(before)
+            return counts
+
+        return replace(stage or self.stage, work=work, prepare=asking.prepare)
+
+    def _version(self) -> str | None:
+        """The store's mark, if there is a store."""
+        from deltalearn.responses.store import ResponseStore
+
+        if not self.job.store.is_file():
+            return None
+        with ResponseStore(self.job.store) as store:
+            return store.version()
+
+    def _leave(self, before: str | None) -> None:
+        """Write down what is in the store now."""
+        from deltalearn.generate.stage import fingerprint
+        from deltalearn.responses.store import ResponseStore
+
+        with ResponseStore(self.job.store, existing=True) as store:
+            left = AnswersLeft(store.version(), fingerprint(store, self.requests))
+        self.context.directory.leave_answers(self.name, left, before)
 
     def review(self) -> None:
         """Reopen the stage if it is done and the store has not what it left, or errors to retry.
@@ -71,10 +229,11 @@ class Answers:
         if not directory.is_done(self.stage):
             return
         errors = directory.counts(name)["errors"]
-        if (self.context.retry_errors and errors) or not self._is_as_left():
+        if (self.context.retry_errors and errors) or not self.are_as_left():
             directory.reopen(name)
 
-    def _is_as_left(self) -> bool:
+    def are_as_left(self) -> bool:
+        """Whether the store has what the stage left; notes the store's mark if so."""
         from deltalearn.generate.stage import fingerprint
         from deltalearn.responses.store import ResponseStore
 
@@ -85,62 +244,42 @@ class Answers:
             if left is None or mark != left.mark:  # or else nobody has stored or deleted anything
                 if left is None or fingerprint(store, self.requests) != left.fingerprint:
                     return False
-                self._call(store)
+                _call(store, self.generator)
                 directory.manifest.answers[name] = replace(left, mark=mark)
                 directory.save()
         return True
-
-    def _call(self, store: ResponseStore) -> None:
-        generator = self.generator
-        store.name_model(generator.identity, generator.name, generator.settings.key())
 
     @property
     def content(self) -> str:
         """Hash of the answers that the stage left."""
         return self.context.directory.manifest.answers[self.stage.name].fingerprint
 
-    def work(self) -> dict[str, Any]:
-        """Ask what the store does not have, and return counts."""
-        from deltalearn.generate import generate
-        from deltalearn.generate.stage import fingerprint
 
-        requests, generator = self.requests, self.generator
-        with _store(self.context.path(STORE)) as store:
-            self._call(store)
-            before = store.version()
-            counts = generate(
-                store,
-                requests,
-                lambda: generator.engine(self.context.say),
-                title=generator.name,
-                prices=generator.prices,
-                retry_errors=self.context.retry_errors,
-            )
-            left, mark = self.context.directory.manifest.answers, store.version()
-            for name, other in left.items():
-                if other.mark == before:  # what came since is not another stage's
-                    left[name] = replace(other, mark=mark)
-            left[self.stage.name] = AnswersLeft(mark, fingerprint(store, requests))
-        return counts
+def _call(store: ResponseStore, generator: Generator) -> None:
+    store.name_model(generator.identity, generator.name, generator.settings.key())
 
 
 @contextmanager
-def _store(path: Path) -> Iterator[ResponseStore]:
-    """The store, made if need be, and removed if it is left empty-handed by an error."""
+def _not_left_empty(directory: RunDirectory) -> Iterator[None]:
+    """Remove the store if an error has left nothing in it, and forget who was to fill it.
+
+    A record would make mending a mistake in the settings look like another run.
+    """
     from deltalearn.responses.store import ResponseStore
 
-    empty = False
+    path = directory.path / STORE
     try:
-        with ResponseStore(path) as store:
-            try:
-                yield store
-            except BaseException:
+        yield
+    except BaseException:
+        with suppress(UserError, sqlite3.Error, OSError):  # the first error is the one to tell
+            with ResponseStore(path, existing=True) as store:
                 empty = store.count() == 0
-                raise
-    finally:
-        if empty:
-            for name in STORE_FILES:
-                path.with_name(name).unlink(missing_ok=True)
+            if empty:
+                for name in STORE_FILES:
+                    path.with_name(name).unlink(missing_ok=True)
+                stages = directory.manifest.stages
+                directory.forget_others([n for n in stages if not n.startswith("generate/")])
+        raise
 
 
 def run_generate(

@@ -6,7 +6,7 @@ heavy is imported until a stage has work to do, so that a finished run says so a
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,17 +14,24 @@ from typing import Any
 from deltalearn.errors import UserError
 from deltalearn.pipeline.context import Context
 from deltalearn.pipeline.directory import RunDirectory
-from deltalearn.pipeline.evaluate_stage import check_evaluation, evaluate_stages
+from deltalearn.pipeline.evaluate_stage import (
+    ScoreJob,
+    check_evaluation,
+    score_jobs,
+    score_stage,
+    takes_named_devices,
+)
 from deltalearn.pipeline.generate import STORE_FILES, generate_stages
+from deltalearn.pipeline.job import Doing
 from deltalearn.pipeline.pairs import pairs_name, pairs_stage
 from deltalearn.pipeline.prompts import prompts_stage
 from deltalearn.pipeline.run_options import STAGES, RunOptions
-from deltalearn.pipeline.side_by_side import Worker, devices, side_by_side
+from deltalearn.pipeline.side_by_side import do_side_by_side
 from deltalearn.pipeline.stage import Say, Stage
 from deltalearn.pipeline.tune import TuneJob, Tuning, follow, free_settings, tune_stage
 from deltalearn.pipeline.tune_inputs import pairs_digest
 from deltalearn.recipe import STUDENT, LoadedRecipe, PairsSource
-from deltalearn.util.distributed import Processes, several_processes
+from deltalearn.util.distributed import Processes, processes_here, several_processes
 from deltalearn.util.files import digest
 
 
@@ -36,7 +43,8 @@ def run_recipe(
 ) -> RunDirectory | None:
     """Run a recipe; run it again to resume. A finished run does nothing.
 
-    Under a launcher all processes train, and the first does everything else.
+    Under a launcher all processes train together. The first one does everything else, with as many
+    processes of its own at the same time as the launcher started on its machine.
 
     Args:
         loaded: The recipe.
@@ -116,9 +124,14 @@ class Pipeline(Context):
         """Read and keep the prompts: prompts.jsonl and prompts.rejects.jsonl."""
         self.run(self._prompts)
 
+    @property
+    def _at_once(self) -> int:
+        """Independent stages at work at a time, where each has a process of its own."""
+        return max(self.parallel, processes_here())
+
     def generate(self) -> None:
         """Have every needed model answer, into responses.sqlite."""
-        generate_stages(self)
+        generate_stages(self, self._at_once)
 
     def pairs(self) -> None:
         """Write one Parquet file for each pairing."""
@@ -127,23 +140,16 @@ class Pipeline(Context):
 
     def tune(self) -> None:
         """Tune every arm once per seed: arms/<arm>/seed-<seed>/final is a model directory."""
-        workers: list[Worker] = []
-        for arm in self.recipe.tuned_arms:
-            for seed in self.recipe.seeds:
-                job = self._job(arm, seed)
-                if self.parallel == 1:
-                    self.run(self._tune_stage(job, Tuning(job, self.processes, self.say_once)))
-                else:
-                    workers.append(Worker(job, self.say_once))
-        waiting = [w for w in workers if not self.directory.is_done(self._tune_stage(w.job, w))]
-        for worker in workers:
-            if worker not in waiting:
-                self.run(self._tune_stage(worker.job, worker))
-        if waiting:
-            places = devices(min(self.parallel, len(waiting)), self.recipe.device)
-            side_by_side(waiting, places, lambda w: self.run(self._tune_stage(w.job, w)))
+        jobs = [
+            self._job(arm, seed) for arm in self.recipe.tuned_arms for seed in self.recipe.seeds
+        ]
+        if self.parallel > 1:
+            do_side_by_side(self, jobs, self._tune_stage, self.parallel)
+        else:
+            for job in jobs:
+                self.run(self._tune_stage(job, Tuning(job, self.processes, self.say_once)))
 
-    def _tune_stage(self, job: TuneJob, tuning: Tuning | Worker) -> Stage:
+    def _tune_stage(self, job: TuneJob, tuning: Doing) -> Stage:
         folder = job.out.relative_to(self.directory.path).as_posix()
         return tune_stage(folder.replace("arms", "tune", 1), job, tuning, folder)
 
@@ -178,8 +184,22 @@ class Pipeline(Context):
 
     def evaluate(self) -> None:
         """Score the student, every weak model that is here and every tuned student."""
-        for stage in evaluate_stages(self):
-            self.run(stage)
+        spec = self.recipe.evaluate
+        assert spec is not None  # or else the stage is left out
+        jobs = score_jobs(self, spec)
+        if self.parallel > 1 or self.processes.several:
+            at_once = 1 if takes_named_devices(spec) else self._at_once
+            do_side_by_side(self, jobs, self._score_stage, at_once)
+        else:
+            for job in jobs:
+                self.run(self._score_stage(job, job.begin(self.say_once)))
+
+    def _score_stage(self, job: ScoreJob, scoring: Doing) -> Stage:
+        def prepare() -> None:
+            self.placement  # noqa: B018 (run.json says where it was)
+            scoring.prepare()
+
+        return replace(score_stage(job, scoring), prepare=prepare)
 
     def report(self) -> None:
         """Write summary.json and report.html."""

@@ -20,7 +20,7 @@ class RunOptions:
     update: Annotated[bool, "Let changed settings re-run what depends on them."] = False
     until: Annotated[StageName, "Last stage."] = "report"
     retry_errors: Annotated[bool, "Ask again for answers that ended in errors."] = False
-    parallel: Annotated[int, "Arms and seeds trained at a time, each on its own GPU."] = 1
+    parallel: Annotated[int, "Models at work at a time, each on a GPU of its own."] = 1
 
     def __post_init__(self) -> None:
         if self.until not in STAGES:

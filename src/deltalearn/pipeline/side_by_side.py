@@ -1,4 +1,4 @@
-"""Independent tune stages side by side, each in a process of its own on a device of its own."""
+"""Independent stages side by side, each in a process of its own on a device of its own."""
 
 from __future__ import annotations
 
@@ -12,28 +12,55 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from deltalearn.errors import UserError
-from deltalearn.pipeline.stage import Say
-from deltalearn.pipeline.tune import TuneJob
-from deltalearn.pipeline.worker import GO
-from deltalearn.util.distributed import own_environment
+from deltalearn.pipeline.context import Context
+from deltalearn.pipeline.job import GO, Doing, Job
+from deltalearn.pipeline.stage import Say, Stage
+from deltalearn.util.distributed import free_gpus, own_environment
 from deltalearn.util.progress import console
 from deltalearn.util.signals import SafeStop, Stopped
 
+AJob = TypeVar("AJob", bound=Job)
 LAST_LINES = 20  # of what a process that crashed wrote
 LOOK_EVERY = 0.2  # seconds between looks at whether to stop
 
 
+def do_side_by_side(
+    context: Context,
+    jobs: Iterable[AJob],
+    stage_of: Callable[[AJob, Doing], Stage],
+    at_once: int,
+) -> None:
+    """Do those jobs of a run that are not done, `at_once` at a time, each in its own process."""
+    waiting: dict[Worker, Stage] = {}
+    for job in jobs:
+        worker = Worker(job, context.say_once)
+        stage = stage_of(job, worker)
+        if context.directory.is_done(stage):
+            context.run(stage)
+        else:
+            waiting[worker] = stage
+    if waiting:
+        context.placement  # noqa: B018 (run.json says where it was)
+        places = devices(min(at_once, len(waiting)), context.recipe.device)
+        side_by_side(waiting, places, lambda worker: context.run(waiting[worker]))
+
+
 def devices(parallel: int, device: str) -> list[dict[str, str]]:
     """Make the environment of each of `parallel` processes: a GPU, or its share of cores.
+
+    A single one finds all that is here.
 
     Raises:
         UserError: If there are fewer GPUs.
     """
     import torch
 
+    free_gpus()  # what worked in this process before leaves room
+    if parallel == 1:
+        return [{}]
     if device == "cpu" or not torch.cuda.is_available():
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         threads = str(max(1, (cores or 1) // parallel))
@@ -44,19 +71,18 @@ def devices(parallel: int, device: str) -> list[dict[str, str]]:
         raise UserError(
             f"--parallel {parallel}: each process has a GPU of its own, and there are {len(gpus)}"
         )
-    torch.cuda.empty_cache()  # what generating left here is room for a student
     return [{"CUDA_VISIBLE_DEVICES": gpu} for gpu in gpus[:parallel]]
 
 
 @dataclass(eq=False)
 class Worker:
-    """A process that does one job; `prepare` and `work` as `Tuning` has them.
+    """A process that does one job, as `Doing` says.
 
     Attributes:
         environment: What is set for it alone; known when it is started.
     """
 
-    job: TuneJob
+    job: Job
     say: Say
     environment: dict[str, str] = field(default_factory=dict)
     _process: subprocess.Popen[str] | None = None
@@ -146,11 +172,12 @@ def side_by_side(
 ) -> None:
     """Call `do` with each worker, as many at a time as there are environments.
 
-    Workers on pairs that nobody is at work on come first: others can then take over the reference
-    log-probabilities of those that went before. After an error no more is begun, what is at work
-    is finished, and the first error is raised. Ctrl-C has them all save their state.
+    Those come first that have nothing in common with one at work (`Job.alike`). After an error no
+    more is begun, what is at work is finished, and the first error is raised. Ctrl-C has them all
+    save their state.
     """
     waiting = list(workers)
+    kind = waiting[0].job.kind
     busy: list[Worker] = []
     errors: list[BaseException] = []
     lock = threading.Lock()
@@ -159,8 +186,8 @@ def side_by_side(
         with lock:
             if errors or stop.asked or not waiting:
                 return None
-            taken = [worker.job.pairs_key for worker in busy]
-            worker = min(waiting, key=lambda w: taken.count(w.job.pairs_key))
+            taken = [worker.job.alike for worker in busy]
+            worker = min(waiting, key=lambda w: taken.count(w.job.alike))
             waiting.remove(worker)
             busy.append(worker)
             worker.environment = environment
@@ -196,4 +223,4 @@ def side_by_side(
     if failed := [error for error in errors if not isinstance(error, KeyboardInterrupt)]:
         raise failed[0]
     if stop.asked:
-        stop.leave(f"tune: stopped; {len(waiting)} not begun" if waiting else "tune: stopped")
+        stop.leave(f"{kind}: stopped" + (f"; {len(waiting)} not begun" if waiting else ""))

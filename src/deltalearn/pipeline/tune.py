@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from filelock import FileLock
 
@@ -20,6 +20,7 @@ from deltalearn.formats.rows import source_digest
 from deltalearn.lm.locate import ModelFiles, locate
 from deltalearn.pipeline.directory import RunDirectory
 from deltalearn.pipeline.generator import model_record
+from deltalearn.pipeline.job import Doing, Job
 from deltalearn.pipeline.stage import Say, Stage, silent, tuned_line
 from deltalearn.pipeline.tune_inputs import (
     counts_text,
@@ -29,9 +30,8 @@ from deltalearn.pipeline.tune_inputs import (
     split_line,
 )
 from deltalearn.recipe import STUDENT, LoadedRecipe, PairsSource, TuneSpec
-from deltalearn.recipe.base import Spec
 from deltalearn.recipe.methods import FREE_TO_CHANGE, METHODS
-from deltalearn.util.distributed import Processes
+from deltalearn.util.distributed import Processes, free_gpus
 
 if TYPE_CHECKING:
     from deltalearn.lm.load import Placement
@@ -48,28 +48,39 @@ CALLED = {
 }
 
 
-class TuneJob(Spec):
-    """One student to tune: all that any process needs to know, here or started for it.
+class TuneJob(Job):
+    """One student to tune.
 
     Attributes:
-        title: Name for the progress bar.
         pairs_key: Identity of the pairs' content.
         out: Where the model goes.
         examples: Folder of the pairs as ids.
         reference: Folder of reference log-probabilities.
     """
 
-    title: str
+    kind: Literal["tune"] = "tune"
     student: ModelFiles
     pairs: PairsSource
     pairs_key: Any
     tune: TuneSpec
     seed: int
-    device: str
-    dtype: str
     out: Path
     examples: Path
     reference: Path
+
+    @property
+    def alike(self) -> Any:
+        """Those on the same pairs: who begins later takes over the reference log-probabilities."""
+        return self.pairs_key
+
+    @property
+    def held(self) -> Path:
+        """Where the model goes: a process that outlived its parent by a moment may be there."""
+        return self.out
+
+    def begin(self, say: Say) -> Tuning:
+        """Tune in this process alone."""
+        return Tuning(self, Processes(self.device), say)
 
     def inputs(self) -> dict[str, Any]:
         """Collect all that decides the weights."""
@@ -84,13 +95,13 @@ class TuneJob(Spec):
         }
 
 
-def tune_stage(name: str, job: TuneJob, tuning: Any, folder: str = "") -> Stage:
+def tune_stage(name: str, job: TuneJob, tuning: Doing, folder: str = "") -> Stage:
     """Make the stage of a run that does a job.
 
     Args:
         name: As in run.json.
         job: The job.
-        tuning: Who prepares and does the work: a `Tuning`, or what has the same two methods.
+        tuning: Who prepares and does the work.
         folder: The job's `out`, as a path in the run.
     """
     inside = f"{folder}/" if folder else ""
@@ -195,6 +206,8 @@ def follow(job: TuneJob, processes: Processes) -> None:
     tuning = Tuning(job, processes, silent)
     tuning.prepare()
     tuning.work()
+    del tuning
+    free_gpus()  # for what the first process does next, maybe on all of them
 
 
 @contextmanager

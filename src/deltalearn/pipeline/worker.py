@@ -1,4 +1,4 @@
-"""One tune stage in a process of its own, for a run that does several side by side.
+"""One job in a process of its own, for a run that does several side by side.
 
 Started by `deltalearn.pipeline.side_by_side` as `python -m deltalearn.pipeline.worker`. It reads
 the job from the first line of its input, prepares, says so, and works once it is told to; when its
@@ -11,15 +11,20 @@ import json
 import os
 import sys
 import threading
-from typing import Any, TextIO
+from contextlib import nullcontext
+from typing import Annotated, Any, TextIO
+
+from pydantic import Field, TypeAdapter
 
 from deltalearn.errors import UserError, is_disk_full
+from deltalearn.pipeline.evaluate_stage import ScoreJob
+from deltalearn.pipeline.generate import AskJob
+from deltalearn.pipeline.job import GO, Job
 from deltalearn.pipeline.lock import Hold
-from deltalearn.pipeline.tune import TuneJob, Tuning
-from deltalearn.util.distributed import Processes
+from deltalearn.pipeline.tune import TuneJob
 from deltalearn.util.malloc import keep_freed_memory
 
-GO = "go"
+AnyJob = Annotated[AskJob | TuneJob | ScoreJob, Field(discriminator="kind")]
 
 
 def main() -> None:
@@ -40,15 +45,15 @@ def main() -> None:
 
 
 def _work(out: TextIO) -> None:
-    job = TuneJob.model_validate_json(sys.stdin.readline())
-    tuning = Tuning(job, Processes(job.device), lambda line: _tell(out, say=line))
-    with Hold(job.out):  # one that outlived its parent by a moment may be there
-        tuning.prepare()
+    job: Job = TypeAdapter(AnyJob).validate_json(sys.stdin.readline())
+    doing = job.begin(lambda line: _tell(out, say=line))
+    with Hold(job.held) if job.held else nullcontext():
+        doing.prepare()
         _tell(out, prepared=True)
         if sys.stdin.readline().strip() != GO:
             return
         threading.Thread(target=_end_with_parent, daemon=True).start()
-        _tell(out, counts=tuning.work())
+        _tell(out, counts=doing.work())
 
 
 def _end_with_parent() -> None:

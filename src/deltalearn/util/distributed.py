@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import signal
@@ -30,6 +31,11 @@ def several_processes() -> bool:
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
+def processes_here() -> int:
+    """How many processes a launcher started on this machine; 1 without a launcher."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
 def own_environment() -> dict[str, str]:
     """The environment of a process that works by itself, whoever launched this one.
 
@@ -49,6 +55,14 @@ def alone() -> Iterator[None]:
         yield
     finally:
         os.environ.update(told)
+
+
+def free_gpus() -> None:
+    """Give back the memory that torch keeps of what is not used any more."""
+    import torch
+
+    gc.collect()
+    torch.cuda.empty_cache()  # does nothing where no GPU was used
 
 
 class Processes:

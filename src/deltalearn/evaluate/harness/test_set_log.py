@@ -12,6 +12,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 NAME = "evaluations.jsonl"
 
 
@@ -22,13 +24,17 @@ class TestSetLog:
         self.path = directory / NAME
 
     def enter(self, seen: dict[str, Any], name: str) -> None:
-        """Note that the model is about to be asked; once for the same model and items."""
-        if any(seen.items() <= line.items() for line in self._lines()):
-            return
-        line = {**seen, "name": name, "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
+        """Note that the model is about to be asked; once for the same model and items.
+
+        Several processes may do so at the same time.
+        """
+        now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        with FileLock(self.path.with_name(f".{NAME}.lock")):
+            if any(seen.items() <= line.items() for line in self._lines()):
+                return
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({**seen, "name": name, "time": now}) + "\n")
 
     def test_models(self, benchmarks: Iterable[str]) -> int:
         """Count the models that were asked items of the test, or of its held-out part."""
