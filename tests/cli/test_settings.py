@@ -104,7 +104,7 @@ def test_an_option_says_what_its_field_says(command, key, flag):
 
 def test_options_of_a_dataclass_say_what_its_fields_say(monkeypatch):
     text = shown("run")
-    assert "Arms and seeds trained at a time" in text["parallel"]
+    assert "Models at work at a time" in text["parallel"]
     assert text["parallel"].endswith("[default: 1]")
     assert "[prompts|generate|pairs|tune|evaluate|report]" in text["until"]
     assert "A,B,C" in shown("theory")["errors"]

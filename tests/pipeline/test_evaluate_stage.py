@@ -227,7 +227,8 @@ def test_several_at_a_time_they_get_the_same_scores(folder, whole, launcher, opt
     assert said.count("evaluate/models/b ") == 1 and "tune/" not in said
     assert told(out / "scores") == told(whole / "scores")
     assert everything(out / "scores") == everything(whole / "scores")
-    assert seen(out / "scores") == seen(whole / "scores")
+    asked = read_results(whole / "scores" / PLACES[0])["benchmarks"]  # others may have been before
+    assert seen(out / "scores") == [row for row in seen(whole / "scores") if row[1] in asked]
 
 
 @pytest.mark.slow

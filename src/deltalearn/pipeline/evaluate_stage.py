@@ -61,7 +61,7 @@ def check_evaluation(context: Context) -> None:
 
 
 def takes_named_devices(spec: EvaluateSpec) -> bool:
-    """Whether the back-end's options say which GPUs a model takes: it must find all of them."""
+    """Tell whether the back-end's options say which GPUs a model takes: it must find them all."""
     return bool(WIDE & spec.backend.options.keys()) or ":" in (spec.backend.device or "")
 
 

@@ -152,12 +152,12 @@ class Answers:
 
     @property
     def name(self) -> str:
-        """Of the stage."""
+        """Name of the stage."""
         return f"generate/{self.generator.name}"
 
     @cached_property
     def job(self) -> AskJob:
-        """What is to ask."""
+        """The job that asks what is missing, for this process or another."""
         context, generator = self.context, self.generator
         return AskJob(
             title=f"generate {generator.name}",
@@ -180,7 +180,7 @@ class Answers:
 
     @cached_property
     def stage(self) -> Stage:
-        """What identifies the answers, and how to get them in this process."""
+        """The stage: what identifies the answers, and how to get them in this process."""
         settings = self.generator.settings
         inputs = {
             "prompts": self.context.keys["prompts"],
@@ -233,7 +233,7 @@ class Answers:
             directory.reopen(name)
 
     def are_as_left(self) -> bool:
-        """Whether the store has what the stage left; notes the store's mark if so."""
+        """Tell whether the store has what the stage left; note the store's mark if so."""
         from deltalearn.generate.stage import fingerprint
         from deltalearn.responses.store import ResponseStore
 

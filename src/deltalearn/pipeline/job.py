@@ -18,7 +18,7 @@ class Doing(Protocol):
         """Find out whether the work is possible. UserError for what would stop it later."""
 
     def work(self) -> dict[str, Any]:
-        """Do it; counts."""
+        """Do the job; return its counts."""
 
 
 class Job(Spec):
@@ -38,7 +38,7 @@ class Job(Spec):
 
     @property
     def alike(self) -> Any:
-        """What it has in common with jobs that had better not begin at the same time."""
+        """Name what the job has in common with jobs that had better not begin at the same time."""
         return None
 
     @property
@@ -47,5 +47,5 @@ class Job(Spec):
         return None
 
     def begin(self, say: Say) -> Doing:
-        """Who does it in this process, where no others work at the same job."""
+        """Give what does the job in this process, where no others work at it."""
         raise NotImplementedError

@@ -32,7 +32,7 @@ def several_processes() -> bool:
 
 
 def processes_here() -> int:
-    """How many processes a launcher started on this machine; 1 without a launcher."""
+    """Count the processes that a launcher started on this machine; 1 without a launcher."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
