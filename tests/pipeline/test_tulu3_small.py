@@ -340,15 +340,16 @@ def main(out: Path, notes: Path, changes: list[str]) -> None:
     So a kill falls into the work and not into seconds of importing. Says the id of each process,
     then its exit status. The keys of all that a model is asked go to a file, for each start one.
     """
-    from deltalearn.evaluate.harness.model import RememberingModel
+    from deltalearn.evaluate.harness.model import CachedLM
     from deltalearn.generate.engines.hf import TransformersEngine
     from deltalearn.pipeline.run import run_recipe
+    from deltalearn.pipeline.run_options import RunOptions
     from deltalearn.recipe import load_recipe
 
     for heavy in ("deltalearn.tune", "lm_eval.evaluator", "lm_eval.tasks", HFLM):
         import_module(heavy)
     loaded = load_recipe(RECIPE, changes)
-    answer, ask = TransformersEngine.answer, RememberingModel._ask
+    answer, ask = TransformersEngine.answer, CachedLM._ask
 
     def run(start: str) -> None:
         with (notes / f"asked-{start}.txt").open("a") as asked:
@@ -364,8 +365,8 @@ def main(out: Path, notes: Path, changes: list[str]) -> None:
                 asked.flush()
                 return ask(self, kind, part)
 
-            TransformersEngine.answer, RememberingModel._ask = answering, asking
-            run_recipe(loaded, out, say=lambda line: None)
+            TransformersEngine.answer, CachedLM._ask = answering, asking
+            run_recipe(loaded, RunOptions(out=out), say=lambda line: None)
 
     for line in sys.stdin:
         pid = os.fork()
