@@ -8,6 +8,7 @@ share a row falls back to padded rows, and says why.
 from __future__ import annotations
 
 import copy
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -260,6 +261,52 @@ def test_a_model_that_ignores_the_layout_is_found_out(way, dtype):
     rows = choose_in(way, model)
     assert rows.layout == "padded"
     assert "differ" in rows.reason
+
+
+def fails(*_, **__):
+    raise NotImplementedError("NYI: a kernel for this\nand more")
+
+
+def on_a_gpu(monkeypatch) -> None:
+    """The back-ends of a GPU, tried here, where flex attention works without gradients."""
+    offered = [("flex", "block masks on a GPU"), ("sdpa", "a dense mask")]
+    monkeypatch.setattr("deltalearn.lm.scoring._attentions", lambda *_: offered)
+
+
+def test_attention_that_cannot_be_compiled_gives_way_to_the_next(monkeypatch):
+    """An error of the probe is a failed probe, and said."""
+    on_a_gpu(monkeypatch)
+    assert choose_rows(build(SHARING["llama"]), TREES).attention == "flex"
+    monkeypatch.setattr("deltalearn.lm.attention._flex", fails)
+    model = build(SHARING["llama"])
+    expected = slow(model, TREES)
+    rows = choose_rows(model, TREES)
+    assert (rows.layout, rows.attention) == ("shared", "sdpa")
+    assert "flex attention fail on this model (NYI: a kernel for this and more)" in rows.reason
+    ours = answer_logprobs(model, make_layout(TREES, rows, "cpu"), rows)
+    torch.testing.assert_close(ours, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_where_no_attention_works_rows_are_padded(monkeypatch):
+    on_a_gpu(monkeypatch)
+    monkeypatch.setattr("deltalearn.lm.attention._flex", fails)
+    monkeypatch.setattr("deltalearn.lm.attention._dense_mask", fails)
+    model = build(SHARING["llama"])
+    model.train()
+    rows = choose_rows(model, TREES)
+    assert rows.layout == "padded" and "sdpa attention fail" in rows.reason
+    assert model.training
+    with pytest.raises(UserError, match=r"layout 'shared' cannot be used: .* fail"):
+        choose_rows(model, TREES, layout="shared")
+
+
+@pytest.mark.parametrize(("width", "first"), [(12, "sdpa"), (16, "flex")])
+def test_narrow_heads_have_no_flex_attention_on_a_gpu(width, first):
+    """Found on an H100: its compiler wants 16 at least, and the lab's smallest model has 12."""
+    from deltalearn.lm.scoring import _attentions
+
+    model = SimpleNamespace(config=LlamaConfig(num_attention_heads=4, head_dim=width))
+    assert _attentions(model, "cuda", TREES, "shared", "auto")[0][0] == first
 
 
 def test_what_was_found_out_stays_so_in_a_coarser_precision(monkeypatch):

@@ -14,6 +14,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
+from deltalearn.errors import UserError
 from deltalearn.lm.load import load_model, place
 from deltalearn.lm.locate import locate
 from deltalearn.lm.scoring import PADDED, RowLayout, choose_rows
@@ -197,3 +198,41 @@ def test_unused_settings_are_none_of_the_objective():
     one = Objective(examples(), None, SimpleNamespace(method="sft"), PADDED, None)
     assert both.lengths([0]) == [(6, (4, 3))]
     assert one.lengths([0]) == [(6, (4,))]
+
+
+class TestGuard:
+    """A step that is no step ends the run, but for float16 looking for its loss scale."""
+
+    @staticmethod
+    def guard(norm: float, scaler=None, loss: float = 0.6):
+        run = object.__new__(Run)
+        run.accelerator = SimpleNamespace(scaler=scaler, mixed_precision="fp16")
+        run.settings = settings("dpo_norm")
+        run._guard(1, {"loss": loss, "grad_norm": norm})
+
+    @pytest.mark.parametrize("norm", [math.inf, math.nan])
+    def test_without_a_scaler_it_ends(self, norm):
+        with pytest.raises(UserError, match=r"step 2: loss 0\.6, gradient norm"):
+            self.guard(norm)
+
+    def test_an_overflow_halves_the_scale_and_leaves_the_step_out(self):
+        """With a fused optimiser, whose step is called all the same."""
+        weight = torch.nn.Parameter(torch.ones(3))
+        optimizer = torch.optim.AdamW([weight], lr=0.1, fused=True)
+        scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+        scaler.scale(weight.sum() * math.inf).backward()
+        scaler.unscale_(optimizer)
+        norm = torch.nn.utils.clip_grad_norm_([weight], 1.0)
+        scaler.step(optimizer)
+        scaler.update()
+        assert not math.isfinite(norm) and scaler.get_scale() == 2.0
+        assert torch.equal(weight.detach(), torch.ones(3))
+        self.guard(float(norm), scaler)
+
+    def test_no_scale_is_small_enough(self):
+        with pytest.raises(UserError, match=r"lower tune\.lr"):
+            self.guard(math.inf, torch.amp.GradScaler("cpu", init_scale=0.5))
+
+    def test_a_loss_that_is_no_number_is_no_matter_of_scale(self):
+        with pytest.raises(UserError, match="loss nan"):
+            self.guard(1.0, torch.amp.GradScaler("cpu"), loss=math.nan)

@@ -15,7 +15,7 @@ from functools import wraps
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from deltalearn.errors import UserError
 from deltalearn.lm.attention import ATTENTION, row_mask
@@ -31,6 +31,8 @@ from deltalearn.lm.transformers_private import (
 SHORT_TREE = 96  # mean tokens below which one dense mask beats a call for every tree (docs/log.md)
 PROBE_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}  # relative; others: PROBE_COARSE
 PROBE_COARSE = 5e-2
+FLEX_LEAST_WIDTH = 16  # of a head: torch 2.11 compiles no flex attention for narrower ones
+ERROR_CHARS = 200  # of a library's error, in a reason
 
 
 @dataclass(frozen=True)
@@ -197,13 +199,14 @@ def choose_rows(
     before = attention_name(model)
     model.set_attn_implementation(ATTENTION)
     device_type = device_type or model.device.type
-    rows = RowLayout(kind, *_attention(device_type, trees, kind, attention))
-    tried = rows if model.device.type == device_type else replace(rows, attention="sdpa")
-    difference, tolerance = _probe(model, tried)
-    if difference <= tolerance:
-        return rows
+    found = ""
+    for backend, reason in _attentions(model, device_type, trees, kind, attention):
+        rows = RowLayout(kind, backend, found or reason)
+        tried = rows if model.device.type == device_type else replace(rows, attention="sdpa")
+        found = _fault(model, tried)
+        if not found:
+            return rows
     model.set_attn_implementation(before)
-    found = f"{rows.layout} rows differ from padded ones by {difference:.1e} on this model"
     proved.ruled_out[kind] = found
     if layout != "auto":
         raise UserError(f"layout {layout!r} cannot be used: {found}; use padded or auto")
@@ -235,24 +238,49 @@ def sharing_obstacle(model: PreTrainedModel, trees: Sequence[Tree]) -> str:
     return ""
 
 
-def _attention(device_type: str, trees: Sequence[Tree], kind: str, asked: str) -> tuple[str, str]:
-    """(back-end, reason). UserError for one that has no gradients on this device."""
+def _attentions(
+    model: PreTrainedModel, device_type: str, trees: Sequence[Tree], kind: str, asked: str
+) -> list[tuple[str, str]]:
+    """[(back-end, reason)], the best first. UserError for one without gradients on this device."""
     if asked == "flex" and device_type != "cuda":
         raise UserError(
             f"attention flex has no gradients on {device_type}, only on cuda; use auto, segments "
             "or sdpa"
         )
     if asked != "auto":
-        return asked, "asked for"
+        return [(asked, "asked for")]
     if device_type == "cuda":
-        return "flex", "block masks on a GPU"
+        wide = head_width(model.config) >= FLEX_LEAST_WIDTH
+        return [("flex", "block masks on a GPU")] * wide + [("sdpa", "a dense mask")]
     if device_type != "cpu":
-        return "sdpa", "a dense mask"
+        return [("sdpa", "a dense mask")]
     costs = [tree_cost(len(t.prompt), [len(a) for a in t.answers], kind) for t in trees]
     documents = len(trees) if kind == "shared" else sum(len(t.answers) for t in trees)
     if sum(costs) < SHORT_TREE * documents:
-        return "sdpa", "short texts on a CPU"
-    return "segments", "long texts on a CPU"
+        return [("sdpa", "short texts on a CPU")]
+    return [("segments", "long texts on a CPU")]
+
+
+def head_width(config: PretrainedConfig) -> int:
+    """Read the width of an attention head off a config; 0 if it does not say."""
+    text = config.get_text_config()
+    heads = getattr(text, "num_attention_heads", None)
+    width = getattr(text, "head_dim", None)
+    return width or (text.hidden_size // heads if heads else 0)
+
+
+def _fault(model: PreTrainedModel, rows: RowLayout) -> str:
+    """What keeps `model` from computing in `rows`; empty if it was tried and agrees."""
+    try:
+        difference, tolerance = _probe(model, rows)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # a compiler of kernels can fail in any way
+        told = " ".join(str(error).split())[:ERROR_CHARS]
+        return f"{rows.layout} rows with {rows.attention} attention fail on this model ({told})"
+    if difference <= tolerance:
+        return ""
+    return f"{rows.layout} rows differ from padded ones by {difference:.1e} on this model"
 
 
 @contextmanager
@@ -290,10 +318,12 @@ def _probe(model: PreTrainedModel, rows: RowLayout) -> tuple[float, float]:
     ]
     was_training = model.training
     model.eval()
-    with _precision(model) as seen:
-        truth = _whole_logprobs(model, make_layout(trees, PADDED, model.device)).double()
-    ours = layout_logprobs(model, make_layout(trees, rows, model.device), rows).double()
-    model.train(was_training)
+    try:
+        with _precision(model) as seen:
+            truth = _whole_logprobs(model, make_layout(trees, PADDED, model.device)).double()
+        ours = layout_logprobs(model, make_layout(trees, rows, model.device), rows).double()
+    finally:
+        model.train(was_training)
     difference = ((ours - truth).abs().max() / truth.abs().max()).item()
     difference = difference if difference == difference else float("inf")
     return difference, PROBE_TOLERANCE.get(seen[-1], PROBE_COARSE)

@@ -9,6 +9,7 @@ import importlib.metadata
 import time
 from typing import Any
 
+from deltalearn import __version__
 from deltalearn.errors import UserError
 from deltalearn.evaluate.harness.cache import FILE, Answers
 from deltalearn.evaluate.harness.loading import group_size, loaded, needs_template
@@ -117,7 +118,8 @@ class _Evaluation:
     def _resumed(self) -> dict[str, Any]:
         header = self._header()
         versions = {
-            name: importlib.metadata.version(name) for name in ("deltalearn", "transformers")
+            "deltalearn": __version__,  # from a checkout that is not installed, too
+            "transformers": importlib.metadata.version("transformers"),
         }
         fresh = {**header, "versions": versions, "benchmarks": {}, "not_run": {}, "average": None}
         if not self.file.is_file():

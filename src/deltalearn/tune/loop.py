@@ -252,8 +252,9 @@ class Run:
 
     def _guard(self, step: int, record: dict[str, Any]) -> None:
         """Stop on a non-finite loss, and unless the first loss is what it must be."""
-        skipped = self.accelerator.optimizer_step_was_skipped  # float16 finds its loss scale so
-        if not math.isfinite(record["loss"]) or not (math.isfinite(record["grad_norm"]) or skipped):
+        if not math.isfinite(record["loss"]) or not (
+            math.isfinite(record["grad_norm"]) or self._finds_its_scale()
+        ):
             raise UserError(
                 f"step {step + 1}: loss {record['loss']}, gradient norm {record['grad_norm']}; "
                 "lower tune.lr, or check the pairs and the student's weights"
@@ -269,6 +270,15 @@ class Run:
                 "student and cached reference disagree. Delete the reference folder of the run; "
                 "if it persists, the model does not score the same answer the same way twice."
             )
+
+    def _finds_its_scale(self) -> bool:
+        """Tell whether float16's loss scale, halved at each overflow, may yet become small enough.
+
+        The step is left out then. accelerate does not see that of a fused optimiser, which is
+        called and leaves it out itself.
+        """
+        scaler = self.accelerator.scaler
+        return scaler is not None and scaler.get_scale() >= 1
 
 
 def _add(sums: dict[str, Tensor], metrics: dict[str, Tensor]) -> None:

@@ -24,6 +24,7 @@ from transformers import (
 from transformers.pytorch_utils import Conv1D
 
 from deltalearn.lm.head import CHUNK_BYTES, CHUNK_BYTES_GPU, KEEP_BYTES
+from deltalearn.lm.scoring import head_width
 from deltalearn.lm.torch_private import FakeTensorMode, storage_id
 from deltalearn.recipe import LoraSpec, TuneSpec
 
@@ -130,7 +131,7 @@ def measure_model(
             layers=len(layers),
             hidden=text.hidden_size,
             residual_bytes=weight_dtype.itemsize,
-            attention_width=heads * (getattr(text, "head_dim", None) or text.hidden_size // heads),
+            attention_width=heads * head_width(config),
             saved=_saved_per_token(model, compute if weight_dtype != compute or lora else None),
         )
 
