@@ -106,9 +106,9 @@ def test_summary_has_every_arm(run):
     assert set(summary["arms"]) == {"base", "delta", "sft"}
     assert set(summary["teachers"]) == {"larger", "smaller"}
     for arm in ("delta", "sft"):
-        difference = summary["arms"][arm]["diff_vs_base"]["questions.loglik"]
+        difference = summary["arms"][arm]["diff_vs_base"]["gsm8k_solutions.loglik"]
         assert difference["lo"] <= difference["mean"] <= difference["hi"]
         assert difference["mean"] != 0
-    better = summary["teachers"]["larger"]["questions.loglik"]["mean"]
-    assert summary["arms"]["base"]["questions.loglik"]["mean"] > better
-    assert better > summary["teachers"]["smaller"]["questions.loglik"]["mean"]
+    better = summary["teachers"]["larger"]["gsm8k_solutions.loglik"]["mean"]
+    assert summary["arms"]["base"]["gsm8k_solutions.loglik"]["mean"] > better
+    assert better > summary["teachers"]["smaller"]["gsm8k_solutions.loglik"]["mean"]
