@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from collections.abc import Callable, Iterable
 from importlib import resources
 from pathlib import Path
@@ -22,6 +23,9 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # One thread: the models are tiny, and two threads that wait for each other on a busy machine are
 # ten times slower than one.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# A shell starts what it puts in the background without Ctrl-C, and so would be what tests start.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 from helpers.data import find
 

@@ -135,6 +135,7 @@ def test_preparation_gives_the_ids_of_trl():
     assert found["ratio"] > 0
 
 
+@pytest.mark.slow
 def test_clients_bring_back_every_request_once():
     """The openai client is here by the judge's extra; Curator is asked only where it is given."""
     found = last_line(

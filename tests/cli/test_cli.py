@@ -84,6 +84,7 @@ class TestBadInput:
         assert json.loads(rejects[0])["row"] == '{"prompt": "rev ab'
         assert len((tmp_path / "run" / "prompts.jsonl").read_text().splitlines()) == 15
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("remove", "text"),
         [
@@ -116,6 +117,7 @@ class TestBadInput:
     def test_unknown_stage(self, tmp_path):
         fails(deltalearn("run", small(tmp_path), "--until", "train"), "no such stage", "tune")
 
+    @pytest.mark.slow
     def test_prompts_too_few_for_a_batch(self, tmp_path):
         recipe = small(tmp_path, tune={"lr": 1e-4})
         result = deltalearn("run", recipe, "--out", tmp_path / "run")
@@ -197,6 +199,7 @@ class TestOutputDirectory:
         fails(result, "another deltalearn process")
 
 
+@pytest.mark.slow
 def test_interrupting_says_how_to_resume(tmp_path):
     """Ctrl-C in the middle of work: exit code 130, one message, no traceback."""
     command = [sys.executable, "-m", "deltalearn", "run", small(tmp_path), "--out", tmp_path / "r"]

@@ -63,6 +63,7 @@ def test_order_of_items_in_the_files_does_not_matter(tmp_path, two_runs):
     assert compared(other, two_runs[0]).rows[0].discordant == (1, 7)
 
 
+@pytest.mark.slow
 def test_swapping_the_arms_turns_the_sign(suites):
     one = compared(suites["better"], suites["base"])
     other = compared(suites["base"], suites["better"])

@@ -245,6 +245,7 @@ def test_json_has_no_nan(tmp_path, capsys):
 # -- the plot ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_plot_is_written_twice_and_is_the_same_again(suites, tmp_path, capsys):
     text = run(capsys, suites["better"], suites["base"], plot=tmp_path / "forest")
     assert "forest.svg" in text and "forest.png" in text

@@ -89,6 +89,7 @@ def ids(encoder: Encoder, given: list[str]) -> list[list[int]]:
     return [found.tolist() for found in encoder.encode(given)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PATTERNS)
 @given(given=texts)
 @settings(max_examples=150)

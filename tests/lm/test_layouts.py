@@ -186,6 +186,7 @@ def test_low_precision(dtype, kind, attention):
     torch.testing.assert_close(ours.double(), exact, rtol=rtol, atol=1e-3 if rtol < 1e-3 else 2)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 def test_flex_sees_the_same_tokens(models):
     """Its forward; on a CPU flex attention has no backward."""

@@ -158,6 +158,7 @@ def test_what_can_pass_is_tried_again(ask, fault):
     assert all(r.tries == 3 for r in found.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fault", "kind"),
     [("500", "server"), ("reset", "connection"), ("stall", "timeout"), ("html", "malformed")],

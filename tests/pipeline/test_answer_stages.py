@@ -167,6 +167,7 @@ def two_served(path: Path, url: str) -> Path:
     return file
 
 
+@pytest.mark.slow
 def test_pairs_follow_the_answers_and_are_left_alone_where_those_are_the_same(tmp_path):
     def plan(question: str, attempt: int):
         model = server.bodies[-1]["model"]
@@ -200,6 +201,7 @@ def forgotten_and_run(run: list, out: Path) -> str:
     return result.stdout
 
 
+@pytest.mark.slow
 def test_generate_of_a_whole_recipe_tells_of_errors_and_of_being_done(tmp_path):
     def plan(question: str, attempt: int):
         return "400" if "abcd" in question else well(question, attempt)
@@ -223,6 +225,7 @@ def test_generate_of_a_whole_recipe_tells_of_errors_and_of_being_done(tmp_path):
 # -- one at a time -------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_nobody_changes_the_store_of_a_run_at_work(tmp_path, write_lines):
     data = write_lines([{"prompt": "q0", "response": "x", "model": "other"}], "data.jsonl")
     options = {

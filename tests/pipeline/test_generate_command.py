@@ -211,6 +211,7 @@ def test_pairs_of_a_store_leave_errors_out(command, tmp_path):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "texts"),
     [
@@ -229,6 +230,7 @@ def test_options_that_cannot_be_meant(options, texts, tmp_path):
     fails(result, *texts)
 
 
+@pytest.mark.slow
 def test_vllm_in_a_python_without_it_says_what_to_install(tmp_path):
     result = deltalearn(
         "generate", "--model", "a=package://deltalearn.lab/ladder/xs", "--prompts",

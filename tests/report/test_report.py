@@ -182,6 +182,7 @@ def test_figures_cannot_style_the_page_and_are_described(hostile_page):
     assert page.tags["title"] == 1 + page.tags["svg"]
 
 
+@pytest.mark.slow
 def test_two_processes_write_the_same_page(plain_run):
     code = (
         "import sys; from pathlib import Path; from deltalearn.report.page import render_page;"
@@ -324,6 +325,7 @@ def test_numbers_in_words():
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("chromium"), reason="chromium is not installed")
 @pytest.mark.parametrize("kind", ["plain_run", "hostile_run"])
 def test_a_browser_shows_the_page_without_complaint(kind, request, tmp_path):

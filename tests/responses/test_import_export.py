@@ -261,6 +261,7 @@ def test_a_prompt_keeps_the_id_that_the_file_gives_it(write_lines):
     assert (first, second, third) == ("7", "p", key)
 
 
+@pytest.mark.slow
 def test_the_command_says_what_became_of_the_rows(write_lines, tmp_path):
     rows = [{"prompt": "q", "3B": "a", "1B": "b"}, {"prompt": "q"}]
     command = [

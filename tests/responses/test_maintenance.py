@@ -129,6 +129,7 @@ def many(tmp_path) -> Path:
     return put(tmp_path / "many.sqlite", *answers)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "read"), [("responses", 0), ("responses_by_model", 400), ("prompts", 0)]
 )

@@ -107,6 +107,7 @@ def test_only_the_keys_asked_for_are_given(path):
         assert store.get(iter(["a", "a"])) == {"a": stop("a")}
 
 
+@pytest.mark.slow
 def test_any_number_of_keys_can_be_asked_for(path):
     """SQLite's own limit on variables is 32766 by default."""
     keys = [f"{i:06}" for i in range(40_000)]

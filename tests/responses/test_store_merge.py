@@ -130,6 +130,7 @@ def test_a_store_with_itself(two):
     assert_whole(two[0], 8)
 
 
+@pytest.mark.slow
 def test_what_is_no_store_is_refused_and_untouched(two, tmp_path):
     ours, theirs = two
     text, foreign, newer, empty = (tmp_path / n for n in ("text", "foreign", "newer", "empty"))

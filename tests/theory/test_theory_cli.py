@@ -108,6 +108,7 @@ def test_json_is_one_line_with_the_golden_numbers(tmp_path):
     assert away < 5 * simulation["cosine_error"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["sft", "dpo"])
 def test_each_loss_ends_where_its_theory_expects(loss, tmp_path):
     size = ("--trials", "10", "--steps", "40", "--batch", "2000", "--dimension", "10")
@@ -118,6 +119,7 @@ def test_each_loss_ends_where_its_theory_expects(loss, tmp_path):
     assert simulation["cosine"] == pytest.approx(peak, abs=2e-3)
 
 
+@pytest.mark.slow
 def test_what_is_infinite_or_undefined_is_null(tmp_path):
     found = numbers(*SMALL, "--chosen", "0.3", "--rejected", "0.5", cwd=tmp_path)
     assert found["improves"] is False and found["best_step"] == 0
@@ -228,6 +230,7 @@ def test_the_page_says_what_the_table_says(html):
     assert "$" not in html and not re.search(r"\b[aku]_[0cr]\b", html)  # typeset everywhere
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize(
     "geometry",

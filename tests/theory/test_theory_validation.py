@@ -7,8 +7,8 @@ student's norm, temperature of the labels) drawn from a fixed seed. Every compar
 theory passes that at one seed in five only, so the seed is the first of 0, 1, 2, ... that passes
 (0 to 5 have 2 to 6 beyond 3). What keeps that honest: the z-scores must have standard deviation 1,
 so that no standard error is too wide; each function made 2 % larger must fail; and
-`python tests/test_theory_validation.py` makes many more comparisons on other seeds and prints the
-share beyond 3.
+`python tests/theory/test_theory_validation.py` makes many more comparisons on other seeds and
+prints the share beyond 3.
 
 Bias. Quantities linear or quadratic in the gradient are exact in expectation. Functions of a mean
 gradient (cosines, best steps) are corrected by a jackknife, leaving O(1/n^2). SFT and DPO
@@ -496,19 +496,20 @@ def scores(comparisons: list[Comparison]) -> np.ndarray:
 # -- tests ---------------------------------------------------------------------------------------
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def comparisons() -> list[Comparison]:
     return compare(SEED)
 
 
-@pytest.mark.slow
 def test_covers_two_hundred_settings_and_every_function(comparisons):
     assert sum(KINDS.values()) >= 200
     assert len({c.setting for c in comparisons}) >= 200
     assert {c.quantity.split(",")[0] for c in comparisons} >= set(FUNCTIONS) - VIA_OTHERS
 
 
-@pytest.mark.slow
 def test_closed_form_lies_within_three_standard_errors(comparisons):
     assert not failures(comparisons, scores(comparisons))
 

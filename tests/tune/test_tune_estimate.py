@@ -246,6 +246,7 @@ def test_headline_recipe_without_weights_and_network(headline):
     assert "not on this disk; ASSUMED: 150,000 usable pairs" in headline
 
 
+@pytest.mark.slow
 def test_adapters_change_the_headline_memory():
     loaded = load_recipe("tulu3-8b-pairs", ["lora.r=16", "max_pairs=3200"], command=TUNE)
     text = report_dry_run(loaded)

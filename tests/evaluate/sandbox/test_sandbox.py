@@ -348,6 +348,7 @@ def test_unsafe_is_loud(capsys):
     assert "WITHOUT ISOLATION" in capsys.readouterr().err.replace("\n", " ")
 
 
+@pytest.mark.slow
 def test_unsafe_gives_the_same_verdicts(unsafe, monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")  # needs no bwrap
     programs = {

@@ -231,6 +231,7 @@ def test_links_lead_nowhere(tmp_path):
     assert os.listdir(tmp_path) == ["secret.txt"]
 
 
+@pytest.mark.slow
 def test_deleting_everything_deletes_nothing(wall, victim):
     library = Path(os.__file__).parent
     before = sorted(os.listdir(library))

@@ -354,6 +354,7 @@ assert not asked, asked
 """
 
 
+@pytest.mark.slow
 def test_nothing_is_downloaded_or_printed(tmp_path):
     """A fresh interpreter without the sentence model: lm_eval would fetch it when imported."""
     away = {"NLTK_DATA": str(tmp_path), "HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
@@ -440,6 +441,7 @@ BAITS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unit", BAITS, ids=[repr(b) for b in BAITS])
 def test_long_runs_of_bait_take_no_time(unit):
     """100,000 characters, all 25 kinds. lm_eval's patterns alone need minutes for some of them."""

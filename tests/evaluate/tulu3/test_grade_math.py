@@ -300,6 +300,7 @@ HOSTILE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_answers_are_wrong_in_time(name, impatient):
     """Half a second in sympy, a start of the worker, and patterns that do not blow up."""

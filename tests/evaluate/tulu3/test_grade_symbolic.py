@@ -180,6 +180,7 @@ def test_ctrl_c_does_not_reach_the_worker():
     assert os.getpgid(worker()) != os.getpgrp()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("doing", ["ends", "4", ENDLESS])
 def test_no_worker_is_left_behind(doing):
     """The parent ends, or is killed while the worker is idle or in a comparison without end."""

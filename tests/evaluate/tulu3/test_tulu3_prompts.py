@@ -252,6 +252,7 @@ def test_ifeval_and_alpaca_eval():
 # -- what holds for all --------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.data
 def test_sizes_of_complete_data():
     whole = {"mmlu_mc", "mmlu_cot", "gsm8k", "alpaca_eval", "ifeval", "bbh", "truthfulqa"}
@@ -281,6 +282,7 @@ def test_changed_examples_are_refused(monkeypatch):
         bbh.worked_examples("snarks")
 
 
+@pytest.mark.slow
 def test_no_network_with_local_data(monkeypatch):
     def refuse(*_):
         raise AssertionError("a network call")
@@ -292,6 +294,7 @@ def test_no_network_with_local_data(monkeypatch):
             assert size(load_tasks(benchmark, GOLDEN)) > 0
 
 
+@pytest.mark.slow
 def test_lm_eval_alone_finds_the_suite(monkeypatch):
     """Through its include path, without our command."""
     from lm_eval.tasks import TaskManager
