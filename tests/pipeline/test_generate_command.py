@@ -22,6 +22,8 @@ from helpers.cli import deltalearn, fails, small
 from helpers.fault_server import FAULTS, FaultServer, Reply, answer_to, well
 from helpers.generation import counts_of_pairs, prompts_file, say_no_to_q2
 
+from deltalearn.util.signals import ACKNOWLEDGED
+
 KEY = "sk-do-not-show-me-4711"
 
 
@@ -150,7 +152,8 @@ def test_cost_is_counted(command):
     assert "cost 1.521" in result.stdout
 
 
-def test_ctrl_c_finishes_what_is_in_flight_and_says_how_to_go_on(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_finishes_what_is_in_flight_and_says_how_to_go_on(tmp_path, number):
     release = threading.Event()
     prompts_file(tmp_path, 40)
 
@@ -167,10 +170,11 @@ def test_ctrl_c_finishes_what_is_in_flight_and_says_how_to_go_on(tmp_path):
         process = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True)
         while sum(server.asked.values()) < 8:
             time.sleep(0.02)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         _, said = process.communicate(timeout=60)
         asked = sum(server.asked.values())
-        assert process.returncode == 130
+        assert process.returncode == 128 + number
+        assert said.count(ACKNOWLEDGED) == 1
         assert f"stopped, {asked} of 40 requests done" in said, said
         assert "run the same command again to resume" in said
         release.set()

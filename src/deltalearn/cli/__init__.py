@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,7 +15,15 @@ from deltalearn.cli.settings import LazyCommands, settings_of_options, settings_
 
 
 class Interrupted(Exception):
-    """Ctrl-C, under a name that the command-line library does not swallow without a word."""
+    """Ctrl-C or SIGTERM, under a name that the command-line library does not swallow silently.
+
+    Attributes:
+        number: The signal.
+    """
+
+    def __init__(self, error: KeyboardInterrupt) -> None:
+        super().__init__(*error.args)
+        self.number = getattr(error, "number", signal.SIGINT)
 
 
 class _Commands(LazyCommands):
@@ -22,7 +31,7 @@ class _Commands(LazyCommands):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt as error:  # its text says where a run stands, if anything
-            raise Interrupted(*error.args) from None
+            raise Interrupted(error) from None
 
 
 app = typer.Typer(
@@ -42,7 +51,7 @@ app.command()(scores.compare)
 app.add_typer(answers.responses, name="responses")
 
 EXIT_USER_ERROR = 2
-EXIT_INTERRUPTED = 130
+EXIT_SIGNAL = 128  # and the number of the signal: 130 after Ctrl-C, 143 after SIGTERM
 
 
 def _version(value: bool) -> None:
@@ -224,8 +233,10 @@ def main() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from deltalearn.errors import UserError, is_disk_full
     from deltalearn.util.malloc import keep_freed_memory
+    from deltalearn.util.signals import interrupt_on_sigterm
 
     keep_freed_memory()
+    interrupt_on_sigterm()
 
     try:
         app()
@@ -234,7 +245,7 @@ def main() -> None:
         sys.exit(EXIT_USER_ERROR)
     except Interrupted as error:
         _complain(f"\n{str(error) or 'interrupted'}; run the same command again to resume")
-        sys.exit(EXIT_INTERRUPTED)
+        sys.exit(EXIT_SIGNAL + error.number)
     except Exception as error:
         if not is_disk_full(error):
             raise

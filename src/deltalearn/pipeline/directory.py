@@ -17,6 +17,7 @@ from deltalearn.pipeline.manifest import DONE, MANIFEST, RUNNING, AnswersLeft, M
 from deltalearn.pipeline.stage import Stage
 from deltalearn.recipe import LoadedRecipe
 from deltalearn.util.files import write_text
+from deltalearn.util.signals import leave_if_asked
 
 RECIPE = "recipe.yaml"
 MADE_AGAIN = ("examples",)  # what a start that failed may lose without a loss to anybody
@@ -196,6 +197,7 @@ class RunDirectory:
             seconds = time.monotonic() - start
             self.manifest.stages[stage.name] = running.done(stage.outputs, seconds, counts)
             self.save()
+        leave_if_asked(f"{stage.name} is done; stopped")
         return True
 
     def _give_up(self, stage: Stage) -> None:

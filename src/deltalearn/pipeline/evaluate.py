@@ -38,6 +38,7 @@ from deltalearn.pipeline.judge import judge_key, judged, keep_answers
 from deltalearn.pipeline.lock import Hold
 from deltalearn.pipeline.questions import Questions
 from deltalearn.util.files import digest, write_text
+from deltalearn.util.signals import leave_if_asked
 
 OWN = ("full_n", "subset", "aggregation")  # of an entry, which the judge's summary has its own of
 
@@ -229,6 +230,7 @@ class _Evaluation:
         self.results["not_run"].pop(benchmark.name, None)
         self._write()
         self.options.say(line(benchmark.title, entry))
+        leave_if_asked(f"{benchmark.title} is done; stopped")
 
     def _leave_out(self, name: str, title: str, reason: str) -> None:
         """Name what is not run. What was run stands, whatever is lacking now."""

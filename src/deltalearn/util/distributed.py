@@ -87,7 +87,8 @@ class Processes:
     def lead(self, work: Callable[[], T], follow: Callable[[Any], None]) -> T | None:
         """The first process does `work`; the others `follow` every job that it sends meanwhile.
 
-        Returns what `work` did, None in the others. A UserError of the first is every process's.
+        Returns what `work` did, None in the others. A UserError of the first is every process's,
+        and so is that it was asked to stop.
         """
         if not self.several:
             return work()
@@ -95,7 +96,7 @@ class Processes:
         if self.first:
             try:
                 result = work()
-            except UserError as error:
+            except (UserError, KeyboardInterrupt) as error:
                 if not self._together:
                     self._tell((None, error))
                 raise
