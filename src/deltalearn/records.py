@@ -170,7 +170,8 @@ class Response:
         prompt_tokens: Tokens of the prompt.
         error: Why there is no answer; None unless finish_reason is "error".
         reasoning: The thinking trace before the answer, with its marks. `reasoning + text` is all
-            that was written, behind an opening mark where the prompt ended with it.
+            that was written, behind an opening mark where the prompt ended with it, and but for a
+            mark that closes the answer.
         completion_tokens: Tokens written; None means as many as `token_ids`.
         seconds: Time from asking to having the answer.
         seed: The seed that the engine was given.

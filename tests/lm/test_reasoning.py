@@ -19,8 +19,9 @@ from hypothesis import strategies as st
 from deltalearn.generate.engines.hf import TransformersEngine
 from deltalearn.generate.engines.local import LocalPrompts, answer_of
 from deltalearn.generate.stage import Window
+from deltalearn.lm.control import AnswerReader
 from deltalearn.lm.locate import locate
-from deltalearn.lm.reasoning import join_reasoning, opens_reasoning, split_reasoning
+from deltalearn.lm.reasoning import join_reasoning, opening_mark, split_reasoning
 from deltalearn.pairs import PairCounts, build_pairs
 from deltalearn.records import Prompt, Response, Sampling
 from deltalearn.responses.requests import RequestPlan, Settings
@@ -86,13 +87,13 @@ def test_what_is_the_trace_and_what_the_answer(written, reasoning, text):
     ],
 )
 def test_inside_a_trace_that_the_prompt_opened(written, reasoning, text):
-    assert split_reasoning(written, opened=True) == (reasoning, text)
+    assert split_reasoning(written, opened="<think>") == (reasoning, text)
 
 
 PARTS = st.sampled_from(["<think>", "</think>", "a", "b c", " ", "\n", "<", ">", "/think", "é"])
 
 
-@given(st.lists(PARTS, max_size=8).map("".join), st.booleans())
+@given(st.lists(PARTS, max_size=8).map("".join), st.sampled_from(["", "<think>"]))
 def test_nothing_is_lost_and_splitting_again_changes_nothing(written, opened):
     """Pairs that keep their traces can be imported, split and joined again."""
     reasoning, text = split_reasoning(written, opened)
@@ -110,9 +111,9 @@ def test_a_trace_given_apart_gets_the_usual_marks():
 
 
 def test_a_prompt_leaves_the_model_inside_a_trace_only_if_that_is_its_end():
-    assert opens_reasoning("<|assistant|><think>\n")
-    assert not opens_reasoning("<|assistant|><think>\n\n</think>\n\n")
-    assert not opens_reasoning("<|user|>what is <think>?<|assistant|>")
+    assert opening_mark("<|assistant|><think>\n") == "<think>"
+    assert not opening_mark("<|assistant|><think>\n\n</think>\n\n")
+    assert not opening_mark("<|user|>what is <think>?<|assistant|>")
 
 
 # -- generation here -----------------------------------------------------------------------------
@@ -157,7 +158,7 @@ def test_ids_of_an_answer_count_its_trace(thinker, loaded, written, reasoning, t
     tokenizer = loaded(thinker)[1]
     ids, _ = LocalPrompts(tokenizer).ids_or_errors(ASKED[:1])
     answer = tokenizer(written, add_special_tokens=False)["input_ids"]
-    found = answer_of("k", ids[ASKED[0].key], answer, True, tokenizer, context=96)
+    found = answer_of("k", ids[ASKED[0].key], answer, True, AnswerReader(tokenizer), context=96)
     assert (found.reasoning, found.text) == (reasoning, text)
     assert found.tokens == len(answer) and list(found.token_ids) == answer
 

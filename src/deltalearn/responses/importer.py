@@ -12,7 +12,7 @@ from typing import Any
 from deltalearn.errors import UserError
 from deltalearn.formats.answers import FoundAnswer, answers
 from deltalearn.formats.rows import Row, data_rows
-from deltalearn.lm.reasoning import CLOSE, split_reasoning
+from deltalearn.lm.reasoning import is_unfinished, split_reasoning
 from deltalearn.records import (
     Prompt,
     Request,
@@ -296,7 +296,7 @@ def _answer(answer: FoundAnswer, model: str, samples: Counter[tuple[str, str]]) 
     key = request_key(identity, answer.messages, settings_json, sample)
     prompt = Prompt(answer.prompt_id or key[:16], answer.messages)
     reasoning, text = split_reasoning(answer.text)
-    unfinished = reasoning and CLOSE not in reasoning  # cut, though nobody said so
-    reason = answer.finish_reason or ("length" if unfinished else "stop")
+    cut = bool(reasoning) and is_unfinished(reasoning)  # though nobody said so
+    reason = answer.finish_reason or ("length" if cut else "stop")
     request = Request(key, prompt, sample, answer.messages, identity, settings_json)
     return Answer(request, Response(key, text, (), reason, 0, reasoning=reasoning), model)

@@ -9,6 +9,7 @@ from typing import Any
 
 from deltalearn.generate.engines.local import LocalPrompts, answer_of
 from deltalearn.generate.stage import Stop, Window
+from deltalearn.lm.control import AnswerReader
 from deltalearn.lm.decode import decode_within_context
 from deltalearn.lm.load import Placement, context_length, load_model, load_tokenizer
 from deltalearn.lm.locate import ModelFiles
@@ -45,6 +46,7 @@ class TransformersEngine:
         self._token_budget = token_budget
         self._tokenizer = load_tokenizer(files)
         self._prompts = LocalPrompts(self._tokenizer, template)
+        self._reader = AnswerReader(self._tokenizer)
         self._model = None
 
     def close(self) -> None:
@@ -103,7 +105,7 @@ class TransformersEngine:
                 prompts[r.key],
                 answer.ids if answer else None,
                 answer is not None and answer.ended,
-                self._tokenizer,
+                self._reader,
                 context=context,
                 seconds=seconds,
                 seed=long_seed(r) if sampled else None,

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from deltalearn.lm.chat import Refusal, answer_texts, prompt_ids_or_refusals
-from deltalearn.lm.reasoning import opens_reasoning, split_reasoning
+from deltalearn.lm.chat import Refusal, prompt_ids_or_refusals
+from deltalearn.lm.control import AnswerReader
 from deltalearn.records import Request, Response
 
-MARK_TOKENS = 8  # of a prompt's end, enough to see an open <think>
+SHOWN = 300  # characters of an answer that is an error
 
 
 class LocalPrompts:
@@ -57,7 +58,7 @@ def answer_of(
     prompt: Sequence[int],
     ids: Sequence[int] | None,
     ended: bool,
-    tokenizer: PreTrainedTokenizerBase,
+    reader: AnswerReader,
     *,
     context: int | None,
     seconds: float | None = None,
@@ -70,7 +71,7 @@ def answer_of(
         prompt: Ids of the prompt.
         ids: Ids of the answer, end-of-turn id excluded; None if there was no room for any.
         ended: True if the model ended its turn.
-        tokenizer: Decodes the ids.
+        reader: Takes the ids apart.
         context: Most positions of the model, for the error message.
         seconds: Time from asking to having.
         seed: The seed that the engine was given.
@@ -78,16 +79,18 @@ def answer_of(
     if ids is None:
         reason = f"the prompt has {len(prompt)} tokens, the model's context is {context}"
         return failed(key, len(prompt), "too_long", reason)
-    (written,) = answer_texts(tokenizer, [ids])
-    opened = opens_reasoning(tokenizer.decode(prompt[-MARK_TOKENS:]))
-    reasoning, text = split_reasoning(written, opened)
+    parts = reader.read(ids, reader.opened(prompt))
+    if parts.stray is not None:
+        reason = f"control token {parts.stray} within the answer: {parts.answer[:SHOWN]!r}"
+        fault = failed(key, len(prompt), "control", reason)
+        return replace(fault, completion_tokens=len(ids), seconds=seconds, seed=seed)
     return Response(
         key,
-        text,
+        parts.answer,
         tuple(ids),
         "stop" if ended else "length",
         len(prompt),
-        reasoning=reasoning,
+        reasoning=parts.reasoning,
         seconds=seconds,
         seed=seed,
     )

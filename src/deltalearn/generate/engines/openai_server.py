@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from deltalearn.generate.stage import Stop, Window
-from deltalearn.lm.reasoning import join_reasoning, split_reasoning
+from deltalearn.lm.reasoning import join_reasoning, lost_marks, split_reasoning
 from deltalearn.openai_api.client import Client, Reply
 from deltalearn.openai_api.endpoint import Endpoint
 from deltalearn.openai_api.errors import SHOWN
@@ -20,6 +20,10 @@ from deltalearn.openai_api.runner import ask_each
 from deltalearn.records import Request, Response, Sampling
 from deltalearn.responses.requests import short_seed
 
+LOST = (
+    "the server has left the control tokens out and run reasoning and answer together; start it "
+    "with the reasoning parser of this model: {!r}"
+)
 GATHER = 0.05  # seconds over which answers are gathered for one commit; what a crash may cost
 
 
@@ -54,6 +58,8 @@ class RequestTemplate:
         if isinstance(outcome, Fault):
             return _failed(request, outcome)
         answer = outcome.value
+        if not answer.reasoning and lost_marks(answer.text):
+            return _failed(request, Fault("control", LOST.format(answer.text), tries=outcome.tries))
         ids = answer.token_ids
         if ids and answer.finish_reason == "stop":
             ids = ids[:-1]  # the end of the turn

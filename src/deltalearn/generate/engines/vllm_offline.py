@@ -24,6 +24,7 @@ from typing import Any
 from deltalearn.errors import UserError
 from deltalearn.generate.engines.local import LocalPrompts, answer_of, failed
 from deltalearn.generate.stage import Stop, Window
+from deltalearn.lm.control import AnswerReader
 from deltalearn.lm.load import end_ids_of_files, load_tokenizer
 from deltalearn.lm.locate import ModelFiles
 from deltalearn.records import Request, Response, Sampling
@@ -69,6 +70,7 @@ class VllmEngine:
         self._say = say
         self._tokenizer = load_tokenizer(files)
         self._prompts = LocalPrompts(self._tokenizer, template)
+        self._reader = AnswerReader(self._tokenizer)
         self._end_ids = sorted(end_ids_of_files(files, self._tokenizer))
         self._worker: _Worker | None = None
 
@@ -168,14 +170,14 @@ class VllmEngine:
         context = self._worker.context
         if "error" in line:
             if len(prompt) >= context:
-                return answer_of(request.key, prompt, None, False, self._tokenizer, context=context)
+                return answer_of(request.key, prompt, None, False, self._reader, context=context)
             return failed(request.key, len(prompt), "engine", line["error"])
         return answer_of(
             request.key,
             prompt,
             line["ids"],
             line["finish_reason"] == "stop",
-            self._tokenizer,
+            self._reader,
             context=context,
             seconds=line["seconds"],
             seed=short_seed(request) if self._sampling.temperature else None,
