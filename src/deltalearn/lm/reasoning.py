@@ -60,7 +60,7 @@ class Mark:
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What was written, taken apart.
+    """Reasoning and answer of one text, and what disturbs the answer.
 
     Attributes:
         reasoning: The trace with its marks, and behind an opening mark that the prompt ended with.
