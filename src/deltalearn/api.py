@@ -136,6 +136,8 @@ def evaluate(
     *,
     benchmarks: Sequence[str] = (),
     backend: Mapping[str, Any] | None = None,
+    name: str | None = None,
+    update: bool = False,
     say: Callable[[str], None] = print,
     **options: Any,
 ) -> dict[str, Any]:
@@ -145,20 +147,23 @@ def evaluate(
         model: A model directory or hub id.
         out: The result directory.
         benchmarks: Default: the suite.
-        backend: Further fields of `BackendOptions`: device, dtype, batch_size, ...
+        backend: Keys of the section `evaluate.backend`: device, dtype, batch_size, ...
+        name: Of the model, in tables; default: the last part of its path.
+        update: Replace results of other settings.
         say: Gets a line for each benchmark.
-        options: Further fields of the stage's `Options`: limit, split, data_dir, allow_code, ...
+        options: Further keys of the section `evaluate`: limit, split, data_dir, allow_code, ...
 
     Returns:
         What `out`/results.json says.
     """
-    from deltalearn.evaluate.harness.backends import BackendOptions
-    from deltalearn.pipeline.evaluate import evaluate as run_evaluate
-    from deltalearn.pipeline.evaluate_options import DEFAULT, Options, expanded
+    from deltalearn.pipeline.evaluate_options import DEFAULT
+    from deltalearn.pipeline.evaluate_recipe import evaluate_recipe
+    from deltalearn.recipe import EVALUATE, load_recipe
 
-    engine = BackendOptions(**{"kind": "hf", "model": str(model), **(backend or {})})
-    given = {"name": Path(model).name, "benchmarks": expanded(benchmarks or DEFAULT), **options}
-    return run_evaluate(Options(backend=engine, out=Path(out), say=say, **given))
+    section = {"benchmarks": list(benchmarks or DEFAULT), "backend": backend, **options}
+    given = {f"evaluate.{k}": str(v) if isinstance(v, Path) else v for k, v in section.items()}
+    loaded = load_recipe(None, command=EVALUATE, options={"student.path": str(model), **given})
+    return evaluate_recipe(loaded, Path(out), name=name, update=update, say=say)
 
 
 def compare(a: Place, b: Place, **options: Any) -> Comparison:

@@ -22,6 +22,7 @@ from deltalearn.evaluate.harness.backends import BackendOptions, load
 from deltalearn.evaluate.harness.served import Server
 from deltalearn.pipeline.evaluate import evaluate
 from deltalearn.pipeline.evaluate_options import Options
+from deltalearn.recipe.evaluation import EvaluateSpec
 
 PLAIN = "Passage: a dog.\nQuestion: who?\nAnswer:"
 TALK = [{"role": "user", "content": "the quick dog"}]
@@ -81,10 +82,12 @@ def read_by_model(model, monkeypatch) -> list[list[int]]:
 @pytest.mark.parametrize("kind", ["generate_until", "loglikelihood"])
 @pytest.mark.parametrize("chat", [False, True], ids=["plain", "chat"])
 def test_a_server_is_sent_what_the_model_reads_here(place, monkeypatch, kind, chat):
-    here = load(BackendOptions("hf", str(place), device="cpu", dtype="float32", batch_size=1))
+    here = load(
+        BackendOptions(kind="hf", model=str(place), device="cpu", dtype="float32", batch_size=1)
+    )
     with completions() as server:
         url = f"http://127.0.0.1:{server.server_port}/v1"
-        there = load(BackendOptions("openai", "m", url=url, tokenizer=str(place)))
+        there = load(BackendOptions(kind="openai", model="m", url=url, tokenizer=str(place)))
         prompts = [model.apply_chat_template(TALK) if chat else PLAIN for model in (here, there)]
         assert prompts[0] == prompts[1]
         read = read_by_model(here, monkeypatch)
@@ -108,7 +111,7 @@ def test_ids_without_a_bos_and_prompts_as_text_on_demand(place):
         url = f"http://127.0.0.1:{server.server_port}/v1"
         for argument in ({"add_bos_token": False}, {"tokenized_requests": False}):
             options = BackendOptions(
-                "openai", "m", url=url, tokenizer=str(place), arguments=argument
+                kind="openai", model="m", url=url, tokenizer=str(place), options=argument
             )
             ask(load(options), PLAIN, "generate_until")
         ids, text = (body["prompt"] for body in server.bodies)
@@ -125,12 +128,12 @@ def test_the_context_of_a_chat_is_not_known(tmp_path):
         for context in (None, 512):
             found = evaluate(
                 Options(
-                    backend=BackendOptions("openai", "model", url=server.url, context=context),
+                    backend=BackendOptions(
+                        kind="openai", model="model", url=server.url, context=context
+                    ),
                     out=tmp_path / str(context),
                     name="m",
-                    benchmarks=("ifeval",),
-                    limit=2,
-                    data_dir=DATA,
+                    spec=EvaluateSpec(benchmarks=("ifeval",), limit=2, data_dir=str(DATA)),
                     say=lambda line: None,
                 )
             )

@@ -213,10 +213,10 @@ def test_a_server_keeps_each_answer_and_no_text_is_none(remembering):
 
 def test_a_kill_costs_a_few_batches():
     """Through transformers a group of requests is some batches and not 128."""
-    assert group_size(BackendOptions("hf", "m", batch_size=8)) == 32
-    assert group_size(BackendOptions("hf", "m", batch_size=1)) == 4
-    assert group_size(BackendOptions("hf", "m", batch_size=64)) == module.GROUP_SIZE
-    assert group_size(BackendOptions("vllm", "m")) == module.GROUP_SIZE
+    assert group_size(BackendOptions(kind="hf", model="m", batch_size=8)) == 32
+    assert group_size(BackendOptions(kind="hf", model="m", batch_size=1)) == 4
+    assert group_size(BackendOptions(kind="hf", model="m", batch_size=64)) == module.GROUP_SIZE
+    assert group_size(BackendOptions(kind="vllm", model="m")) == module.GROUP_SIZE
 
 
 def test_nothing_is_announced_where_everything_is_known(remembering):

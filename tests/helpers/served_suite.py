@@ -10,7 +10,7 @@ from typing import Any
 from deltalearn.evaluate.harness.backends import BackendOptions
 from deltalearn.pipeline.evaluate import evaluate
 from deltalearn.pipeline.evaluate_options import Options
-from deltalearn.pipeline.judge import JudgeOptions
+from deltalearn.recipe.evaluation import EvaluateSpec, JudgeSpec
 from helpers.fault_server import FaultServer, Reply, answer_to
 
 TEMPLATE = '''<|im_start|>user
@@ -82,30 +82,33 @@ class Suite:
     def run(
         self, server: FaultServer | None, *benchmarks: str, **changes: Any
     ) -> tuple[dict[str, Any], str]:
-        """One evaluation; changes: of Options."""
+        """One evaluation; changes: of Options, or of its section of a recipe."""
         said: list[str] = []
         url = server.url if server else "http://127.0.0.1:9/v1"
         options = {
             "backend": BackendOptions(
-                "openai", "m", url=url, concurrency=4, arguments={"max_retries": 1}
+                kind="openai", model="m", url=url, concurrency=4, options={"max_retries": 1}
             ),
             "out": self.out,
             "name": "m",
-            "benchmarks": benchmarks or ("alpaca_eval", "ifeval"),
-            "data_dir": self.data,
             "say": said.append,
-            **changes,
         }
+        section = {
+            "benchmarks": benchmarks or ("alpaca_eval", "ifeval"),
+            "data_dir": str(self.data),
+        }
+        for key, value in changes.items():
+            (section if key in EvaluateSpec.model_fields.keys() - options else options)[key] = value
         try:
-            return evaluate(Options(**options)), "\n".join(said)
+            return evaluate(Options(spec=EvaluateSpec(**section), **options)), "\n".join(said)
         finally:
             self.said = "\n".join(said)
 
-    def judge(self, server: FaultServer | None, **changes: Any) -> JudgeOptions:
+    def judge(self, server: FaultServer | None, **changes: Any) -> JudgeSpec:
         """The evaluator of one's own at `server`."""
         url = server.url if server else "http://127.0.0.1:9/v1"
         given = {"url": url, "text_only": True, "concurrency": 4, **changes}
-        return JudgeOptions(evaluator=str(evaluator(self.folder)), **given)
+        return JudgeSpec(evaluator=str(evaluator(self.folder)), **given)
 
     @property
     def results(self) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from deltalearn.errors import UserError
 from deltalearn.evaluate.alpaca import length_data as sides
 from deltalearn.openai_api.endpoint import Endpoint
 from deltalearn.pipeline import judge as judging
+from deltalearn.recipe.evaluation import JudgeSpec
 from deltalearn.util.signals import Stopped
 
 
@@ -130,10 +131,9 @@ def test_other_verdicts_in_the_same_file_are_read(suite, model):
         suite.run(model, "alpaca_eval", judge=suite.judge(judge))
     rows = json.loads((suite.out / "alpaca_eval" / "annotations.json").read_text())
     file = suite.folder / "given.json"
-    given = judging.JudgeOptions(annotations=file)
     for preference in (1.0, 2.0):
         file.write_text(json.dumps([{**row, "preference": preference} for row in rows]))
-        found, said = suite.run(model, "alpaca_eval", judge=given)
+        found, said = suite.run(model, "alpaca_eval", annotations=file)
         assert "(done before)" not in said
         details = found["benchmarks"]["alpaca_eval"]["alpaca_eval"]
         assert details["win_rate"]["win_rate"] == pytest.approx(preference - 1)
@@ -142,12 +142,12 @@ def test_other_verdicts_in_the_same_file_are_read(suite, model):
 def test_who_cannot_judge_is_known_before_anything_is_asked(suite, model, monkeypatch):
     monkeypatch.delenv("NO_SUCH_KEY", raising=False)
     for judge, message in (
-        (judging.JudgeOptions(annotations=suite.folder / "none.json"), "none.json"),
-        (judging.JudgeOptions(evaluator=str(suite.folder / "none")), "nor an evaluator"),
-        (suite.judge(None, key_env="NO_SUCH_KEY"), "NO_SUCH_KEY is not set"),
+        ({"annotations": suite.folder / "none.json"}, "none.json"),
+        ({"judge": JudgeSpec(evaluator=str(suite.folder / "none"))}, "nor an evaluator"),
+        ({"judge": suite.judge(None, key_env="NO_SUCH_KEY")}, "NO_SUCH_KEY is not set"),
     ):
         with pytest.raises(UserError, match=message):
-            suite.run(model, judge=judge)
+            suite.run(model, **judge)
     assert model.asked.total() == 0
     assert suite.test_set_log == []
 

@@ -57,14 +57,14 @@ def test_the_command_line_says_it_in_a_line(tmp_path):
     [
         ({"device": "foo"}, "--device foo"),
         ({"dtype": "foo"}, "--dtype foo"),
-        ({"arguments": {"foo": 1}}, "--backend-option foo"),
-        ({"arguments": {"batch_size": 2}}, "batch_size"),
+        ({"options": {"foo": 1}}, "--backend-option foo"),
+        ({"options": {"batch_size": 2}}, "batch_size"),
     ],
 )
 def test_a_model_that_does_not_load_is_no_traceback(tmp_path, tiny_model, options, message):
     suite = Suite(tmp_path)
     backend = BackendOptions(
-        "hf", str(tiny_model), **{"device": "cpu", "dtype": "float32", **options}
+        kind="hf", model=str(tiny_model), **{"device": "cpu", "dtype": "float32", **options}
     )
     with pytest.raises(UserError, match=message):
         suite.run(None, "ifeval", backend=backend)
@@ -81,7 +81,7 @@ def test_a_model_without_a_chat_template_is_told_so(tmp_path, tiny_model):
     values.pop("chat_template", None)
     config.write_text(json.dumps(values))
     suite = Suite(tmp_path)
-    backend = BackendOptions("hf", str(place), device="cpu", dtype="float32")
+    backend = BackendOptions(kind="hf", model=str(place), device="cpu", dtype="float32")
     with pytest.raises(UserError, match="has no chat template"):
         suite.run(None, "ifeval", backend=backend)
     assert suite.test_set_log == []

@@ -27,6 +27,7 @@ from deltalearn.evaluate.harness.served import Unreachable
 from deltalearn.openai_api.endpoint import Endpoint
 from deltalearn.pipeline.evaluate import evaluate
 from deltalearn.pipeline.evaluate_options import Options
+from deltalearn.recipe.evaluation import EvaluateSpec
 
 
 @pytest.fixture
@@ -110,7 +111,12 @@ def test_completions_are_asked_and_read_as_by_lm_eval(tiny_model, kind, argument
         url = f"http://127.0.0.1:{server.server_port}/v1"
         inner = load(
             BackendOptions(
-                "openai", "m", url=url, tokenizer=str(tiny_model), context=64, arguments=arguments
+                kind="openai",
+                model="m",
+                url=url,
+                tokenizer=str(tiny_model),
+                context=64,
+                options=arguments,
             )
         )
         theirs = getattr(inner, kind)([Instance(kind, {}, request, 0)], disable_tqdm=True)
@@ -177,7 +183,7 @@ def test_the_key_is_hidden_in_what_the_server_says(suite, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "another")
     echo = Reply(401, {"error": {"message": "no such key: sk-secret-model"}})
     with FaultServer(lambda question, attempt: echo) as server:
-        backend = BackendOptions("openai", "m", url=server.url, key_env="MY_KEY")
+        backend = BackendOptions(kind="openai", model="m", url=server.url, key_env="MY_KEY")
         with pytest.raises(Unreachable, match=r"HTTP 401: no such key: \[key\]"):
             suite.run(server, backend=backend)
     for file in suite.out.rglob("*"):
@@ -190,7 +196,7 @@ def test_a_server_in_trouble_is_asked_again(suite):
 
     with FaultServer(plan) as server:
         arguments = {"max_retries": 2}
-        backend = BackendOptions("openai", "m", url=server.url, arguments=arguments)
+        backend = BackendOptions(kind="openai", model="m", url=server.url, options=arguments)
         found, _ = suite.run(server, "ifeval", backend=backend)
         assert found["not_run"] == {} and server.asked["ifeval 3"] == 2
 
@@ -235,7 +241,7 @@ def test_the_log_has_what_was_asked_when_a_later_benchmark_fails(suite):
 def test_a_model_that_was_never_asked_is_not_in_the_log(suite):
     for url, message in ((None, "needs --url"), ("localhost:8000", "looks like http")):
         with pytest.raises(UserError, match=message):
-            suite.run(None, backend=BackendOptions("openai", "m", url=url))
+            suite.run(None, backend=BackendOptions(kind="openai", model="m", url=url))
     with FaultServer(well) as server:
         suite.run(server, "humaneval", "gsm8k")
         assert suite.test_set_log == []
@@ -249,7 +255,7 @@ def test_a_model_that_was_never_asked_is_not_in_the_log(suite):
 def test_models_are_counted_that_saw_these_items(suite):
     with FaultServer(well) as server:
         for model, benchmark in (("a", "ifeval"), ("b", "alpaca_eval"), ("c", "ifeval")):
-            backend = BackendOptions("openai", model, url=server.url)
+            backend = BackendOptions(kind="openai", model=model, url=server.url)
             out = suite.out.parent / model
             found, said = suite.run(server, benchmark, backend=backend, out=out)
             with (suite.out.parent / "evaluations.jsonl").open("a") as log:
@@ -264,7 +270,7 @@ def test_notes_stand_below_their_benchmark(tmp_path, tiny_model):
         '{"key": 1, "prompt": "' + "a long prompt " * 40 + '", "instruction_id_list": '
         '["punctuation:no_comma"], "kwargs": [{}]}\n'
     )
-    backend = BackendOptions("hf", str(tiny_model), device="cpu", dtype="float32")
+    backend = BackendOptions(kind="hf", model=str(tiny_model), device="cpu", dtype="float32")
     out = tmp_path / "hf"
     for _ in range(2):
         said.clear()
@@ -273,8 +279,7 @@ def test_notes_stand_below_their_benchmark(tmp_path, tiny_model):
                 backend=backend,
                 out=out,
                 name="m",
-                benchmarks=("ifeval",),
-                data_dir=suite.data,
+                spec=EvaluateSpec(benchmarks=("ifeval",), data_dir=str(suite.data)),
                 say=said.append,
             )
         )

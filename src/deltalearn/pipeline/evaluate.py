@@ -30,7 +30,7 @@ from deltalearn.evaluate.harness.test_set_log import TestSetLog
 from deltalearn.evaluate.reference.benchmark import item_rows
 from deltalearn.evaluate.reference.kept import Kept
 from deltalearn.evaluate.tulu3.benchmark import Benchmark
-from deltalearn.evaluate.tulu3.sources import NoData, data_directory
+from deltalearn.evaluate.tulu3.sources import NoData
 from deltalearn.evaluate.tulu3.suite import BY_NAME
 from deltalearn.lm.locate import locate
 from deltalearn.pipeline.evaluate_options import Options, check_options
@@ -64,8 +64,10 @@ def evaluate(options: Options) -> dict[str, Any]:
 class _Evaluation:
     def __init__(self, options: Options) -> None:
         self.options = options
-        self.data = data_directory(options.data_dir)
-        self.judge = judge_key(options.judge, self.data)
+        self.spec = options.spec
+        self.selection = Selection(options.spec.split, options.spec.limit)
+        self.data = options.data
+        self.judge = judge_key(options.judging, self.data)
         self.identity = options.backend.identity
         self.file = options.out / "results.json"
         self.results = self._resumed()
@@ -81,11 +83,11 @@ class _Evaluation:
         self._allow_code()
         try:
             # First those for which the model is loaded by itself and let go again.
-            for name in self.options.questions:
+            for name in self.spec.questions:
                 if name in self.options.benchmarks:
                     self._questions(name)
             for name in self.options.benchmarks:
-                if name not in self.options.questions:
+                if name not in self.spec.questions:
                     self._benchmark(name)
         finally:
             if self._answers is not None:
@@ -111,8 +113,8 @@ class _Evaluation:
                 **options.facts,
             },
             "backend": options.backend.kind,
-            "split": options.split,
-            "limit": options.limit,
+            "split": self.spec.split,
+            "limit": self.spec.limit,
             "data": "local" if self.data else "hub",
         }
 
@@ -146,18 +148,18 @@ class _Evaluation:
         """Tell the tasks, which lm_eval calls, whether programs may run."""
         from deltalearn.evaluate.tulu3 import humaneval
 
-        humaneval.code_policy = humaneval.CodePolicy(self.options.allow_code, self.options.unsafe)
+        humaneval.code_policy = humaneval.CodePolicy(self.spec.allow_code, self.spec.unsafe)
 
     # -- one benchmark -----------------------------------------------------------------------
 
     def _tasks(self, name: str) -> Tasks:
         if name in BY_NAME:
-            if BY_NAME[name].kind == "code" and not self.options.allow_code:
+            if BY_NAME[name].kind == "code" and not self.spec.allow_code:
                 raise NoData("it runs programs that the model writes; give --allow-code")
             return load_tasks(BY_NAME[name], self.data)
         from deltalearn.evaluate.harness.named import load_named
 
-        return load_named(name, self.options.include_path)
+        return load_named(name, self.spec.include_path)
 
     def _benchmark(self, name: str) -> None:
         title = BY_NAME[name].title if name in BY_NAME else name
@@ -188,12 +190,12 @@ class _Evaluation:
 
     def _questions(self, name: str) -> None:
         """All metrics of a set of own questions, by our own scorer: lm_eval need not be there."""
-        options, spec = self.options, self.options.questions[name]
+        options, spec = self.options, self.spec.questions[name]
         if options.backend.kind == "openai":
             reason = "own questions need the model here, not behind a server"
             self._leave_out(name, name, reason)
             return
-        questions = Questions(name, spec, Selection(options.split, options.limit))
+        questions = Questions(name, spec, self.selection)
         from deltalearn.lm.load import place
 
         placement = place(options.backend.device or "auto", options.backend.dtype)
@@ -215,7 +217,7 @@ class _Evaluation:
             locate(options.backend.model),
             placement,
             Kept(self._kept(), digest([self.identity, placement.dtype])),
-            options.token_budget,
+            self.spec.token_budget,
             options.name,
         )
         for benchmark, settings in missing:
@@ -245,7 +247,7 @@ class _Evaluation:
 
     def _wanted(self) -> set[str]:
         """Names of all that is asked for, as results have them."""
-        own = self.options.questions
+        own = self.spec.questions
         metrics = {f"{name}.{metric}" for name in own for metric in own[name].metrics}
         return set(self.options.benchmarks) | metrics
 
@@ -281,14 +283,14 @@ class _Evaluation:
         """Have the model answer, grade, and keep all of it."""
         options = self.options
         started = time.monotonic()
-        rows = run(tasks, model, Selection(options.split, options.limit))
+        rows = run(tasks, model, self.selection)
         entry = {"judge": None, **summary(benchmark, rows), **settings}
         notes = [*model.issues.notes(), *benchmark.notes()]
         if benchmark.kind == "judged":
             keep_answers(options.out, rows, options.name)
-            if self.judge is not None:
+            if (judging := options.judging) is not None:
                 try:
-                    verdicts, rows = judged(options.out, options.judge, self.data, options.say)
+                    verdicts, rows = judged(options.out, judging, self.data, options.say)
                 except UserError as error:
                     if self._stands(benchmark, settings, f"not judged: {error}"):
                         return
@@ -316,7 +318,7 @@ class _Evaluation:
     def _settings(self, tasks: Tasks) -> dict[str, Any]:
         benchmark, config = tasks.benchmark, tasks.config
         asked = config.generation_kwargs or {}
-        chosen = tasks.chosen(Selection(self.options.split, self.options.limit))
+        chosen = tasks.chosen(self.selection)
         number = sum(map(len, chosen.values()))
         full = benchmark.full or sum(len(tasks.ids(name)) for name in tasks.tasks)
         return {
@@ -332,7 +334,7 @@ class _Evaluation:
             "temperature": asked.get("temperature", 0.0),
             "context": self.options.backend.context,
             "dtype": self.options.backend.dtype,
-            "arguments": dict(self.options.backend.arguments),
+            "arguments": self.options.backend.options,
         }
 
     def _loaded(self, benchmark: Benchmark, settings: dict[str, Any]) -> Any:
@@ -347,9 +349,7 @@ class _Evaluation:
         if benchmark.chat:
             needs_template(self._model, asked.model)
         # All that may change an answer and does not show in the request itself.
-        identity = digest(
-            [asked.kind, self.identity, asked.dtype, asked.context, dict(asked.arguments)]
-        )
+        identity = digest([asked.kind, self.identity, asked.dtype, asked.context, asked.options])
         return CachedLM(
             self._model,
             identity,
@@ -380,8 +380,8 @@ class _Evaluation:
         seen = {
             "model": self.identity,
             "benchmark": benchmark.name,
-            "split": options.split,
-            "limit": options.limit,
+            "split": self.spec.split,
+            "limit": self.spec.limit,
             "items": settings["n"],
             "docs": settings["docs"],
         }
@@ -389,7 +389,7 @@ class _Evaluation:
 
     def _warn_of_choosing(self) -> None:
         seen = self.results["test_models"]
-        if self.options.test_set_log is None and self.options.split != "dev" and seen > 1:
+        if self.options.test_set_log is None and self.spec.split != "dev" and seen > 1:
             self.options.say(
                 f" {seen} models have seen test items of these benchmarks ({self.log.path}): a "
                 "best one chosen among them by these scores is better by chance alone; choose on "

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from deltalearn.lm.locate import locate
 from deltalearn.pipeline.evaluate import evaluate
-from deltalearn.pipeline.evaluate_options import options_of
+from deltalearn.pipeline.evaluate_options import Options, backend_of
 from deltalearn.pipeline.stage import Say
 from deltalearn.recipe import LoadedRecipe
 
@@ -49,10 +48,16 @@ def evaluate_recipe(
         place = str(locate(student.path, student.revision).directory)
     shown = name or student.path.rstrip("/").rpartition("/")[2]
     out = out or Path("evals") / shown
-    options = options_of(
-        spec, place, device=recipe.device, dtype=recipe.dtype, out=out, name=shown, update=update,
-        recipe=loaded.resolved_yaml(), say=say,
-    )  # fmt: skip
-    if annotations is not None:
-        options = replace(options, judge=replace(options.judge, annotations=annotations))
-    return evaluate(options)
+    backend = backend_of(spec, place, device=recipe.device, dtype=recipe.dtype)
+    return evaluate(
+        Options(
+            spec=spec,
+            backend=backend,
+            out=out,
+            name=shown,
+            annotations=annotations,
+            update=update,
+            recipe=loaded.resolved_yaml(),
+            say=say,
+        )
+    )

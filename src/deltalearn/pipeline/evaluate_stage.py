@@ -38,13 +38,13 @@ def check_evaluation(context: Context) -> None:
         return  # it was possible, and to ask again would load lm_eval
     from deltalearn.evaluate.alpaca.length_control import FOLDS
     from deltalearn.evaluate.tulu3.suite import BY_NAME
-    from deltalearn.pipeline.evaluate_options import check_options, options_of
+    from deltalearn.pipeline.evaluate_options import Options, backend_of, check_options
 
-    recipe = context.recipe
     nowhere = context.path(SCORES)
-    options = options_of(
-        spec, str(nowhere), device=recipe.device, dtype=recipe.dtype, out=nowhere, name=""
+    backend = backend_of(
+        spec, str(nowhere), device=context.recipe.device, dtype=context.recipe.dtype
     )
+    options = Options(spec=spec, backend=backend, out=nowhere, name="")
     check_options(options)
     code = [n for n in options.benchmarks if n in BY_NAME and BY_NAME[n].kind == "code"]
     if code and not spec.allow_code:
@@ -159,13 +159,11 @@ def score_stage(job: ScoreJob, scoring: Doing) -> Stage:
 
 
 def _options(job: ScoreJob, device: str, dtype: str) -> Options:
-    from deltalearn.pipeline.evaluate_options import options_of
+    from deltalearn.pipeline.evaluate_options import Options, backend_of
 
-    return options_of(
-        job.spec,
-        str(job.model.resolve()),
-        device=device,
-        dtype=dtype,
+    return Options(
+        spec=job.spec,
+        backend=backend_of(job.spec, str(job.model.resolve()), device=device, dtype=dtype),
         out=job.test_set_log / job.place,
         name=job.facts.get("name", ""),
         facts=job.facts,

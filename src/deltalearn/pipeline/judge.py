@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,6 @@ from deltalearn.evaluate.alpaca.length_data import (
 from deltalearn.evaluate.alpaca.pairs import pair_up, read_outputs
 from deltalearn.evaluate.alpaca.result import item_rows, summary
 from deltalearn.evaluate.entries import ItemRow
-from deltalearn.evaluate.harness.backends import CONCURRENCY
 from deltalearn.judge.annotate import Ask, annotate
 from deltalearn.judge.cache import FILE, VerdictCache
 from deltalearn.judge.judge import Judge, load_judge
@@ -30,6 +28,7 @@ from deltalearn.judge.verdicts import Annotation, Pair
 from deltalearn.openai_api.endpoint import Endpoint
 from deltalearn.openai_api.replies import Fault
 from deltalearn.pipeline.stage import Say
+from deltalearn.recipe.evaluation import JudgeSpec
 from deltalearn.records import Message
 from deltalearn.util.files import digest, file_digest, replacing
 from deltalearn.util.signals import SafeStop
@@ -39,53 +38,30 @@ SHOWN = 300  # characters of what a server says
 OF_ONE_PROMPT = ("refused", "filtered")  # faults; the other prompts may well be answered
 OPENAI_URL, OPENAI_KEY = "https://api.openai.com/v1", "OPENAI_API_KEY"
 OPENAI_DECODER = "openai_completions"  # how an evaluator says that its judge is OpenAI's
+Judging = JudgeSpec | Path  # who judges, or a file of verdicts given before
 
 
-@dataclass(frozen=True)
-class JudgeOptions:
-    """Choice of a judge and of the place where it is asked.
-
-    Attributes:
-        evaluator: A name in alpaca_eval, or a file of one's own.
-        model: Who answers; default: whom the evaluator was published for.
-        url: An OpenAI-compatible server; default: OpenAI's.
-        key_env: The variable with its key; default: OPENAI_API_KEY at OpenAI's, else none.
-        concurrency: Requests in flight.
-        text_only: For servers without log-probabilities: the verdict is the text.
-        annotations: Verdicts from a file; nobody is asked.
-    """
-
-    evaluator: str | None = None
-    model: str | None = None
-    url: str | None = None
-    key_env: str | None = None
-    concurrency: int = CONCURRENCY
-    text_only: bool = False
-    annotations: Path | None = None
-
-    @property
-    def wanted(self) -> bool:
-        """True if anybody is to judge."""
-        return self.evaluator is not None or self.annotations is not None
-
-
-def judge_key(options: JudgeOptions, data_dir: Path | None) -> str | None:
+def judge_key(judging: Judging | None, data_dir: Path | None) -> str | None:
     """Hash all that makes a verdict and its win rate the same; None if nobody judges.
 
     It is made before a model is asked anything, so that a judge who cannot judge is known early.
 
+    Args:
+        judging: A judge, or a file of verdicts given before.
+        data_dir: Local data, if there is any.
+
     Raises:
         UserError: If there is no such evaluator, no key, or no file of annotations.
     """
-    if not options.wanted:
+    if judging is None:
         return None
     local = [data_dir / FOLDER / name for name in (GAMED_FILE, DIFFICULTY_FILE)] if data_dir else []
     sides = {path.name: file_digest(path) for path in local if path.is_file()}
-    if options.annotations:
-        read_annotations(options.annotations)
-        return digest(["annotations", file_digest(options.annotations), sides])
-    judge = _judge(options)
-    judge_endpoint(options, judge).key()
+    if isinstance(judging, Path):
+        read_annotations(judging)
+        return digest(["annotations", file_digest(judging), sides])
+    judge = _judge(judging)
+    judge_endpoint(judging, judge).key()
     return digest(["judge", judge.identity.digest, sides])
 
 
@@ -111,13 +87,13 @@ def keep_answers(directory: Path, rows: Sequence[ItemRow], name: str) -> None:
 
 
 def judged(
-    directory: Path, options: JudgeOptions, data_dir: Path | None, say: Say
+    directory: Path, judging: Judging, data_dir: Path | None, say: Say
 ) -> tuple[dict[str, Any], list[ItemRow]]:
     """Have the kept answers judged.
 
     Args:
         directory: The result directory.
-        options: Who judges.
+        judging: A judge, or a file of verdicts given before.
         data_dir: Local data; the hub is then not asked for the side files of the length control.
         say: Gets a line for what goes wrong on the way.
 
@@ -133,9 +109,9 @@ def judged(
     )
     pairs = pair_up(outputs, references)
     annotations = (
-        match(read_annotations(options.annotations), pairs)
-        if options.annotations
-        else _ask(directory, pairs, options, say)
+        match(read_annotations(judging), pairs)
+        if isinstance(judging, Path)
+        else _ask(directory, pairs, judging, say)
     )
     _all_reached(annotations)
     write_annotations(directory / FOLDER / "annotations.json", annotations)
@@ -158,14 +134,13 @@ def _sides(data_dir: Path | None) -> LengthControlData | None:
     return None if os.environ.get("HF_HUB_OFFLINE") else find_length_data()
 
 
-def _judge(options: JudgeOptions) -> Judge:
-    assert options.evaluator is not None
-    return load_judge(options.evaluator, options.model, text_only=options.text_only)
+def _judge(spec: JudgeSpec) -> Judge:
+    return load_judge(spec.evaluator, spec.model, text_only=spec.text_only)
 
 
-def judge_endpoint(options: JudgeOptions, judge: Judge) -> Endpoint:
+def judge_endpoint(spec: JudgeSpec, judge: Judge) -> Endpoint:
     """Find where the judge is asked; UserError if that is nowhere, or its URL is none."""
-    url, key_env = options.url, options.key_env
+    url, key_env = spec.url, spec.key_env
     if url is None:
         if judge.evaluator.decoder != OPENAI_DECODER:
             raise UserError(
@@ -173,14 +148,12 @@ def judge_endpoint(options: JudgeOptions, judge: Judge) -> Endpoint:
                 f"({judge.evaluator.decoder}); name an OpenAI-compatible server with --judge-url"
             )
         url, key_env = OPENAI_URL, key_env or OPENAI_KEY
-    return Endpoint(url, judge.model, key_env, concurrency=options.concurrency)
+    return Endpoint(url, judge.model, key_env, concurrency=spec.concurrency)
 
 
-def _ask(
-    directory: Path, pairs: Sequence[Pair], options: JudgeOptions, say: Say
-) -> list[Annotation]:
-    judge = _judge(options)
-    endpoint = judge_endpoint(options, judge)
+def _ask(directory: Path, pairs: Sequence[Pair], spec: JudgeSpec, say: Say) -> list[Annotation]:
+    judge = _judge(spec)
+    endpoint = judge_endpoint(spec, judge)
     with VerdictCache(directory / FOLDER / FILE) as cache, SafeStop() as stop:
         return annotate(pairs, judge, ask_server(judge, endpoint, stop, say), cache, say=say)
 

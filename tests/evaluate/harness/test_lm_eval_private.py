@@ -18,7 +18,7 @@ def test_the_private_parts_of_lm_eval_are_those_that_are_used(tiny_model):
     """Bodies and readings to the letter; that lm_eval's own are the same is tested at a server."""
     found = version("lm_eval")
     hint = f"lm_eval {found} differs from {private.TRIED}: see lm_eval_private.py"
-    chat = load(BackendOptions("openai", "m", url=URL, concurrency=7))
+    chat = load(BackendOptions(kind="openai", model="m", url=URL, concurrency=7))
     talk = chat.apply_chat_template([{"role": "user", "content": "one"}])
     options = {"until": ["x"], "max_gen_toks": 5, "temperature": 0.5, "do_sample": True, "seed": 3}
     assert private.concurrency(chat) == 7, hint
@@ -28,7 +28,9 @@ def test_the_private_parts_of_lm_eval_are_those_that_are_used(tiny_model):
     }, hint  # fmt: skip
     assert options["max_gen_toks"] == 5, "what is asked is not changed"
 
-    plain = load(BackendOptions("openai", "m", url=URL, tokenizer=str(tiny_model), context=64))
+    plain = load(
+        BackendOptions(kind="openai", model="m", url=URL, tokenizer=str(tiny_model), context=64)
+    )
     ids = plain.tok_encode("the quick ")
     sent = private.generation(plain, "the quick ", {"until": ["x"], "max_gen_toks": 5})
     assert (sent["prompt"], sent["max_tokens"], sent["seed"]) == ([ids], 5, 1234), hint

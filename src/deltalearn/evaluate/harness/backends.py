@@ -2,47 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any
 
 from deltalearn.errors import UserError
 from deltalearn.lm.locate import locate
 from deltalearn.openai_api.endpoint import Endpoint
+from deltalearn.recipe.evaluation import BackendSpec
 from deltalearn.util.distributed import alone
 
-Backend = Literal["hf", "vllm", "openai"]
-BACKENDS = get_args(Backend)
-CONCURRENCY = 16  # requests in flight at a server
 
-
-@dataclass(frozen=True)
-class BackendOptions:
+class BackendOptions(BackendSpec):
     """Where a model is, and how it is run.
 
     Attributes:
-        kind: hf, vllm or openai.
-        model: A directory or hub id; a name, at a server.
-        context: Tokens; default: the model's own.
-        url: Of the server, up to its version.
-        key_env: The environment variable with its key.
-        concurrency: Requests in flight at the server.
-        tokenizer: A directory or hub id; with one, the server is asked through its completions,
-            which give log-likelihoods and take a begun answer.
-        arguments: Any others of lm_eval's model.
+        model: A directory or hub id; a name, at a server. With a `tokenizer` a server is asked
+            through its completions, which give log-likelihoods and take a begun answer.
+        dtype: As torch calls it, or auto.
     """
 
-    kind: Backend
     model: str
     dtype: str = "auto"
-    device: str | None = None
-    batch_size: int | str = 8
-    context: int | None = None
-    url: str | None = None
-    key_env: str | None = None
-    concurrency: int = CONCURRENCY
-    tokenizer: str | None = None
-    arguments: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def chat_only(self) -> bool:
@@ -78,7 +57,7 @@ def _hf(options: BackendOptions) -> Any:
         batch_size=options.batch_size,
         max_length=options.context,
         trust_remote_code=False,
-        **options.arguments,
+        **options.options,
     )
 
 
@@ -97,7 +76,7 @@ def _vllm(options: BackendOptions) -> Any:
             dtype=options.dtype,
             max_model_len=options.context,
             trust_remote_code=False,
-            **options.arguments,
+            **options.options,
         )
 
 
@@ -110,7 +89,7 @@ def _openai(options: BackendOptions) -> Any:
     base, values = endpoint.base, {"model": options.model, "num_concurrent": options.concurrency}
     if key := endpoint.key():  # else lm_eval sends what OPENAI_API_KEY holds
         values["header"] = {"Authorization": f"Bearer {key}"}
-    values |= options.arguments
+    values |= options.options
     if options.tokenizer is None:
         return LocalChatCompletion(base_url=f"{base}/chat/completions", **values)
     return _completions()(

@@ -33,7 +33,7 @@ def loaded(options: BackendOptions) -> Any:
         _on_device(model, options)
         return model
     except WRONG as error:
-        given = ", ".join(options.arguments)
+        given = ", ".join(options.options)
         tried = f"--dtype {options.dtype}, --device {options.device or 'default'}"
         raise UserError(
             f"{options.model} does not load through {options.kind} ({tried}"

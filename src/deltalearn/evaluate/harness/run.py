@@ -18,7 +18,6 @@ from deltalearn.evaluate.tulu3.suite import ALL, Benchmark
 from deltalearn.util.files import digest
 
 DEV_SHARE = 5  # one of so many items is for choosing
-SPLITS = ("test", "dev", "held-out")
 # Benchmarks of the same questions, under the same names, are split alike: a model that is chosen on
 # a question of one may not be reported on it in the other.
 FAMILIES = {b.name: b.questions for b in ALL if b.questions}
