@@ -304,10 +304,17 @@ class ChildFailed(SystemExit):
     """A measured process did not end well: its last words, with which the benchmark ends too."""
 
 
-def in_child(script: str, job: dict[str, Any], directory: Path, threads: int) -> dict[str, Any]:
+def in_child(
+    script: str,
+    job: dict[str, Any],
+    directory: Path,
+    threads: int,
+    limit: float | None = None,
+) -> dict[str, Any]:
     """Run `script --job FILE` as a process of its own and return the JSON that it leaves.
 
-    Its memory and its warm caches are then its own. It gets `threads` threads and no network.
+    Its memory and its warm caches are then its own. It gets `threads` threads, no network, and
+    `limit` seconds if that is given.
     """
     directory.mkdir(parents=True, exist_ok=True)
     task, answer, log = (directory / name for name in ("job.json", "answer.json", "log.txt"))
@@ -324,10 +331,16 @@ def in_child(script: str, job: dict[str, Any], directory: Path, threads: int) ->
     }
     with log.open("w") as out:
         command = [sys.executable, script, "--job", str(task)]
-        ended = subprocess.run(command, stdout=out, stderr=subprocess.STDOUT, env=environment)
-    if ended.returncode or not answer.exists():
+        try:
+            ended = subprocess.run(
+                command, stdout=out, stderr=subprocess.STDOUT, env=environment, timeout=limit
+            )
+            became = f"ended with {ended.returncode}" if ended.returncode else "left no answer"
+        except subprocess.TimeoutExpired:
+            became = f"was cut after {limit:.0f} s"
+    if not answer.exists():
         tail = "\n".join(log.read_text().splitlines()[-25:])
-        raise ChildFailed(f"{job.get('side')} ended with {ended.returncode}:\n{tail}")
+        raise ChildFailed(f"{job.get('side')} {became}:\n{tail}")
     shutil.rmtree(directory / "out", ignore_errors=True)  # a tuned 8B model is 16 GB
     return json.loads(answer.read_text())
 

@@ -30,6 +30,24 @@ SHOWN = ("pairs_per_s", "tokens_per_s", "peak_memory_mb", "loaded_memory_mb", "r
 
 
 @dataclass(frozen=True)
+class Work:
+    """What both sides do: `job` is told to them; `timed` and `flops` are of all steps but one.
+
+    first_tokens: distinct tokens of the first step, which warms up.
+    """
+
+    job: dict[str, Any]
+    timed: list[Sizes]
+    flops: float
+    first_tokens: int
+
+    @property
+    def tokens(self) -> int:
+        """Distinct tokens of the timed steps."""
+        return tokens_of(self.timed)
+
+
+@dataclass(frozen=True)
 class Contest:
     """What stays the same over the mixes.
 
@@ -37,7 +55,7 @@ class Contest:
     model in `settings["model"]`. gemm: measures FLOP/s of large matrix products. tolerance:
     largest relative difference of losses and gradient norms. scale: of the lengths. rounds: how
     often both sides run, in turn; the faster run of each counts. trl_keeps_memory: whether TRL is
-    also run with glibc told to keep freed memory.
+    also run with glibc told to keep freed memory. limit: seconds that a child may take.
     """
 
     script: str
@@ -49,14 +67,15 @@ class Contest:
     scale: float = 1.0
     rounds: int = 1
     trl_keeps_memory: bool = False
+    limit: Callable[[], float | None] = lambda: None
 
     def child(self, side: str, directory: Path, **changes: Any) -> dict[str, Any]:
         """Run one side in a process of its own."""
         job = {**self.settings, **changes, "side": side}
-        return in_child(self.script, job, directory, self.settings["threads"])
+        return in_child(self.script, job, directory, self.settings["threads"], self.limit())
 
-    def run(self, mix: str, directory: Path) -> dict[str, Any]:
-        """Compare the sides on one mix of lengths; prints a table, returns its numbers."""
+    def work(self, mix: str, directory: Path) -> Work:
+        """Draw the pairs of a mix of lengths, and the order in which both sides take them."""
         from deltalearn.tune.schedule import batch_at
 
         s = self.settings
@@ -77,6 +96,13 @@ class Contest:
             f"chosen {mean[1]}, rejected {mean[2]}",
             flush=True,
         )
+        flops = useful_flops(self.config, timed, weight_gradients=not s["lora"])
+        return Work(job, timed, flops, tokens_of(lengths[i] for i in plan[0]))
+
+    def run(self, mix: str, directory: Path) -> dict[str, Any]:
+        """Compare the sides on one mix of lengths; prints a table, returns its numbers."""
+        work = self.work(mix, directory)
+        job, timed = work.job, work.timed
         peak, probed = self.gemm(), {}
         if self.only != "ours":
             probed = self.probe(job, directory)
@@ -85,11 +111,9 @@ class Contest:
         found = {side: min(ran, key=timed_seconds) for side, ran in runs.items()}
         keeping = found.pop("trl, keeping memory", None)
         peak = max(peak, self.gemm())
-        flops = useful_flops(self.config, timed, weight_gradients=not s["lora"])
-        result = self.summary(found, timed, flops, peak)
+        result = self.summary(found, timed, work.flops, peak)
         if "defaults" in probed and "ours" in found:
-            first = tokens_of(lengths[i] for i in plan[0])
-            theirs = first / probed["defaults"]["s_per_step"]
+            theirs = work.first_tokens / probed["defaults"]["s_per_step"]
             result["ratio_to_trl_defaults"] = round(result["tokens_per_s"]["ours"] / theirs, 2)
         if keeping and "ours" in found:
             theirs = timed_seconds(keeping)

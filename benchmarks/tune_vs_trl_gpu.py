@@ -19,6 +19,7 @@ import json
 import os
 import sys
 import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,7 @@ def main() -> None:
     if options.job:
         answer_job(options.job, {"ours": run_ours, "trl": run_trl, "build": build})
         return
-    settings = {name: getattr(options, name) for name in REPEATED}
+    settings = settings_of(options)
     about = {
         "machine": machine(),
         "versions": versions(),
@@ -106,8 +107,26 @@ def compare(
     directory: Path,
 ) -> dict[str, Any]:
     """All mixes with adapters or with all weights."""
+    contest = contest_of(options, settings, mode, gemm)
+    print(f"\n{mode}: {contest.settings['optimizer']}", flush=True)
+    return {mix: contest.run(mix, directory / mode / mix) for mix in options.mix}
+
+
+def settings_of(options: argparse.Namespace) -> dict[str, Any]:
+    """What both sides are told, as far as it is an option."""
+    return {name: getattr(options, name) for name in REPEATED}
+
+
+def contest_of(
+    options: argparse.Namespace,
+    settings: dict[str, Any],
+    mode: str,
+    gemm: float,
+    limit: Callable[[], float | None] = lambda: None,
+) -> Contest:
+    """The comparison of one mode on the model of `settings`; `limit` gives a child's seconds."""
     lora = mode == "lora"
-    contest = Contest(
+    return Contest(
         script=__file__,
         settings={
             **settings,
@@ -122,9 +141,8 @@ def compare(
         tolerance=TOLERANCE[options.dtype],
         only=options.only,
         scale=1 / 16 if options.tiny else 1.0,
+        limit=limit,
     )
-    print(f"\n{mode}: {contest.settings['optimizer']}", flush=True)
-    return {mix: contest.run(mix, directory / mode / mix) for mix in options.mix}
 
 
 def config_of(shape: str, context: int) -> Any:
@@ -164,7 +182,7 @@ def build(job: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def parse() -> argparse.Namespace:
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--mode", nargs="+", choices=["lora", "full"], default=["lora", "full"])
@@ -189,7 +207,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--work", help="where the model's files go, 16 GB for 8b; default: $TMPDIR")
     parser.add_argument("--tiny", action="store_true", help="on a CPU: only shows that it runs")
     parser.add_argument("--job", help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     options.device, options.dtype, options.gradient_checkpointing = "cuda", "bfloat16", True
     if options.tiny:
         options.device, options.dtype, options.shape = "cpu", "float32", "tiny"

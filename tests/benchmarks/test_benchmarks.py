@@ -51,11 +51,39 @@ def test_tune_vs_trl_does_the_same_steps_on_both_sides():
 
 @pytest.mark.slow
 def test_tune_vs_trl_gpu_runs_through_on_a_cpu():
-    found = last_line("tune_vs_trl_gpu.py", "--tiny")
-    assert set(found["modes"]) == {"lora", "full"}
-    for mode in found["modes"].values():
-        assert mode["ultrafeedback"]["steps_agree"]
-        assert mode["ultrafeedback"]["ratio"] > 0
+    found = last_line("tune_vs_trl_gpu.py", "--tiny", "--mode", "lora")
+    assert found["modes"]["lora"]["ultrafeedback"]["steps_agree"]
+    assert found["modes"]["lora"]["ultrafeedback"]["ratio"] > 0
+
+
+@pytest.mark.slow
+def test_every_stage_of_a_gpu_day_runs_on_a_cpu(tmp_path):
+    """Each way of a step is that of padded float32 rows, and TRL's; a resumed run is the same."""
+    summary = last_line("gpu.py", "--tiny", "--seconds", "1500", "--out", str(tmp_path))
+    assert set(summary["stages"].values()) == {"done"}, (tmp_path / "logs.txt").read_text()
+    lines = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
+    assert {line["stage"] for line in lines} == set(summary["stages"])
+    ways = {(line["dtype"], line["way"]): line for line in lines if "way" in line}
+    assert len(ways) == 14
+    for (dtype, way), line in ways.items():
+        assert "error" not in line, line
+        rough = dtype == "bfloat16" or way == "shared-qlora"
+        assert line["loss_apart"] < (3e-2 if rough else 1e-5), line
+    (resume,) = [line["resume"] for line in lines if "resume" in line]
+    assert 0 < resume["stopped_after"] < resume["steps"]
+    assert resume["largest_difference"] == 0
+    ratios = {line["mode"]: line for line in lines if "ratio" in line}
+    assert set(ratios) == {"lora", "full"}
+    assert all(line["steps_agree"] and line["ratio"] > 0 for line in ratios.values())
+
+
+def test_a_stage_that_takes_too_long_is_cut_and_the_others_go_on(load, tmp_path, monkeypatch):
+    gpu, stages = load("gpu"), load("gpu_stages")
+    endless = stages.Stage(stages.correctness, 1, 1)
+    monkeypatch.setitem(stages.STAGES, "correctness", endless)
+    options = SimpleNamespace(out=tmp_path, shape="1b", tiny=True)
+    assert gpu.run_stage("correctness", 1, tmp_path, options) == "cut after 1 s"
+    assert "correctness: cut after 1 s" in (tmp_path / "logs.txt").read_text()
 
 
 def test_tune_vs_trl_gpu_says_what_is_missing():

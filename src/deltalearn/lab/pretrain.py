@@ -60,7 +60,7 @@ LADDER = (
 
 
 def pretrain_ladder(
-    out: Path, *, rungs: Sequence[Rung] = LADDER, workers: int = 2
+    out: Path, *, rungs: Sequence[Rung] = LADDER, workers: int = 2, device: str = "cpu"
 ) -> dict[str, Any]:
     """Train every model of the ladder; write prompts, evaluation items and manifest.json too.
 
@@ -71,6 +71,7 @@ def pretrain_ladder(
         out: Folder; each model goes to `out`/<name>.
         rungs: Models, weakest first.
         workers: Processes that train at the same time.
+        device: Where they train, a torch device name.
 
     Returns:
         The manifest. Its `ordered` tells whether each model beats the one below by at least MARGIN:
@@ -80,7 +81,10 @@ def pretrain_ladder(
     context = get_context("spawn")
     longest_first = sorted(rungs, key=lambda rung: -rung.steps * rung.width)
     with ProcessPoolExecutor(workers, mp_context=context) as pool:
-        jobs = {rung.name: pool.submit(pretrain, rung, out / rung.name) for rung in longest_first}
+        jobs = {
+            rung.name: pool.submit(pretrain, rung, out / rung.name, device)
+            for rung in longest_first
+        }
         results = {rung.name: jobs[rung.name].result() for rung in rungs}
     manifest = {
         "made_by": "deltalearn lab pretrain",
@@ -109,13 +113,22 @@ def write_data(out: Path) -> None:
     )
 
 
-def pretrain(rung: Rung, out: Path) -> dict[str, Any]:
-    """Train one rung, save it as a Hugging Face directory and return its manifest entry."""
+def pretrain(rung: Rung, out: Path, device: str = "cpu") -> dict[str, Any]:
+    """Train one rung, save it as a Hugging Face directory and return its manifest entry.
+
+    Args:
+        rung: What to train.
+        out: The directory.
+        device: Where it trains, a torch device name.
+
+    Returns:
+        The rung, its size, its scores and the digest of its weights.
+    """
     torch.set_num_threads(1)
     transformers_logging.disable_progress_bar()
     torch.manual_seed(rung.seed)
     tokenizer = build_tokenizer()
-    model = _new_model(rung, tokenizer)
+    model = _new_model(rung, tokenizer).to(device)
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=rung.lr, betas=(0.9, 0.98), weight_decay=0.01, fused=True
     )
@@ -124,7 +137,7 @@ def pretrain(rung: Rung, out: Path) -> dict[str, Any]:
     for step in range(rung.steps):
         for group in optimizer.param_groups:
             group["lr"] = rung.lr * _schedule(step, rung.steps)
-        loss = -padded_logprobs(model, collate(next(batches))).mean()
+        loss = -padded_logprobs(model, collate(next(batches)).to(device)).mean()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
