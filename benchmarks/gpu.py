@@ -97,7 +97,7 @@ def end(child: subprocess.Popen) -> None:
 
 def roomy() -> str | None:
     """Memory, where it has room for a model of 16 GB: a disk may take a minute for it."""
-    shared = Path("/dev/shm")  # noqa: S108: a folder of its own is made in it
+    shared = Path("/dev/shm")  # noqa: S108 (a folder of its own is made in it)
     return str(shared) if shared.is_dir() and shutil.disk_usage(shared).free > 40e9 else None
 
 
