@@ -101,7 +101,7 @@ def test_what_cost_is_kept_until_its_successor_is_known_to_be_possible(tmp_path,
         assert not run.run(stage({"pairs": "a", "seed": 0}, impossible))
         changed = {"pairs": "b", "seed": 0}
         with pytest.raises(UserError, match="a run on other the pairs"):
-            run.run(stage(changed, leave("x"), called={"pairs": "the pairs"}), replace=False)
+            run.run(stage(changed, leave("x"), called={"pairs": "the pairs"}), over=False)
         with pytest.raises(UserError, match="no"):
             run.run(stage(changed, leave("x"), prepare=impossible))
         assert (tmp_path / "run" / "final").read_text() == "first"

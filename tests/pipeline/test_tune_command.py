@@ -265,7 +265,9 @@ class TestAgain:
         before = weights(out)
         ended = tune(*base, "--beta", "9", "--update", "--out", out)
         assert "3 steps in" in ended.out
-        after = weights(out)
+        assert f"what was there: {out / 'replaced' / '1'}" in ended.out
+        kept, after = weights(out / "replaced" / "1"), weights(out)
+        assert all((before[name] == kept[name]).all() for name in before)
         assert any((before[name] != after[name]).any() for name in before)
 
     def test_settings_of_speed_do_not_start_over(self, tune, base, tmp_path):

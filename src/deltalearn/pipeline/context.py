@@ -39,7 +39,7 @@ class Context:
         """Have a stage work unless it is done, and tell of it."""
         self.keys[stage.name] = stage.key
         # Answers asked for anew make other pairs; who asked for that wants the students of those.
-        if self.directory.run(stage, replace=self.update or self.retry_errors):
+        if self.directory.run(stage, over=self.update or self.retry_errors):
             self.say(stage_line(stage.name, self.directory.manifest.stages[stage.name]))
 
     def path(self, *parts: str) -> Path:

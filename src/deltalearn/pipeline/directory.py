@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import threading
 import time
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -13,14 +13,23 @@ from typing import Any
 
 from deltalearn.errors import UserError
 from deltalearn.pipeline.lock import LOCK, Hold
-from deltalearn.pipeline.manifest import DONE, MANIFEST, RUNNING, AnswersLeft, Manifest, StageRecord
-from deltalearn.pipeline.stage import Stage
+from deltalearn.pipeline.manifest import (
+    DONE,
+    LEFT,
+    MANIFEST,
+    RUNNING,
+    AnswersLeft,
+    Manifest,
+    StageRecord,
+)
+from deltalearn.pipeline.stage import Say, Stage, silent
 from deltalearn.recipe import LoadedRecipe
 from deltalearn.util.files import write_text
 from deltalearn.util.signals import leave_if_asked
 
 RECIPE = "recipe.yaml"
 MADE_AGAIN = ("examples",)  # what a start that failed may lose without a loss to anybody
+REPLACED = "replaced"  # in a run: what --update took out of the way, by number
 CHEAP = ("prompts",)  # stages that bind no run to its settings: they are as soon done again
 
 
@@ -39,6 +48,7 @@ class RunDirectory:
         update: bool = False,
         may_hold: Sequence[str] = (),
         free: Collection[str] = (),
+        say: Say = silent,
     ) -> None:
         """Create or reopen a run.
 
@@ -51,6 +61,7 @@ class RunDirectory:
             update: Let a run of other settings go on with these.
             may_hold: Names of files that a directory may have before its first run.
             free: Dotted settings with which a run may go on when they are others.
+            say: Is told of what is taken out of the way.
 
         Raises:
             UserError: If another process works in it, if it holds something else, a run of another
@@ -59,6 +70,8 @@ class RunDirectory:
         """
         self.path = path
         self.done_now = 0  # stages that had to work in this process
+        self._update, self._say = update, say
+        self._aside: Path | None = None  # where what is replaced goes, once something is
         self._writing = threading.Lock()
         recipe = loaded.values()
         _existing_manifest(path, may_hold)  # says what is in the way before anything is written
@@ -73,7 +86,7 @@ class RunDirectory:
         self._new = existing is None
         self.manifest = Manifest(loaded.recipe.name, recipe, recipe.get("seeds", []))
         if existing is not None:
-            for kept in ("machine", "created", "models", "stages", "answers"):
+            for kept in ("machine", "created", "models", "stages", "answers", "contents"):
                 setattr(self.manifest, kept, getattr(existing, kept))
         changed = existing is None or existing.recipe != recipe
         self._unsaid = loaded.resolved_yaml() if changed else None
@@ -109,10 +122,25 @@ class RunDirectory:
             self._unsaid = None
         self.manifest.write(self.path / MANIFEST)
 
+    def reads(self, contents: Mapping[str, Any]) -> None:
+        """Note what is behind the paths that the recipe names, before anything works.
+
+        Args:
+            contents: A hash of each file, folder or model, by the key of the recipe that names it.
+
+        Raises:
+            UserError: If something else was there when a stage that costs began, and not `update`.
+        """
+        known = self.manifest.contents
+        changed = [f"{k} (content)" for k, now in contents.items() if known.get(k, now) != now]
+        if changed and not self._update and self.manifest.stages.keys() - CHEAP:
+            raise UserError(_holds_another(self.path, changed))
+        self.manifest.contents = {**known, **contents}
+
     def is_done(self, stage: Stage) -> bool:
         """Tell whether a stage finished for the same inputs and its outputs are still there."""
         record = self.manifest.stages.get(stage.name)
-        if record is None or record.key != stage.key or record.state != DONE:
+        if record is None or record.key != stage.key or record.state not in (DONE, LEFT):
             return False
         return all((self.path / output).exists() for output in record.outputs)
 
@@ -123,7 +151,11 @@ class RunDirectory:
     def errors(self) -> int:
         """Count the requests of all models that ended in errors."""
         stages = self.manifest.stages.items()
-        return sum(r.counts.get("errors", 0) for n, r in stages if n.startswith("generate/"))
+        return sum(
+            r.counts.get("errors", 0)
+            for n, r in stages
+            if n.startswith("generate/") and r.state != LEFT
+        )
 
     def reopen(self, stage: str) -> None:
         """Let a stage that is done work again: what it left is not there any more."""
@@ -141,8 +173,20 @@ class RunDirectory:
                     answers[name] = replace(other, mark=left.mark)
             answers[stage] = left
 
+    def leave_others(self, stages: Collection[str]) -> None:
+        """Keep stages that the recipe no longer has for the day when it has them again."""
+        known = self.manifest.stages
+        left = [n for n, r in known.items() if n not in stages and r.state == DONE]
+        for name in left:
+            known[name] = replace(known[name], state=LEFT)
+            if name.startswith("tune/"):
+                place = self.path / Path(known[name].outputs[0]).parent
+                self._say(f"{place}: of an arm or seed that the recipe no longer has; it is kept")
+        if left:
+            self.save()
+
     def forget_others(self, stages: Iterable[str]) -> None:
-        """Drop records of stages that the recipe no longer has (after an update)."""
+        """Drop records of all other stages."""
         keep = set(stages)
         known = self.manifest.stages
         if stale := [name for name in known if name not in keep]:
@@ -152,37 +196,39 @@ class RunDirectory:
 
     # -- stages ------------------------------------------------------------------------------
 
-    def run(self, stage: Stage, *, replace: bool = True) -> bool:
+    def run(self, stage: Stage, *, over: bool = True) -> bool:
         """Have a stage work unless it is done for its inputs, and record it.
 
-        What its work for other inputs left is deleted once it is prepared, not before. Several
-        stages may run at the same time, in threads.
+        What its work for other inputs left is taken out of the way once it is prepared, not before:
+        what cost something is moved into the folder `replaced`. Several stages may run at the same
+        time, in threads.
 
         Args:
             stage: The stage.
-            replace: Let it delete what is costly.
+            over: Let it take the place of what is costly.
 
         Returns:
             True if it had to work.
 
         Raises:
-            UserError: If something costly is of other inputs, and not `replace`.
+            UserError: If something costly is of other inputs, and not `over`.
         """
         if self.is_done(stage):
+            record = self.manifest.stages[stage.name]
+            if record.state == LEFT:  # the recipe has it again
+                self.manifest.stages[stage.name] = replace(record, state=DONE)
+                self.save()
             return False
         before = self.manifest.stages.get(stage.name)
         other = before is not None and before.key != stage.key
         lost = set(stage.costly) & set(stage.scratch)
-        if other and not replace and self._any(lost):
+        if other and not over and self._any(lost):
             assert before is not None
-            raise UserError(
-                f"{self.path}: holds a run on other {', '.join(stage.changed(before))}. Pass "
-                "--update to start over and lose its model or checkpoint, or choose another --out."
-            )
+            raise UserError(_holds_another(self.path, stage.changed(before)))
         stage.prepare()
         with self._writing:
-            if other:
-                self._delete(stage.scratch)
+            if before is not None and before.key != stage.key:
+                self._make_way(stage, before)
             self.manifest.stages[stage.name] = StageRecord(RUNNING, stage.key, stage.parts)
             self.save()
         start = time.monotonic()
@@ -213,6 +259,18 @@ class RunDirectory:
             with suppress(OSError):  # of a full disk, say: the first error is the one to tell
                 self.save()
 
+    def _make_way(self, stage: Stage, before: StageRecord) -> None:
+        """Take what a stage left for other inputs out of the way; keep what cost something."""
+        if self._any({*stage.costly} & {*stage.scratch} | {*stage.copied}):
+            if self._aside is None:
+                self._aside = _next_number(self.path / REPLACED)
+            for path in [*stage.scratch, *stage.copied]:
+                if (self.path / path).exists():
+                    _keep_aside(self.path / path, self._aside / path, copy=path in stage.copied)
+            changed = ", ".join(stage.changed(before))
+            self._say(f"{stage.name}: again on other {changed}; what was there: {self._aside}")
+        self._delete(stage.scratch)
+
     def _any(self, paths: Iterable[str]) -> bool:
         return any((self.path / path).exists() for path in paths)
 
@@ -238,6 +296,33 @@ def _existing_manifest(path: Path, may_hold: Sequence[str]) -> Manifest | None:
             f"{path}: not empty and not a run of deltalearn (no {MANIFEST}); choose another --out"
         )
     return None
+
+
+def _keep_aside(place: Path, target: Path, *, copy: bool) -> None:
+    """Move a file or folder, or copy it."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if not copy:
+        place.rename(target)
+    elif place.is_dir():
+        shutil.copytree(place, target)
+    else:
+        shutil.copy2(place, target)
+
+
+def _next_number(folder: Path) -> Path:
+    """The first folder below `folder`, called by a number, that is not there yet."""
+    number = 1
+    while (folder / str(number)).exists():
+        number += 1
+    return folder / str(number)
+
+
+def _holds_another(path: Path, changed: Iterable[str]) -> str:
+    return (
+        f"{path}: holds a run on other {', '.join(changed)}. Pass --update to do again what "
+        f"depends on that (what was trained or scored is kept in {path / REPLACED}), or choose "
+        "another --out."
+    )
 
 
 def _check_same(

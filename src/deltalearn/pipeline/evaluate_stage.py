@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 # Options of vLLM and lm_eval that have one model take several GPUs.
 WIDE = {"tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size", "parallelize"}
+CALLED = {"model": "model (content)", "questions": "questions (content)", "spec": "settings"}
 SCORES = "scores"  # in a run; below it models/<model> and arms/<arm>/seed-<seed>
 
 
@@ -154,8 +155,16 @@ def score_stage(job: ScoreJob, scoring: Doing) -> Stage:
         "spec": job.spec.content(),
         "dtype": job.dtype,
     }
-    outputs = (f"{SCORES}/{job.place}/results.json",)
-    return Stage(f"evaluate/{job.place}", inputs, outputs, scoring.work, scoring.prepare)
+    results = f"{SCORES}/{job.place}/results.json"
+    return Stage(
+        f"evaluate/{job.place}",
+        inputs,
+        (results,),
+        scoring.work,
+        scoring.prepare,
+        copied=(results, f"{SCORES}/{job.place}/items"),
+        called=CALLED,
+    )
 
 
 def _options(job: ScoreJob, device: str, dtype: str) -> Options:

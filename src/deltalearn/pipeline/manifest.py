@@ -20,6 +20,7 @@ PACKAGES = ("torch", "transformers", "accelerate", "safetensors", "tokenizers", 
 FORMAT = 1
 MANIFEST = "run.json"
 RUNNING, DONE, REOPENED = "running", "done", "reopened"
+LEFT = "left"  # done, for a recipe of before: it stands for nothing until the recipe has it again
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,7 @@ class Manifest:
     models: dict[str, ModelRecord] = field(default_factory=dict)
     stages: dict[str, StageRecord] = field(default_factory=dict)
     answers: dict[str, AnswersLeft] = field(default_factory=dict)
+    contents: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def read(cls, file: Path) -> Manifest:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from deltalearn.errors import UserError
+from deltalearn.pipeline.contents import contents_of
 from deltalearn.pipeline.context import Context
 from deltalearn.pipeline.directory import RunDirectory
 from deltalearn.pipeline.evaluate_stage import (
@@ -68,7 +69,9 @@ def run_recipe(
 
     def lead() -> RunDirectory:
         free = free_settings(tuple(recipe.arms))
-        with RunDirectory(out, loaded, update=update, may_hold=STORE_FILES, free=free) as directory:
+        with RunDirectory(
+            out, loaded, update=update, may_hold=STORE_FILES, free=free, say=say
+        ) as directory:
             pipeline = Pipeline(
                 recipe, directory, say, update=update, retry_errors=options.retry_errors,
                 processes=processes, parallel=options.parallel,
@@ -77,9 +80,9 @@ def run_recipe(
             stages = tuple(stage for stage in stages if stage not in pipeline.left_out)
             pipeline.check(stages)
             for stage in stages:
+                if stage == STAGES[-1]:  # which tells of what the recipe has
+                    directory.leave_others({*pipeline.keys, stage})
                 getattr(pipeline, stage)()
-            if until == STAGES[-1]:
-                directory.forget_others(pipeline.keys)
         return directory
 
     return processes.lead(lead, lambda job: follow(job, processes))
@@ -109,6 +112,7 @@ class Pipeline(Context):
             self._outside  # noqa: B018
         if "evaluate" in stages:
             check_evaluation(self)
+        self.directory.reads(contents_of(self.recipe, stages, self.generators))
 
     @cached_property
     def _prompts(self) -> Stage:

@@ -34,9 +34,10 @@ class Stage:
         work: Does it and returns counts.
         prepare: Finds out, before anything is changed, whether `work` is possible, and may leave it
             what was read.
-        scratch: Paths in the run that hold what it makes, deleted before it works for other inputs.
-        costly: Those of them that are not deleted unless a person said so, and without which a
-            start that failed has left nothing.
+        scratch: Paths in the run that hold what it makes, taken away before it works for others.
+        costly: Paths that are not given up unless a person said so, and then kept aside; without
+            which a start that failed has left nothing.
+        copied: Paths of which it replaces a part; what is there is kept aside as a copy.
         called: Inputs by the words of a message.
     """
 
@@ -47,6 +48,7 @@ class Stage:
     prepare: Callable[[], None] = _nothing
     scratch: tuple[str, ...] = ()
     costly: tuple[str, ...] = ()
+    copied: tuple[str, ...] = ()
     called: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property

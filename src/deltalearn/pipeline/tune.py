@@ -258,7 +258,7 @@ def run_tune(
     processes = Processes(recipe.device)
 
     def lead() -> None:
-        with RunDirectory(out, loaded, update=update, free=free_settings()) as directory:
+        with RunDirectory(out, loaded, update=update, free=free_settings(), say=say) as directory:
             pinned = directory.manifest.pinned(STUDENT, spec.path)
             student = locate(spec.path, spec.revision or pinned)
             job = TuneJob(
@@ -283,7 +283,7 @@ def run_tune(
                 manifest.machine |= {"device": tuning.device, "dtype": tuning.placement.dtype}
 
             stage = tune_stage("tune", job, tuning)
-            if directory.run(dataclasses.replace(stage, prepare=prepare), replace=update):
+            if directory.run(dataclasses.replace(stage, prepare=prepare), over=update):
                 say(tuned_line(out / "final", directory.manifest.stages["tune"]))
             else:
                 say(f"{out / 'final'}: finished already, nothing to do")
