@@ -393,9 +393,8 @@ def other_shape(model: Path) -> None:
 )
 def test_model_that_does_not_load_is_a_user_error(model, damage, cpu):
     damage(model)
-    files = locate(str(model))
     with pytest.raises(UserError, match="the model does not load"):
-        load_model(files, cpu)
+        load_model(locate(str(model)), cpu)
 
 
 def test_missing_weights_are_a_user_error(model, cpu):

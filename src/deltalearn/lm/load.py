@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
-    AutoTokenizer,
     GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -18,8 +17,11 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from deltalearn.errors import UserError
+from deltalearn.lm.adapters import merged
 from deltalearn.lm.chat import end_of_turn
 from deltalearn.lm.locate import ModelFiles
+from deltalearn.lm.quantized import dequantizing, plain, stored_quantization
+from deltalearn.lm.tokenizer import read_tokenizer
 
 transformers_logging.disable_progress_bar()
 
@@ -78,7 +80,7 @@ def device_name(placement: Placement) -> str:
 
 
 def load_tokenizer(files: ModelFiles, *, chat: bool = True) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of a model.
+    """Load the tokenizer of a model; its ids are those that its file says.
 
     Args:
         files: The model's files.
@@ -88,12 +90,9 @@ def load_tokenizer(files: ModelFiles, *, chat: bool = True) -> PreTrainedTokeniz
         The tokenizer.
 
     Raises:
-        UserError: If it has no end-of-turn token or, for chat, no template.
+        UserError: If it does not load, has no end-of-turn token or, for chat, no template.
     """
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(files.directory, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{files.name}: the tokenizer does not load: {error}") from error
+    tokenizer = read_tokenizer(files)
     if chat and not tokenizer.chat_template:
         raise UserError(
             f"{files.name}: the tokenizer has no chat template, so prompts cannot be rendered. "
@@ -105,18 +104,26 @@ def load_tokenizer(files: ModelFiles, *, chat: bool = True) -> PreTrainedTokeniz
 
 
 def load_model(
-    files: ModelFiles, placement: Placement, *, quantization: Any = None
+    files: ModelFiles,
+    placement: Placement,
+    *,
+    quantization: Any = None,
+    dequantize: bool = False,
 ) -> PreTrainedModel:
-    """Load a causal language model in evaluation mode.
+    """Load a causal language model in evaluation mode: the whole of its files, and nothing else.
 
     The sampling defaults a model ships with (top_k, repetition_penalty, ...) are dropped: what is
-    sampled is what the recipe says. Its end-of-turn ids are kept.
+    sampled is what the recipe says. Its end-of-turn ids are kept. An adapter is merged in. A config
+    that says that the head is tied to an embedding from which the files have it differ is put
+    right: the head of the files counts.
 
     Args:
         files: The model's files, safetensors.
         placement: Device and precision.
         quantization: A config of transformers for weights in fewer bits, made on the device while
             loading.
+        dequantize: Give weights that are stored in fewer bits in `placement.dtype`. Otherwise they
+            are computed with as transformers does.
 
     Returns:
         The model on its device.
@@ -125,9 +132,30 @@ def load_model(
         UserError: If the files do not make a whole model, or if the device is not here.
     """
     require_device(placement.device)
-    quantized = {}
+    stored = stored_quantization(files.directory)
+    dequantize = stored is not None and (dequantize or files.adapter is not None)
+    options: dict[str, Any] = {}
+    if quantization is not None or stored is not None:
+        # Quantised weights are where they belong, and bitsandbytes refuses to move them.
+        options["device_map"] = {"": placement.device}
     if quantization is not None:
-        quantized = {"quantization_config": quantization, "device_map": {"": placement.device}}
+        options["quantization_config"] = quantization
+    elif stored is not None and dequantize:
+        options |= dequantizing(files.name, stored)
+    model = _whole(files, placement, options)
+    if dequantize or (stored and not getattr(model, "is_quantized", False)):
+        model = plain(model, getattr(torch, placement.dtype))
+    if files.adapter is not None:
+        model = merged(files.name, model, files.adapter)
+    shipped = model.generation_config
+    model.generation_config = GenerationConfig(
+        eos_token_id=shipped.eos_token_id, bos_token_id=shipped.bos_token_id
+    )
+    return (model if options else model.to(placement.device)).eval()
+
+
+def _whole(files: ModelFiles, placement: Placement, options: dict[str, Any]) -> PreTrainedModel:
+    """The model of these files, if they hold all its weights and no others."""
     try:
         model, loading = AutoModelForCausalLM.from_pretrained(
             files.directory,
@@ -135,21 +163,43 @@ def load_model(
             trust_remote_code=False,
             use_safetensors=True,
             output_loading_info=True,
-            **quantized,
+            **options,
         )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"{files.name}: the model does not load: {error}") from error
+    except Exception as error:  # of transformers and a dozen quantisers, each with its own kinds
+        text = " ".join(str(error).split())
+        raise UserError(f"{files.name}: the model does not load: {text}") from error
+    if fault := loading_fault(model, loading):
+        raise UserError(f"{files.name}: the model does not load: {fault}")
+    ends = model.get_input_embeddings(), model.get_output_embeddings()
+    if None not in ends and ends[0].weight is not ends[1].weight:
+        for config in (model.config, model.config.get_text_config()):
+            config.tie_word_embeddings = False  # else others would read the embedding as the head
+    return model
+
+
+def loading_fault(model: PreTrainedModel, loading: Mapping[str, Any]) -> str | None:
+    """Say what is wrong with files, by what transformers reports of loading them.
+
+    Args:
+        model: What they gave.
+        loading: The report, of `output_loading_info`.
+
+    Returns:
+        The end of a sentence, or None if nothing is wrong.
+    """
     if missing := sorted(loading["missing_keys"]):  # tied weights are not among them
-        raise UserError(
-            f"{files.name}: the model does not load: its files lack {len(missing)} weights, "
-            f"{missing[0]} first; transformers would draw them at random"
+        return (
+            f"its files lack {len(missing)} weights, {missing[0]} first; transformers would draw "
+            "them at random"
         )
-    shipped = model.generation_config
-    model.generation_config = GenerationConfig(
-        eos_token_id=shipped.eos_token_id, bos_token_id=shipped.bos_token_id
-    )
-    # Quantised weights are where they belong, and bitsandbytes refuses to move them.
-    return (model if quantized else model.to(placement.device)).eval()
+    if mismatched := sorted(loading["mismatched_keys"]):
+        return f"{len(mismatched)} of its weights have another shape, {mismatched[0][0]} first"
+    if unexpected := sorted(loading["unexpected_keys"]):
+        return (
+            f"its files hold {len(unexpected)} weights for which {type(model).__name__} has no "
+            f"place, {unexpected[0]} first; transformers would leave them out"
+        )
+    return "; ".join(loading.get("error_msgs", ())) or None
 
 
 def context_length(model: PreTrainedModel) -> int | None:

@@ -10,21 +10,38 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deltalearn.errors import UserError
+from deltalearn.lm.adapters import base_of, remedy
+from deltalearn.lm.weights import INDEX, read_header, weight_files
 from deltalearn.util.files import digest, file_digest, write_json
 from deltalearn.util.paths import PACKAGE_SCHEME, local_path
 
 # What a model needs and no more: pickled weights are never fetched, nor remote code.
 WANTED = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]
+VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """A model on this disk. `fingerprint` changes exactly when weights or tokenizer change."""
+    """A model on this disk.
+
+    Attributes:
+        name: As the user gave it.
+        directory: Its config and weights; of an adapter, those of its base.
+        fingerprint: Changes exactly when weights or tokenizer change.
+        adapter: Where the adapter lies that is merged into the weights when they are loaded.
+    """
 
     name: str
     directory: Path
     fingerprint: str
+    adapter: Path | None = None
+
+    @property
+    def tokenizer_directory(self) -> Path:
+        """Where the tokenizer lies: with the adapter, if that has one of its own."""
+        own = self.adapter is not None and _has_tokenizer(self.adapter)
+        return self.adapter if self.adapter and own else self.directory
 
 
 def locate(place: str, revision: str | None = None) -> ModelFiles:
@@ -48,12 +65,16 @@ def locate(place: str, revision: str | None = None) -> ModelFiles:
             raise UserError(
                 f"{place}: revision {revision!r} has no effect on a directory; remove it"
             )
-        _require_model_files(place, path)
+        if base := base_of(place, path):
+            return _adapted(place, path, base)
+        require_model_files(place, path)
         return ModelFiles(place, path, directory_fingerprint(path))
     if place.startswith((PACKAGE_SCHEME, "/", "./", "../", "~")) or not HUB_ID.fullmatch(place):
         raise UserError(f"{place}: no such model directory")
     path = _download(place, revision)
-    _require_model_files(place, path)
+    if base := base_of(place, path):
+        return _adapted(place, path, base)
+    require_model_files(place, path)
     return ModelFiles(place, path, f"hub:{place}@{path.name}")
 
 
@@ -71,16 +92,41 @@ def _download(hub_id: str, revision: str | None) -> Path:
         ) from error
 
 
-def _require_model_files(place: str, directory: Path) -> None:
-    names = {path.name for path in directory.iterdir()}
-    if "config.json" not in names:
-        raise UserError(f"{place}: no config.json, so this is not a model directory ({directory})")
-    if not any(name.endswith(".safetensors") for name in names):
+def _adapted(place: str, adapter: Path, base: str) -> ModelFiles:
+    """The base of an adapter, with the adapter."""
+    try:
+        files = locate(base)
+    except UserError as error:
         raise UserError(
-            f"{place}: no *.safetensors weights in {directory}. Pickled weights are not loaded; "
-            "convert them with `model.save_pretrained(directory)`."
-        )
-    if not names & {"tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt"}:
+            f"{place}: is an adapter of {base}, which is not to be had: {error}. {remedy()}"
+        ) from error
+    if files.adapter is not None:
+        raise UserError(f"{place}: is an adapter of {base}, itself an adapter. {remedy()}")
+    whole = digest([files.fingerprint, directory_fingerprint(adapter)])
+    return ModelFiles(place, files.directory, whole, adapter)
+
+
+def _has_tokenizer(directory: Path) -> bool:
+    return any((directory / name).exists() for name in VOCABULARIES)
+
+
+def require_model_files(place: str, directory: Path, *, weights: bool = True) -> None:
+    """Make sure that a directory holds a model: a config, a tokenizer and whole weight files.
+
+    Args:
+        place: The model, for errors.
+        directory: Where it lies.
+        weights: False leaves the weights out.
+
+    Raises:
+        UserError: If something is not there or damaged.
+    """
+    if not (directory / "config.json").exists():
+        raise UserError(f"{place}: no config.json, so this is not a model directory ({directory})")
+    if weights:
+        for file in weight_files(place, directory):
+            read_header(place, file)
+    if not _has_tokenizer(directory):
         raise UserError(
             f"{place}: no tokenizer in {directory}. Save one beside the weights with "
             "`tokenizer.save_pretrained(directory)`."
@@ -90,13 +136,18 @@ def _require_model_files(place: str, directory: Path) -> None:
 def directory_fingerprint(directory: Path) -> str:
     """Hash of the contents of every model file in `directory`, whatever its path.
 
+    Shards and chat templates may lie in folders of it.
+
     Large files are read once: their hashes are remembered by path, size and modification time in
     the user's cache directory. UserError if one of them cannot be read.
     """
     known = _HashCache()
-    files = sorted(p for pattern in WANTED for p in directory.glob(pattern) if not p.is_dir())
+    found = {p for pattern in WANTED for p in directory.glob(pattern) if not p.is_dir()}
+    if (directory / INDEX).exists():
+        found.update(weight_files(str(directory), directory))
+    found |= set(directory.glob("additional_chat_templates/*.jinja"))
     try:
-        hashes = {path.name: known.hash_of(path) for path in files}
+        hashes = {str(p.relative_to(directory)): known.hash_of(p) for p in sorted(found)}
     except OSError as error:
         raise UserError(f"{directory}: a model file cannot be read: {error}") from error
     known.save()

@@ -5,6 +5,9 @@ Tried with transformers 5.23.0. Who moves to another version runs that test firs
 
 from __future__ import annotations
 
+import re
+
+import torch
 from transformers import PreTrainedModel
 
 
@@ -28,3 +31,17 @@ def carries_state(model: PreTrainedModel) -> bool:
 def layer_classes(model: PreTrainedModel) -> tuple[str, ...]:
     """Names of the classes of layers that are not to be split over devices."""
     return tuple(model._no_split_modules or ())
+
+
+def forget_stored_names(model: PreTrainedModel) -> None:
+    """Let `model` be written under its class's own names, not those of the files it came from.
+
+    What was read in fewer bits would be written through steps that cannot be reversed.
+    """
+    model._weight_conversions = None
+
+
+def stays_float32(model: PreTrainedModel, name: str, dtype: torch.dtype) -> bool:
+    """True if the class of `model` keeps the weight `name` in float32 when loaded in `dtype`."""
+    parts = (pattern.replace("*", "[^.]+") for pattern in model._get_dtype_plan(dtype))
+    return any(re.search(rf"(^|\.){part}(\.|$)", name) for part in parts)

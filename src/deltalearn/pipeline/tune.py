@@ -128,6 +128,7 @@ class Tuning:
     def prepare(self) -> None:
         """Find the device and tokenise the pairs; UserError for what would stop the work later."""
         from deltalearn.lm.load import device_name, place
+        from deltalearn.lm.quantized import trained_as
         from deltalearn.tune.fit import PairLengths, check_fit, steps_on
         from deltalearn.tune.train import split_held_out
 
@@ -137,6 +138,8 @@ class Tuning:
         self.placement: Placement = place(job.device, job.dtype)
         self.device = device_name(self.placement)
         self.student = self._student()
+        if stored := trained_as(self.student, settings.lora.bits if settings.lora else None):
+            self.say(f"student: {stored}")
         if line := split_line(job.pairs):
             self.say(line)
         self.examples, self.counts = self.processes.first_then_others(self._read)

@@ -111,12 +111,16 @@ def estimate_tuning(
     """Plan a tuning without weights. The dtype auto counts as bfloat16, as on a GPU.
 
     Raises:
-        UserError: If the pairs do not fit the model or fill no batch.
+        UserError: If the pairs do not fit the model or fill no batch, or if the model is stored in
+            a way in which it cannot be trained.
     """
+    from deltalearn.lm.quantized import trained_as
     from deltalearn.tune.estimate import dry_run
     from deltalearn.tune.fit import check_fit, config_obstacle
     from deltalearn.tune.train import split_held_out
 
+    if student.files is not None:
+        trained_as(student.files, settings.lora.bits if settings.lora else None)
     examples, method = lengths.examples, settings.method
     largest = -1 if examples is None else examples.largest_id
     warning = check_fit(student.config, lengths.pairs, method, largest)

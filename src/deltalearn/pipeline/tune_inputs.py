@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from deltalearn.errors import UserError
 from deltalearn.formats.rows import DEFAULT_SPLIT, source_digest, split_files
-from deltalearn.lm.locate import WANTED, ModelFiles
+from deltalearn.lm.adapters import base_of
+from deltalearn.lm.locate import WANTED, ModelFiles, locate
 from deltalearn.recipe import ModelSpec, PairsSource, TuneSpec
 from deltalearn.util.paths import local_path
 
@@ -99,7 +100,8 @@ def tokenizer_files(spec: ModelSpec, *, network: bool = True) -> ModelFiles:
     """
     path = local_path(spec.path)
     if path.is_dir():
-        return ModelFiles(spec.path, path, "")
+        adapted = base_of(spec.path, path) is not None
+        return locate(spec.path) if adapted else ModelFiles(spec.path, path, "")
     from huggingface_hub import snapshot_download
 
     try:

@@ -16,6 +16,7 @@ from transformers.pytorch_utils import Conv1D
 from deltalearn.errors import UserError
 from deltalearn.lm.load import Placement, load_model, load_tokenizer, require_device
 from deltalearn.lm.locate import ModelFiles
+from deltalearn.lm.quantized import trained_as
 from deltalearn.recipe import LoraSpec, TuneSpec
 
 if TYPE_CHECKING:
@@ -50,10 +51,12 @@ def load_student(
     """
     require_device(placement.device)
     lora = settings.lora
+    trained_as(files, lora.bits if lora else None)
     if lora is None:
-        return load_model(files, Placement("cpu", "float32"))
+        return load_model(files, Placement("cpu", "float32"), dequantize=True)
     if lora.bits is None:
-        return _adapted(load_model(files, Placement("cpu", placement.dtype)), lora, files, seed)
+        base = load_model(files, Placement("cpu", placement.dtype), dequantize=True)
+        return _adapted(base, lora, files, seed)
     _require_bitsandbytes(lora)
     quantized = Placement(_this_device(placement.device), placement.dtype)
     base = load_model(files, quantized, quantization=_quantization(lora, placement))
@@ -205,7 +208,7 @@ def save_student(
         placement: Gives the precision.
         out: The directory; replaced if it exists.
     """
-    model = load_model(files, Placement("cpu", placement.dtype))
+    model = load_model(files, Placement("cpu", placement.dtype), dequantize=True)
     if settings.lora is not None:
         model = _adapted(model, settings.lora, files, seed=0)
     with torch.no_grad():

@@ -24,6 +24,7 @@ from typing import Any
 from deltalearn.errors import UserError
 from deltalearn.generate.engines.local import LocalPrompts, answer_of, failed
 from deltalearn.generate.stage import Stop, Window
+from deltalearn.lm.adapters import remedy
 from deltalearn.lm.control import AnswerReader
 from deltalearn.lm.load import end_ids_of_files, load_tokenizer
 from deltalearn.lm.locate import ModelFiles
@@ -64,6 +65,8 @@ class VllmEngine:
         template: Mapping[str, Any] | None = None,
         say: Callable[[str], None] = print,
     ) -> None:
+        if files.adapter is not None:
+            raise UserError(f"{files.name}: is an adapter, which vLLM is not given. {remedy()}")
         self._files = files
         self._sampling = sampling
         self._options = options
