@@ -39,12 +39,14 @@ OWN = {  # options that are no field of a recipe
 }
 FIELDS = {
     "tune": (
-        "student pairs split prompt-column chosen-column rejected-column limit method lr beta "
+        "student pairs split prompt-column chosen-column rejected-column ignore-column "
+        "chat-template limit method lr beta "
         "batch-size steps epochs max-length truncation token-budget layout attention "
         "gradient-checkpointing lora shard eval-pairs tracker device dtype"
     ),
     "generate": (
-        "prompts limit url key-env concurrency engine temperature top-p max-tokens samples seed "
+        "prompts split prompt-column ignore-column limit url key-env concurrency engine "
+        "temperature top-p max-tokens samples seed "
         "system device dtype"
     ),
     "evaluate": (

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from deltalearn.errors import UserError
 from deltalearn.formats.preferences import MEANINGS, PairReader, PairRow, read_pairs_from
-from deltalearn.formats.rows import source_digest, split_files
+from deltalearn.formats.rows import source_digest
 from deltalearn.pairs import write_pairs
 from deltalearn.records import Pair
 from deltalearn.tune.tokenize import prepare_examples
@@ -49,9 +49,24 @@ def parts(row: PairRow) -> tuple:
 
 SHAPES = {  # name: (cells, options, expected parts)
     "standard": (
-        {"prompt": "2+2 =", "chosen": " 4", "rejected": " 5"},
+        {"prompt": ASK["content"], "chosen": " Four. ", "rejected": "Five."},
         {},
+        EXPECTED,
+    ),
+    "standard, as raw text": (
+        {"prompt": "2+2 =", "chosen": " 4", "rejected": " 5"},
+        {"text": "raw"},
         ("2+2 =", " 4", " 5"),
+    ),
+    "raw text in other columns": (
+        {"question": "2+2 =", "chosen_response": " 4", "rejected_response": " 5"},
+        {"text": "raw only"},
+        ("2+2 =", " 4", " 5"),
+    ),
+    "conversations beside raw text": (
+        {"prompt": [ASK], "chosen": [GOOD], "rejected": [BAD]},
+        {"text": "raw"},
+        EXPECTED,
     ),
     "conversational": ({"prompt": [ASK], "chosen": [GOOD], "rejected": [BAD]}, {}, EXPECTED),
     "implicit prompt": ({"chosen": [ASK, GOOD], "rejected": [ASK, BAD]}, {}, EXPECTED),
@@ -178,6 +193,7 @@ def test_swapped_columns_are_of_the_same_format(read):
         {"prompt": "2+2 =", "chosen": " 4", "rejected": " 5"},
         chosen_column="rejected",
         rejected_column="chosen",
+        text="raw",
     )
     assert parts(row) == ("2+2 =", " 5", " 4")
 
@@ -272,7 +288,29 @@ def test_what_is_no_pair_is_counted_with_its_place(read, reason, cells):
 
 
 def test_every_reason_has_a_case():
-    assert set(UNUSABLE) == set(MEANINGS)
+    assert {*UNUSABLE, "conversation"} == set(MEANINGS)
+
+
+def test_conversations_are_no_pairs_where_raw_text_was_asked_for(read):
+    """Nor is HH-RLHF's text, whose turns stand in the answers."""
+    rows = [SHAPES[name][0] for name in ("conversational", "HH-RLHF")]
+    reader = read({"prompt": "q", "chosen": "a", "rejected": "b"}, *rows, text="raw only")
+    assert [parts(row) for row in reader] == [("q", "a", "b")]
+    assert reader.counts.unusable == {"conversation": 2}
+
+
+def test_a_system_column_has_no_place_in_raw_text(read):
+    cells = {"prompt": "q", "chosen": "a", "rejected": "b"}
+    reader = read(cells, {"system": "be brief", **cells}, text="raw")
+    assert [parts(row) for row in reader] == [("q", "a", "b")]
+    assert reader.counts.unusable == {"half_prompt": 1}
+
+
+def test_what_text_was_is_counted(read):
+    plain = {"prompt": "q", "chosen": "a", "rejected": "b"}
+    reader = read(plain, SHAPES["conversational"][0], SHAPES["HH-RLHF"][0], plain)
+    assert len(list(reader)) == 4
+    assert (reader.counts.plain, reader.counts.transcribed) == (2, 1)
 
 
 def test_no_usable_row_is_an_error_with_reasons_columns_and_remedy(read):
@@ -386,14 +424,14 @@ class TestSplitsOfAFolder:
         def write(*names: str) -> str:
             for name in names:
                 row = {"prompt": name, "chosen": "a", "rejected": "b"}
-                write_lines([row], f"data/{name}.jsonl")
-            return str(tmp_path / "data")
+                write_lines([row], f"set/data/{name}.jsonl")
+            return str(tmp_path / "set")
 
         return write
 
     @staticmethod
     def prompts(source: str, split: str | None = None) -> list[str]:
-        return [row.prompt[:5] for row in read_pairs_from(source, split=split)]
+        return [r.prompt[0]["content"][:5] for r in read_pairs_from(source, split=split)]
 
     def test_one_is_read(self, folder):
         source = folder(
@@ -401,16 +439,16 @@ class TestSplitsOfAFolder:
         )
         assert self.prompts(source) == ["train", "train"]
         assert self.prompts(source, "test_x") == ["test_"]
-        with pytest.raises(UserError, match="no split 'dev'; its files are of test_x, train"):
+        with pytest.raises(UserError, match="no split 'dev'; there are train, test_x"):
             self.prompts(source, "dev")
 
     def test_without_train_one_must_be_named(self, folder):
         source = folder("dev-00000-of-00001", "test-00000-of-00001")
-        with pytest.raises(UserError, match="no split 'train'; its files are of dev, test"):
+        with pytest.raises(UserError, match="no split 'train'; there are test, dev: name one"):
             self.prompts(source)
 
     def test_other_folders_are_read_whole(self, folder):
-        source = folder("other-00000-of-00001", "file")
+        source = folder("other", "file")
         assert self.prompts(source) == ["file", "other"]
         with pytest.raises(UserError, match="split 'other' has no effect on files"):
             self.prompts(source, "other")
@@ -431,7 +469,7 @@ class TestDigest:
         for split in ("train", "test"):
             file = write_lines(["a"], f"data/{split}-00000-of-00001.jsonl")
         source = str(file.parent)
-        (name,) = source_digest(source, split_files(source, "test"))
+        (name,) = source_digest(source, "test")
         assert name == "test-00000-of-00001.jsonl"
 
     def test_of_a_saved_data_set(self, tmp_path):
@@ -461,9 +499,10 @@ def test_folder_and_limit(write_lines, tmp_path):
         rows = [{"prompt": f"{part}{i}", "chosen": "x", "rejected": "y"} for i in range(3)]
         write_lines([b"torn", *rows], f"data/{part}.jsonl")
     reader = read_pairs_from(str(tmp_path / "data"), limit=4)
-    assert [row.prompt for row in reader] == ["a0", "a1", "a2", "b0"]
+    prompts = [row.prompt[0]["content"] for row in reader]
+    assert prompts == ["a0", "a1", "a2", "b0"]
     assert reader.counts.read == 6, "two torn rows on the way"
-    assert [row.prompt for row in reader] == ["a0", "a1", "a2", "b0"], "it can be read again"
+    assert [row.prompt[0]["content"] for row in reader] == prompts, "it can be read again"
     assert reader.counts.read == 6
 
 
@@ -472,9 +511,11 @@ def test_rows_are_read_one_by_one(read, monkeypatch):
     from deltalearn.formats import preferences as sources
 
     taken = []
-    original = sources.data_rows
+    original = sources.rows
     monkeypatch.setattr(
-        sources, "data_rows", lambda *a: (taken.append(row.where) or row for row in original(*a))
+        sources,
+        "rows",
+        lambda *a, **k: (taken.append(row.where) or row for row in original(*a, **k)),
     )
     rows = iter(read(*[{"prompt": "p", "chosen": "a", "rejected": "b"}] * 5))
     next(rows)

@@ -147,7 +147,7 @@ class TestPairs:
 
     def test_shapes_with_a_chat_template_train_the_same(self, tune, tiny_model, tmp_path):
         found = []
-        for shape in ("conversational", "implicit", "text and turns", "ladder"):
+        for shape in ("conversational", "standard", "implicit", "text and turns", "ladder"):
             source = written(shaped(shape), tmp_path / f"{shape}.jsonl")
             columns = LADDER if shape == "ladder" else []
             out = tmp_path / shape
@@ -192,13 +192,66 @@ class TestPairs:
             written(shaped("conversational")[:number], tmp_path / "data" / name)
         arguments = ["--student", tiny_model, "--pairs", tmp_path, *SETTINGS]
         ended = tune(*arguments, "--out", tmp_path / "one")
-        assert f"split train of {tmp_path}: data/train-00000-of-00001.parquet\n" in ended.out
+        files = "data/train-00000-of-00001.parquet; not read: data/test-00000-of-00001.parquet"
+        assert f"split train of {tmp_path}: {files}\n" in ended.out
         assert "pairs: 4 of 4 used" in ended.out
         assert "pairs: 6 of 6 used" in tune(*arguments, "--split", "test", "--dry-run").out
         shown = tune(*arguments, "--split", "test", "--preview").out
         assert shown.startswith(f"split test of {tmp_path}: data/test-")
         ended = tune(*arguments, "--split", "dev", "--out", tmp_path / "two")
-        assert "no split 'dev'; its files are of test, train" in ended.err
+        assert "no split 'dev'; there are train, test" in ended.err
+
+
+class TestChatTemplate:
+    """One rule, whatever the columns are called, and a line that says what it gave and why."""
+
+    @staticmethod
+    def without_template(model: Path, place: Path) -> Path:
+        shutil.copytree(model, place)
+        (place / "chat_template.jinja").unlink()
+        return place
+
+    @pytest.mark.parametrize("shape", ["standard", "ladder"])
+    @pytest.mark.parametrize("chat", ["auto", "yes", "no"])
+    def test_text_is_a_turn_unless_told_otherwise(self, tune, tiny_model, tmp_path, shape, chat):
+        source = written(shaped(shape), tmp_path / "pairs.jsonl")
+        columns = LADDER if shape == "ladder" else []
+        arguments = ["--student", tiny_model, "--pairs", source, *columns, "--chat-template", chat]
+        shown = tune(*arguments, "--preview").out
+        because = {"auto": f"yes, because {tiny_model} has one: text is a turn of the user",
+                   "yes": "yes, because pairs.chat_template says so",
+                   "no": "no, because pairs.chat_template says so"}  # fmt: skip
+        assert f"rendered with the chat template: {because[chat]}" in shown
+        assert ("<|user|>" in shown) == (chat != "no")
+
+    def test_a_base_model_takes_text_as_it_is(self, tune, tiny_model, tmp_path):
+        model = self.without_template(tiny_model, tmp_path / "base")
+        source = written(shaped("standard"), tmp_path / "pairs.jsonl")
+        arguments = ["--student", model, "--pairs", source, *SETTINGS]
+        ended = tune(*arguments, "--out", tmp_path / "out")
+        assert f"chat template: no, because {model} has none" in ended.out, ended.err
+        refused = tune(*arguments, "--chat-template", "yes", "--out", tmp_path / "yes")
+        assert refused.code == 2 and f"{model} has no chat template; say no" in refused.err
+
+    def test_conversations_are_said_to_be_rendered_and_cannot_be_raw(
+        self, tune, tiny_model, tmp_path
+    ):
+        source = written(shaped("conversational"), tmp_path / "pairs.jsonl")
+        arguments = ["--student", tiny_model, "--pairs", source]
+        assert "yes, because the pairs are conversations" in tune(*arguments, "--preview").out
+        refused = tune(*arguments, "--chat-template", "no", "--preview")
+        assert refused.code == 2 and "a conversation, where raw text was asked for" in refused.err
+
+    def test_what_hh_rlhf_became_is_said_and_all_rows_are_counted(self, tune, tiny_model, tmp_path):
+        rows = [
+            {side: f"\n\nHuman: {i}?\n\nAssistant: {side}" for side in ("chosen", "rejected")}
+            for i in range(4)
+        ]
+        source = written([*rows, {"chosen": "a", "rejected": "b"}], tmp_path / "pairs.jsonl")
+        out = tmp_path / "out"
+        ended = tune("--student", tiny_model, "--pairs", source, *SETTINGS, "--out", out)
+        assert "Human: and Assistant: became turns in 4 pairs" in ended.out
+        assert "pairs: 4 of 5 used; unusable rows: no prompt 1" in ended.out
 
 
 class TestWhatIsLeft:

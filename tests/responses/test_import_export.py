@@ -237,7 +237,7 @@ def test_what_is_in_no_known_shape_says_what_is_known(write_lines, tmp_path):
     fails(refused, "no answers to import in 2 rows", f"{file}:1: no answer in a known shape")
     fails(refused, "has frage, antwort", "known are an answer a row (prompt, response", "--column")
     for content, message in (
-        (b'{"prompt": "q"}', "must hold an array of rows"),
+        (b'{\n"prompt": "q"}', "must hold an array of rows"),
         (b"[1, ", "not JSON"),
         (b'[{"prompt": "q", "response": "\\ud800", "model": "A"}, 5]', "row 1: not text"),
     ):

@@ -123,6 +123,8 @@ def run(
         "pairs.prompt_column": "--prompt-column",
         "pairs.chosen_column": "--chosen-column",
         "pairs.rejected_column": "--rejected-column",
+        "pairs.ignore_columns": "--ignore-column NAME",
+        "pairs.chat_template": "--chat-template",
         "tune.max_pairs": "--limit",
         "tune.method": "--method",
         "tune.lr": "--lr",

@@ -27,6 +27,9 @@ Models = Annotated[
 @settings_of_recipe(
     {
         "prompts.source": "--prompts",
+        "prompts.split": "--split",
+        "prompts.column": "--prompt-column",
+        "prompts.ignore_columns": "--ignore-column NAME",
         "prompts.limit": "--limit",
         "models.*.server.url": "--url",
         "models.*.server.key_env": "--key-env",
@@ -233,7 +236,7 @@ def export(
 @responses.command("import")
 def import_(
     store: Annotated[Path, typer.Argument(help="A directory, or a file .sqlite; may be new.")],
-    source: Annotated[str, typer.Argument(help="JSONL, JSON, Parquet, a folder, or a hub id.")],
+    source: Annotated[str, typer.Argument(help="JSON, CSV, Parquet, a folder, or a hub id.")],
     column: Annotated[
         list[str] | None,
         typer.Option(help="A model's column of answers, for a ladder; repeatable."),
@@ -241,7 +244,13 @@ def import_(
     model_name: Annotated[
         str | None, typer.Option(help="Of the model, where the file does not say.")
     ] = None,
-    split: Annotated[str | None, typer.Option(help="Of a hub data set; default train.")] = None,
+    split: Annotated[
+        str | None, typer.Option(help="Of a hub data set, or a folder with several; default train.")
+    ] = None,
+    ignore_column: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Leave out a column that would change the question."),
+    ] = None,
 ) -> None:
     """Take answers that others wrote: ladder columns, AlpacaEval, TRL, Argilla, distilabel."""
     from deltalearn.pipeline.lock import exclusive
@@ -250,12 +259,18 @@ def import_(
 
     path = _path(store)
     with exclusive(path.parent), ResponseStore(path) as opened:
-        found = import_responses(opened, source, split=split, models=column or [], name=model_name)
+        found = import_responses(
+            opened, source, split=split, models=column or [], name=model_name,
+            ignore_columns=ignore_column or (),
+        )  # fmt: skip
+    if found.files:
+        typer.echo(found.files)
     models = ", ".join(f"{name} {n:,}" for name, n in found.models.items())
     typer.echo(f"{found.read:,} rows read, {found.added:,} answers added ({models or 'none new'})")
     for number, meaning in (
         (found.there, "were there already"),
         (found.assumed_ends, "had no finish reason and are taken to have ended by themselves"),
+        (found.transcripts, "answers are to turns made of Human: and Assistant: text"),
         (found.skipped_count, "rows or cells had no answer to take"),
     ):
         if number:

@@ -8,6 +8,7 @@ from typing import Any
 
 from deltalearn.formats import columns
 from deltalearn.formats.preferences import has_preference, preference
+from deltalearn.formats.turns import conversations, dialogue
 from deltalearn.records import Message, Unusable, conversation, ends_with_user, refuse_tools
 
 
@@ -22,6 +23,7 @@ class FoundAnswer:
     prompt_id: str | None = None
     sample: int | None = None  # None: by the order of a model's answers to the same prompt
     problem: str | None = None
+    transcribed: bool = False  # the prompt's turns were made of HH-RLHF's text
 
 
 RowFormat = Callable[[dict[str, Any]], list[FoundAnswer] | None]
@@ -41,6 +43,7 @@ def answers(value: dict[str, Any], ladder: tuple[str, ...] = ()) -> list[FoundAn
         Unusable: If the row has none.
     """
     refuse_tools(value, "the row")
+    value = conversations(value)
     found = _columns(value, ladder) if ladder else None
     for row_format in () if ladder else ROW_FORMATS:
         found = row_format(value)
@@ -82,10 +85,18 @@ def _ultrafeedback(value: dict[str, Any]) -> list[FoundAnswer] | None:
         return None
     found = []
     for number, completion in enumerate(completions, start=1):
-        prompt = _prompt({**value, columns.SYSTEM[0]: completion.get(columns.SYSTEM[0])})
+        prompt = _prompt(_with_system_of(completion, value))
         model, cell = completion.get("model"), completion.get("response")
         found.append(_one_of_several(model, prompt, cell, f"completion {number}", value))
     return found
+
+
+def _with_system_of(completion: dict[str, Any], value: dict[str, Any]) -> dict[str, Any]:
+    """A row under the system prompt of one completion, if that has its own."""
+    own = completion.get(columns.SYSTEM[0])
+    if not isinstance(own, str) or not own.strip():
+        return value
+    return {k: v for k, v in value.items() if k not in columns.SYSTEM} | {columns.SYSTEM[0]: own}
 
 
 def _distilabel(value: dict[str, Any]) -> list[FoundAnswer] | None:
@@ -112,19 +123,20 @@ def _preference(value: dict[str, Any]) -> list[FoundAnswer] | None:
     if not has_preference(value):
         return None
     pair = preference(value)
-    prompt = ends_with_user(conversation(_as_list(pair.prompt), "the prompt"))
+    if pair.template:
+        raise Unusable("chat_template_kwargs: a store has no place for them; leave them out "
+                       "(--ignore-column chat_template_kwargs)")  # fmt: skip
+    prompt = ends_with_user(conversation(list(pair.prompt), "the prompt"))
     sides = (
         ("chosen", pair.chosen, pair.chosen_finish_reason),
         ("rejected", pair.rejected, pair.rejected_finish_reason),
     )
     return [
-        FoundAnswer(_model_of(side, value), prompt, text, reason, _id(value))
+        FoundAnswer(
+            _model_of(side, value), prompt, text, reason, _id(value), transcribed=pair.transcribed
+        )
         for side, text, reason in sides
     ]
-
-
-def _as_list(prompt: str | tuple[Message, ...]) -> str | list[Message]:
-    return prompt if isinstance(prompt, str) else list(prompt)
 
 
 def _model_of(side: str, value: dict[str, Any]) -> str:
@@ -136,16 +148,15 @@ def _single(value: dict[str, Any]) -> list[FoundAnswer] | None:
     if column := columns.first_of(value, columns.ANSWER):
         text, prompt = _text(value[column]), _prompt(value)
     else:
-        messages = next((value[c] for c in columns.DIALOGUE if value.get(c)), None)
+        column = next((name for name in columns.DIALOGUE if value.get(name)), "")
+        messages = value.get(column)
         if not isinstance(messages, list) or len(messages) < 2:
             return None
-        turns = conversation(messages, "messages")
+        turns = conversation(messages, column)
         if turns[-1]["role"] != "assistant":
             return None
-        text, prompt = (
-            turns[-1]["content"],
-            ends_with_user(columns.behind_system(value, turns[:-1])),
-        )
+        text, turns = turns[-1]["content"], turns[:-1]
+        prompt = ends_with_user(columns.whole_question(value, column, turns))
     sample = value.get("sample")
     reason = _reason(value.get("finish_reason"))
     sample = sample if isinstance(sample, int) and 0 <= sample < 2**63 else None
@@ -160,12 +171,12 @@ def _prompt(value: dict[str, Any]) -> tuple[Message, ...]:
     column = columns.prompt_column(value)
     if column is None:
         raise Unusable(f"no prompt; the row has {', '.join(map(str, value))}")
-    turns = conversation(value[column], column)
+    turns = dialogue(value[column], column)
     if turns[-1]["role"] == "assistant":  # a whole dialogue: its last answer is not asked
         turns = turns[:-1]
     if not turns:
         raise Unusable(f"{column} has no question")
-    return ends_with_user(columns.behind_system(value, turns))
+    return ends_with_user(columns.whole_question(value, column, turns))
 
 
 def _text(cell: Any) -> str:

@@ -5,13 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from deltalearn.records import Message, Unusable, seen_messages
+from deltalearn.formats.turns import texts_in
+from deltalearn.records import Message, Unusable
 
-PROMPT = ("messages", "prompt", "instruction", "question", "input")
+PROMPT = (
+    "messages", "conversations", "conversation", "prompt", "instruction", "question", "input",
+)  # fmt: skip
 SYSTEM = ("custom_system_prompt", "system_prompt", "system")  # UltraFeedback, distilabel, Orca
-REST_OF_INSTRUCTION = ("input", "context")  # the second half of a question: Alpaca, Dolly
+REST = ("input", "context")  # the second half of a question: Alpaca, Dolly, SQuAD
+CHANGING = (  # what else a question may have beside its text; `tools` are refused apart
+    *REST, "history", "documents", "few_shot", "fewshot", "few_shots", "demonstrations", "choices",
+    "options", "image", "images", "video", "videos", "audio", "audios", "chat_template_kwargs",
+)  # fmt: skip
 ANSWER = ("response", "output", "completion", "answer", "generation", "text")
-DIALOGUE = ("messages", "conversations")  # whose last turn is the answer
+DIALOGUE = ("messages", "conversations", "conversation")  # whose last turn is the answer
 SEVERAL = ("completions", "generations")  # answers in one cell: UltraFeedback, distilabel
 CHOSEN = ("chosen", "chosen_response")
 REJECTED = ("rejected", "rejected_response")
@@ -25,20 +32,58 @@ def first_of(row: Mapping[str, Any], names: Sequence[str]) -> str | None:
 
 
 def prompt_column(row: Mapping[str, Any]) -> str | None:
-    """The column with the prompt. Unusable if it holds half of a question, the rest beside it."""
-    name = next((name for name in PROMPT if row.get(name)), None) or first_of(row, PROMPT)
-    for other in REST_OF_INSTRUCTION if name == "instruction" else ():
-        if row.get(other) and row[other] != row["instruction"]:
-            raise Unusable(f"instruction and {other}: join them into one column, prompt")
-    return name
+    """The column with the prompt, None if there is none."""
+    return next((name for name in PROMPT if row.get(name)), None) or first_of(row, PROMPT)
 
 
 def system_text(row: Mapping[str, Any]) -> str | None:
-    """The text of a system turn that has a column of its own."""
-    cells = (row.get(name) for name in SYSTEM)
-    return next((cell for cell in cells if isinstance(cell, str) and cell.strip()), None)
+    """The text of a system turn that has a column of its own.
+
+    Raises:
+        Unusable: If it is no text, or if two columns have another one each.
+    """
+    found = {name: row[name] for name in SYSTEM if row.get(name) is not None}
+    for name, cell in found.items():
+        if not isinstance(cell, str):
+            raise Unusable(f"column {name!r} is {type(cell).__name__}, not the text of a turn")
+    said = {name: text for name, text in found.items() if text.strip()}
+    if len(set(said.values())) > 1:
+        raise Unusable(f"the system columns {' and '.join(said)} differ: {LEAVE_OUT}")
+    return next(iter(said.values()), None)
 
 
-def behind_system(row: Mapping[str, Any], turns: Sequence[Message]) -> tuple[Message, ...]:
-    """The turns behind the system turn that the row has for them, unless they have their own."""
-    return seen_messages(turns, system_text(row))
+LEAVE_OUT = "leave one out (ignore_columns, --ignore-column)"
+
+
+def whole_question(
+    row: Mapping[str, Any], prompt: str | None, turns: Sequence[Message], used: Sequence[str] = ()
+) -> tuple[Message, ...]:
+    """The turns of a question with all that its row has for it: the system turn of a column.
+
+    Args:
+        row: The row.
+        prompt: The column of the turns; None if the answers' columns have them.
+        turns: At least one.
+        used: Columns that the caller reads himself.
+
+    Raises:
+        Unusable: If the row has a system turn in two places, or more of the question in a column
+            that is not read. Text that the turns have as well is no more.
+    """
+    said = "\n".join(texts_in([dict(turn) for turn in turns]))
+    for name in CHANGING:
+        if name in (prompt, *used) or not row.get(name):
+            continue
+        if not all(text in said for text in texts_in(row[name])):
+            raise Unusable(
+                f"{prompt or 'the prompt'} and {name}: the question is in both; join them into one "
+                f"column, or leave {name} out (ignore_columns, --ignore-column)"
+            )
+    system = system_text(row)
+    if system is None:
+        return tuple(turns)
+    if turns[0]["role"] != "system":
+        return (Message(role="system", content=system), *turns)
+    if turns[0]["content"] != system:
+        raise Unusable(f"a system column and another system turn: {LEAVE_OUT}")
+    return tuple(turns)

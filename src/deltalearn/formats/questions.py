@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
 from deltalearn.errors import UserError
+from deltalearn.formats import columns
+from deltalearn.formats.files import Row
 from deltalearn.formats.rows import rows
-from deltalearn.records import Message, Unusable, conversation, ends_with_user
+from deltalearn.formats.turns import conversations, dialogue
+from deltalearn.records import Message, Unusable, ends_with_user, refuse_tools
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,9 +27,11 @@ class Item:
 def read_items(
     source: str,
     *,
-    prompt_column: str = "prompt",
+    prompt_column: str | None = None,
     answer_column: str = "answer",
     task_column: str | None = None,
+    split: str | None = None,
+    ignore_columns: Collection[str] = (),
     limit: int | None = None,
 ) -> list[Item]:
     """Read evaluation items, each with its reference answer.
@@ -34,10 +40,13 @@ def read_items(
     over silently fewer items would be another score.
 
     Args:
-        source: JSONL, Parquet, a folder of them, or a hub data set.
-        prompt_column: Column of the question.
+        source: As for `formats.rows.rows`.
+        prompt_column: Column of the question; default: the first there is of `columns.PROMPT`,
+            behind a system turn that has a column of its own.
         answer_column: Column of the reference answer.
         task_column: Column of the task; default: all are one task.
+        split: Of the source; default: the only one there is.
+        ignore_columns: Columns to leave out.
         limit: Number of items to read, from the first; default all.
 
     Returns:
@@ -48,12 +57,11 @@ def read_items(
     """
     items: list[Item] = []
     seen: set[str] = set()
-    for row in rows(source):
+    for row in rows(source, split, ignore=ignore_columns, default=None):
         if row.problem:
             raise UserError(f"{row.where}: {row.problem}")
-        prompt = _cell(row.where, row.value, prompt_column, (str, list))
         try:
-            messages = ends_with_user(conversation(prompt, prompt_column))
+            messages = _question(row, prompt_column)
         except Unusable as problem:
             raise UserError(f"{row.where}: {problem}") from problem
         answer = _cell(row.where, row.value, answer_column, (str,))
@@ -69,6 +77,14 @@ def read_items(
     if not items:
         raise UserError(f"{source}: no evaluation item in it")
     return items
+
+
+def _question(row: Row, column: str | None) -> tuple[Message, ...]:
+    refuse_tools(row.value, "the row")
+    value = conversations(row.value)
+    column = column or columns.prompt_column(value) or "prompt"
+    prompt = _cell(row.where, value, column, (str, list))
+    return ends_with_user(columns.whole_question(value, column, dialogue(prompt, column)))
 
 
 def _cell(where: str, row: dict[str, Any], column: str, kinds: tuple[type, ...]) -> Any:

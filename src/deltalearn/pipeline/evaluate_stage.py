@@ -119,7 +119,7 @@ class Scoring:
 def score_jobs(context: Context, spec: EvaluateSpec) -> Iterator[ScoreJob]:
     """Yield a job for the student, every weak model that is here and every tuned student."""
     recipe, run = context.recipe, context.recipe.name
-    sources = {name: source_digest(q.source) for name, q in spec.questions.items()}
+    sources = {name: source_digest(*q.place) for name, q in spec.questions.items()}
 
     def job(place: str, model: Path, model_key: str, facts: dict[str, Any]) -> ScoreJob:
         return ScoreJob(

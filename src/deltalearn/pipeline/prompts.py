@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deltalearn.formats.rows import source_digest
+from deltalearn.formats.rows import files_line, source_digest
 from deltalearn.pipeline.context import Context
 from deltalearn.pipeline.stage import Say, Stage
 from deltalearn.recipe import PromptsSpec
@@ -40,7 +40,7 @@ def prompts_stage(context: Context) -> Stage:
     def work() -> dict[str, Any]:
         return read_and_keep_prompts(spec, context.directory.path, context.say)
 
-    inputs = {"spec": spec.model_dump(), "source": source_digest(spec.source)}
+    inputs = {"spec": spec.model_dump(), "source": source_digest(spec.source, spec.split)}
     return Stage("prompts", inputs, (PROMPTS, REJECTS), work)
 
 
@@ -51,6 +51,8 @@ def read_and_keep_prompts(spec: PromptsSpec, folder: Path, say: Say) -> dict[str
     """
     from deltalearn.prompts.read import read_prompts
 
+    if line := files_line(spec.source, spec.split):
+        say(line)
     found: PromptSet = read_prompts(**spec.model_dump())
     rows = ({"id": p.id, "messages": list(p.messages)} for p in found.prompts)
     write_jsonl(folder / PROMPTS, rows)

@@ -28,6 +28,7 @@ from deltalearn.pipeline.tune_inputs import (
     read_config,
     read_examples,
     split_line,
+    template_line,
 )
 from deltalearn.recipe import STUDENT, LoadedRecipe, PairsSource, TuneSpec
 from deltalearn.recipe.methods import FREE_TO_CHANGE, METHODS
@@ -89,7 +90,7 @@ class TuneJob(Job):
             "pairs": self.pairs_key,
             "student": self.student.fingerprint,
             "spec": self.tune.model_dump(exclude=FREE_TO_CHANGE),
-            "dev": source_digest(dev.source) if dev else None,
+            "dev": source_digest(*dev.place) if dev else None,
             "seed": self.seed,
             "dtype": self.dtype,
         }
@@ -143,6 +144,7 @@ class Tuning:
         if line := split_line(job.pairs):
             self.say(line)
         self.examples, self.counts = self.processes.first_then_others(self._read)
+        self.say(template_line(job.pairs, self.counts, self.student.name))
         self.say(counts_text(self.counts))
         train, held_out = split_held_out(self.examples, settings.eval_pairs or 0)
         steps_on(len(train), len(held_out), settings)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deltalearn.errors import UserError
-from deltalearn.formats.rows import DEFAULT_SPLIT, source_digest, split_files
+from deltalearn.formats.rows import files_line, source_digest
 from deltalearn.lm.adapters import base_of
 from deltalearn.lm.locate import WANTED, ModelFiles, locate
 from deltalearn.recipe import ModelSpec, PairsSource, TuneSpec
@@ -15,6 +15,7 @@ from deltalearn.util.paths import local_path
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
+    from deltalearn.formats.preferences import Text
     from deltalearn.tune.dataset import Examples
     from deltalearn.tune.tokenize import ExampleCounts
 
@@ -23,18 +24,12 @@ WITHOUT_WEIGHTS = [pattern for pattern in WANTED if pattern != "*.safetensors"]
 
 def pairs_digest(pairs: PairsSource) -> Any:
     """Identify pairs by the files that are read, and how."""
-    return [source_digest(pairs.source, split_files(pairs.source, pairs.split)), pairs.model_dump()]
+    return [source_digest(pairs.source, pairs.split), pairs.model_dump()]
 
 
 def split_line(pairs: PairsSource) -> str | None:
-    """Name the files that are read, where their names tell splits and only one is taken."""
-    files = split_files(pairs.source, pairs.split)
-    if files is None:
-        return None
-    names = [str(file.relative_to(local_path(pairs.source))) for file in files]
-    if len(names) > 3:
-        names = [*names[:2], f"... ({len(names) - 3} more)", names[-1]]
-    return f"split {pairs.split or DEFAULT_SPLIT} of {pairs.source}: {', '.join(names)}"
+    """Name the files of a folder that are read."""
+    return files_line(pairs.source, pairs.split)
 
 
 def read_examples(
@@ -55,26 +50,76 @@ def read_examples(
     from deltalearn.lm.load import load_tokenizer
     from deltalearn.tune.tokenize import prepare_examples
 
-    columns = pairs.model_dump(exclude={"source", "limit"})
+    tokenizer = load_tokenizer(student, chat=False)
+    text = what_text_is(pairs, student.name, has_template=bool(tokenizer.chat_template))
+    columns = pairs.model_dump(exclude={"source", "limit", "chat_template"})
     limit = min(filter(None, (pairs.limit, tune.max_pairs)), default=None)
     folder, content = kept or (None, None)
     return prepare_examples(
-        load_tokenizer(student, chat=False),
-        read_pairs_from(pairs.source, **columns, limit=limit),
+        tokenizer,
+        read_pairs_from(pairs.source, **columns, limit=limit, text=text),
         tune.max_length,
         truncation=tune.truncation,
         directory=folder,
-        key={"source": content, "columns": columns, "limit": limit, "reading": READING},
+        key={
+            "source": content,
+            "columns": columns,
+            "limit": limit,
+            "reading": READING,
+            "text": text,
+        },
         **some,
     )
 
 
+def what_text_is(pairs: PairsSource, student: str, *, has_template: bool) -> Text:
+    """Decide what pairs of plain text are to the student.
+
+    Args:
+        pairs: Where they are read; its `chat_template` decides.
+        student: Its name.
+        has_template: Whether it has a chat template; "auto" goes by that.
+
+    Raises:
+        UserError: If it is to be used and there is none.
+    """
+    if pairs.chat_template == "yes" and not has_template:
+        raise UserError(
+            f"pairs.chat_template: yes, and {student} has no chat template; say no (its pairs are "
+            "raw text then), or tune a model that has one"
+        )
+    if pairs.chat_template == "no":
+        return "raw only"
+    return "chat" if has_template else "raw"
+
+
+def template_line(pairs: PairsSource, counts: ExampleCounts, student: str) -> str:
+    """Write whether the pairs are rendered with the chat template, and why."""
+    if not counts.plain:
+        said = "yes, because the pairs are conversations"
+    elif counts.raw:
+        said = f"no, because {student} has none: text is taken as it is"
+        if pairs.chat_template == "no":
+            said = "no, because pairs.chat_template says so: text is taken as it is"
+    elif pairs.chat_template == "yes":
+        said = "yes, because pairs.chat_template says so: text is a turn of the user"
+    else:
+        said = (
+            f"yes, because {student} has one: text is a turn of the user (pairs.chat_template: no, "
+            "--chat-template no, takes it as it is, as TRL does)"
+        )
+    turned = ""
+    if counts.transcribed:
+        turned = f"; Human: and Assistant: became turns in {counts.transcribed:,} pairs"
+    return f"rendered with the chat template: {said}{turned}"
+
+
 def counts_text(counts: ExampleCounts) -> str:
-    """Write how many pairs are used, and what was lost: why, and where that was met first."""
+    """Write how many rows are used, and what was lost: why, and where that was met first."""
     from deltalearn.tune.preview import visible
 
     lost = {"unusable rows": counts.unusable, "dropped": counts.dropped}
-    parts = [f"pairs: {counts.examples:,} of {counts.pairs:,} used"]
+    parts = [f"pairs: {counts.examples:,} of {counts.pairs + sum(counts.unusable.values()):,} used"]
     for what, reasons in lost.items():
         if found := [f"{r.replace('_', ' ')} {n:,}" for r, n in reasons.items() if n]:
             parts.append(f"{what}: {', '.join(found)}")

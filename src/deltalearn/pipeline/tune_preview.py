@@ -9,6 +9,7 @@ from deltalearn.pipeline.tune_inputs import (
     read_config,
     read_examples,
     split_line,
+    template_line,
     tokenizer_files,
 )
 from deltalearn.recipe import LoadedRecipe
@@ -66,7 +67,8 @@ def preview_pairs(loaded: LoadedRecipe) -> str:
     warning = check_fit(read_config(files), lengths, recipe.tune.method, examples.largest_id)
     page = preview(load_tokenizer(files, chat=False), examples, PREVIEW_PAIRS, counts).rstrip()
     head = f"Of the first {counts.pairs:,} pairs of {pairs.source}: "
-    return "\n".join(filter(None, [split_line(pairs), warning, head + page]))
+    rendered = template_line(pairs, counts, spec.path)
+    return "\n".join(filter(None, [split_line(pairs), rendered, warning, head + page]))
 
 
 def report_dry_run(loaded: LoadedRecipe, tflops: float | None = None) -> str:

@@ -1,4 +1,4 @@
-"""Read prompts from JSONL, Parquet, a folder of both, or a Hugging Face data set.
+"""Read prompts from files of rows, a folder of them, or a Hugging Face data set.
 
 Nothing is dropped silently: each row that is no usable prompt becomes a reject with its file and
 line (or row) and the reason.
@@ -9,20 +9,16 @@ from __future__ import annotations
 import json
 import random
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
 from deltalearn.errors import UserError
 from deltalearn.formats import columns
-from deltalearn.formats.rows import Row, rows
-from deltalearn.records import (
-    Message,
-    Prompt,
-    Unusable,
-    conversation,
-    ends_with_user,
-    refuse_tools,
-)
+from deltalearn.formats.files import Row
+from deltalearn.formats.rows import rows
+from deltalearn.formats.turns import conversations, dialogue, transcript
+from deltalearn.records import Message, Prompt, Unusable, ends_with_user, refuse_tools
 from deltalearn.util.files import digest
 
 
@@ -41,6 +37,7 @@ def read_prompts(
     split: str | None = None,
     column: str | None = None,
     id_column: str = "id",
+    ignore_columns: Collection[str] = (),
     limit: int | None = None,
     select: str = "first",
     seed: int = 0,
@@ -48,11 +45,12 @@ def read_prompts(
     """Read, check and deduplicate prompts.
 
     Args:
-        source: A .jsonl or .parquet file, a folder of them, `package://...`, or a hub data set id.
-        split: Of a hub data set; default "train".
+        source: As for `formats.rows.rows`.
+        split: Of a hub data set, or of a folder whose names tell splits; default "train".
         column: Column with a prompt string or a list of messages; default: the first there
             is of `formats.columns.PROMPT`, behind a system turn that has a column of its own.
         id_column: Column with ids; where it is missing they are derived from the content.
+        ignore_columns: Columns to leave out, though they may change the question.
         limit: Number of prompts to keep, chosen after checking; default all.
         select: "first" or "random".
         seed: Of the random choice.
@@ -67,12 +65,12 @@ def read_prompts(
     count: Counter[str] = Counter()
     seen_content: set[str] = set()
     seen_ids: set[str] = set()
-    for row in rows(source, split):
+    for row in rows(source, split, ignore=ignore_columns):
         count["read"] += 1
         try:
             if row.problem:
                 raise Unusable(row.problem)
-            messages, answered = _messages(row.value, column)
+            messages, answered, transcribed = _messages(row.value, column)
             content = digest(list(messages))
             prompt = Prompt(_id(row.value, id_column) or content[:16], messages)
             if content in seen_content:
@@ -87,6 +85,8 @@ def read_prompts(
         seen_ids.add(prompt.id)
         if answered:
             count["final_answers_removed"] += 1
+        if transcribed:
+            count["transcripts"] += 1
         result.prompts.append(prompt)
     count["rejected"] = len(result.rejects)
     if not result.prompts:
@@ -111,18 +111,18 @@ def _reject(row: Row, problem: Unusable) -> dict[str, Any]:
     return {"where": row.where, "reason": str(problem), "row": value}
 
 
-def _messages(row: Any, column: str | None) -> tuple[tuple[Message, ...], bool]:
-    """The conversation of a row, and whether its answer had to be taken off."""
+def _messages(row: Any, column: str | None) -> tuple[tuple[Message, ...], bool, bool]:
+    """The conversation of a row, whether its answer had to be taken off, and if it was a text."""
     refuse_tools(row, "the row")
+    row = conversations(row)
     name = column or columns.prompt_column(row) or "prompt"
     if row.get(name) is None:
         raise Unusable(f"no column {name!r}; there are {', '.join(map(str, row)) or 'none'}")
-    messages = conversation(row[name], name)
-    if column is None:
-        messages = columns.behind_system(row, messages)
+    messages = columns.whole_question(row, name, dialogue(row[name], name))
     # Instruction data carries the answer as last turn.
     answered = messages[-1]["role"] == "assistant" and len(messages) > 1
-    return ends_with_user(messages[:-1] if answered else messages), answered
+    transcribed = isinstance(row[name], str) and transcript(row[name]) is not None
+    return ends_with_user(messages[:-1] if answered else messages), answered, transcribed
 
 
 def _id(row: dict, id_column: str) -> str | None:

@@ -23,8 +23,16 @@ class ReferenceSpec(Spec):
     number behind ####; regex, what `pattern` finds last; ifeval, verifiable instructions.
     """
 
-    source: str = Field(min_length=1, description="JSONL, Parquet, a folder or a hub data set.")
-    prompt_column: str = "prompt"
+    source: str = Field(
+        min_length=1, description="JSON, CSV, Parquet, a folder of them or a hub data set."
+    )
+    split: str | None = Field(
+        None, description="Of a hub data set or a folder; default: the only one there is."
+    )
+    prompt_column: str | None = Field(None, description="Default: by its usual names.")
+    ignore_columns: Listed[tuple[str, ...]] = Field(
+        (), description="Leave out a column that would change the question."
+    )
     answer_column: str = Field("answer", description="Of the reference answer.")
     scorer: ScorerName = Field("exact", description="Compares greedy answers with the reference.")
     pattern: str | None = Field(None, description="Of scorer regex; group 1 is the answer.")
@@ -34,8 +42,13 @@ class ReferenceSpec(Spec):
     @property
     def reading(self) -> dict[str, Any]:
         """Where the questions are and which of them are read, for `formats.questions`."""
-        columns = {"prompt_column", "answer_column", "task_column"}
-        return self.model_dump(include={"source", "limit", *columns})
+        columns = {"prompt_column", "answer_column", "task_column", "ignore_columns"}
+        return self.model_dump(include={"source", "split", "limit", *columns})
+
+    @property
+    def place(self) -> tuple[str, str | None, None]:
+        """Source, split and default split, for `formats.rows`: no split goes before another."""
+        return self.source, self.split, None
 
     def _check(self, metrics: tuple[str, ...]) -> None:
         for key in ("scorer", "pattern"):

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from array import array
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 from deltalearn.errors import UserError
 from deltalearn.formats.answers import FoundAnswer, answers
-from deltalearn.formats.rows import Row, data_rows
+from deltalearn.formats.files import Row
+from deltalearn.formats.rows import files_line, rows
 from deltalearn.lm.reasoning import is_unfinished, split_reasoning
 from deltalearn.records import (
     Prompt,
@@ -65,9 +66,11 @@ class Answer:
 class Imported:
     """Counts of what an import did with the rows of a file."""
 
+    files: str | None = None  # those of a folder that were read
     read: int = 0
     added: int = 0
     there: int = 0  # in the store already, or twice in the file
+    transcripts: int = 0  # answers to turns that were made of HH-RLHF's text
     assumed_ends: int = 0  # without a finish reason, taken to have ended
     models: Counter[str] = field(default_factory=Counter)  # of the answers added
     skipped: list[str] = field(default_factory=list)  # where and why, the first few
@@ -87,6 +90,7 @@ def import_responses(
     split: str | None = None,
     models: Iterable[str] = (),
     name: str | None = None,
+    ignore_columns: Collection[str] = (),
     engine: str = "imported",
 ) -> Imported:
     """Take answers from a file, a folder or a hub data set into the store.
@@ -99,11 +103,12 @@ def import_responses(
 
     Args:
         store: Where the answers go.
-        source: A file, a folder or a hub id.
-        split: Of a hub data set.
+        source: As for `formats.rows.rows`.
+        split: Of a hub data set, or of a folder whose names tell splits; default "train".
         models: Columns that hold answers, each of the model that it is called after, as in the
             authors' ladder of models.
         name: Name of the model, where the file has none.
+        ignore_columns: Columns to leave out, though they may change the question.
         engine: Engine to note where the file has none.
 
     Returns:
@@ -112,11 +117,11 @@ def import_responses(
     Raises:
         UserError: If no row has an answer, or if `models` or `name` change nothing.
     """
-    result, samples = Imported(), Counter[tuple[str, str]]()
+    result, samples = Imported(files_line(source, split)), Counter[tuple[str, str]]()
     columns = tuple(models)
     _reject_unused_options(source, split, columns, name)
     pending: dict[str, Answer] = {}
-    for row in data_rows(source, split):
+    for row in rows(source, split, ignore=ignore_columns):
         result.read += 1
         if row.problem:
             result.skip(row, row.problem)
@@ -154,7 +159,7 @@ def _reject_unused_options(
             "of the model that the column is called after; remove it"
         )
     names: set[str] = set()
-    for row in data_rows(source, split) if columns or name else ():
+    for row in rows(source, split) if columns or name else ():
         if row.problem:
             continue
         if exported := _exported(row.value):
@@ -280,6 +285,7 @@ def _taken(
             continue
         stored = _answer(answer, answer.model or name or "", samples)
         ended = stored.response.finish_reason == "stop"
+        result.transcripts += answer.transcribed
         result.assumed_ends += answer.finish_reason is None and ended
         taken.append(stored)
     return taken

@@ -46,6 +46,9 @@ class ExampleCounts:
         first: Place where each reason was met first, and why.
         altered_answers: Answers that do not survive a round trip through ids.
         special_token_answers: Answers with text that the tokenizer reads as control tokens.
+        plain: Pairs of plain text, in columns of their own.
+        raw: Those that are not rendered by the chat template.
+        transcribed: Pairs whose turns were made of HH-RLHF's text.
         assumed_ends: Answers without a finish reason, taken to have stopped.
         cut_pairs: Pairs that lost the end of both answers to tune.max_length.
     """
@@ -60,12 +63,14 @@ class ExampleCounts:
     special_token_answers: int = 0
     assumed_ends: int = 0
     cut_pairs: int = 0
+    plain: int = 0
+    raw: int = 0
+    transcribed: int = 0
 
     def as_dict(self) -> dict[str, object]:
         """Plain numbers, every reason listed even when zero."""
-        counts = asdict(self)
-        del counts["first"]
-        return counts
+        unsaid = {"first", "plain", "raw", "transcribed"}  # on the screen, in words
+        return {name: value for name, value in asdict(self).items() if name not in unsaid}
 
     def drop(self, reason: str, row: PairRow, side: str | None = None, why: str = "") -> None:
         """Count a dropped pair, for a reason of REASONS, and keep why the first one was, in words.
@@ -178,6 +183,9 @@ class _Preparation:
         """
         raw = isinstance(rows[0].prompt, str)
         self.counts.pairs += len(rows)
+        self.counts.raw += len(rows) if raw else 0
+        self.counts.plain += sum(row.plain for row in rows)
+        self.counts.transcribed += sum(row.transcribed for row in rows)
         prompts = self._raw_prompts(rows) if raw else self._chat_prompts(rows)
         encoder = self._continued if raw else self._answers
         chosen, rejected = self._answer_ids(rows, encoder)
