@@ -27,7 +27,7 @@ def contents_of(
     """
     found: dict[str, Any] = {}
     if "prompts" in stages and recipe.prompts is not None:
-        found["prompts.source"] = source_digest(recipe.prompts.source)
+        found["prompts.source"] = source_digest(recipe.prompts.source, recipe.prompts.split)
     if set(stages) - {"prompts"}:
         for name, generator in generators.items():
             found[name if name == STUDENT else f"models.{name}"] = generator.identity
@@ -35,7 +35,7 @@ def contents_of(
         found |= dict(_tuning(recipe))
     if "evaluate" in stages and recipe.evaluate is not None:
         for name, questions in recipe.evaluate.questions.items():
-            found[f"evaluate.questions.{name}"] = source_digest(questions.source)
+            found[f"evaluate.questions.{name}"] = source_digest(*questions.place)
     return {key: digest(value) for key, value in found.items()}
 
 
@@ -45,4 +45,4 @@ def _tuning(recipe: Recipe) -> Iterator[tuple[str, Any]]:
         if arm.pairs is not None:
             yield f"arms.{name}.pairs", pairs_digest(arm.pairs)[0]  # how they are read is a setting
         if dev is not None:
-            yield f"tune.dev of {name}", source_digest(dev.source)
+            yield f"tune.dev of {name}", source_digest(*dev.place)
