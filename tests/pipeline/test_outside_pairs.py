@@ -55,7 +55,7 @@ def test_an_arm_on_outside_pairs_stands_beside_one_on_answers(tmp_path, strong):
     done, said = run(recipe, tmp_path / "run")
     assert (done, said) == (stages, [])
     strong.write_text("".join(strong.read_text().splitlines(keepends=True)[::-1]))
-    with pytest.raises(UserError, match=r"other pairs \(content\)"):
+    with pytest.raises(UserError, match=r"other arms.strong.pairs \(content\)"):
         run(recipe, tmp_path / "run")
     changed, _ = run(recipe, tmp_path / "run", update=True)
     again = {name for name in stages if changed[name] != stages[name]}
