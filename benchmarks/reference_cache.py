@@ -181,7 +181,7 @@ def one_tree(job: dict[str, Any], out: Path) -> dict[str, Any]:
     from deltalearn.lm.layout import Tree
     from deltalearn.lm.load import Placement, load_model, load_tokenizer
     from deltalearn.lm.locate import locate
-    from deltalearn.lm.scoring import choose_rows
+    from deltalearn.lm.rows import choose_rows
     from deltalearn.tune import prepare_examples, read_pairs_from
     from deltalearn.tune.reference import reference_logprobs
 

@@ -32,16 +32,10 @@ from transformers import (
 
 from deltalearn.errors import UserError
 from deltalearn.lm import head
+from deltalearn.lm.forward import PADDED, RowLayout, answer_logprobs, attach, make_layout
 from deltalearn.lm.layout import Tree, first_fit, lay_out, longest, tree_batches, tree_cost
-from deltalearn.lm.scoring import (
-    PADDED,
-    RowLayout,
-    answer_logprobs,
-    attach,
-    choose_rows,
-    make_layout,
-    score_answers,
-)
+from deltalearn.lm.rows import choose_rows
+from deltalearn.lm.scoring import score_answers
 
 VOCABULARY = 61
 SHAPE = {
@@ -271,7 +265,7 @@ def fails(*_, **__):
 def on_a_gpu(monkeypatch) -> None:
     """The back-ends of a GPU, tried here, where flex attention works without gradients."""
     offered = [("flex", "block masks on a GPU"), ("sdpa", "a dense mask")]
-    monkeypatch.setattr("deltalearn.lm.scoring._attentions", lambda *_: offered)
+    monkeypatch.setattr("deltalearn.lm.rows._attentions", lambda *_: offered)
 
 
 def test_attention_that_cannot_be_compiled_gives_way_to_the_next(monkeypatch):
@@ -283,7 +277,10 @@ def test_attention_that_cannot_be_compiled_gives_way_to_the_next(monkeypatch):
     expected = slow(model, TREES)
     rows = choose_rows(model, TREES)
     assert (rows.layout, rows.attention) == ("shared", "sdpa")
-    assert "flex attention fail on this model (NYI: a kernel for this and more)" in rows.reason
+    assert (
+        "flex attention fail on this model (NotImplementedError: NYI: a kernel for this and more)"
+        in rows.reason
+    )
     ours = answer_logprobs(model, make_layout(TREES, rows, "cpu"), rows)
     torch.testing.assert_close(ours, expected, rtol=1e-6, atol=1e-6)
 
@@ -304,7 +301,7 @@ def test_where_no_attention_works_rows_are_padded(monkeypatch):
 @pytest.mark.parametrize(("width", "first"), [(12, "sdpa"), (16, "flex")])
 def test_narrow_heads_have_no_flex_attention_on_a_gpu(width, first):
     """Found on an H100: its compiler wants 16 at least, and the lab's smallest model has 12."""
-    from deltalearn.lm.scoring import _attentions
+    from deltalearn.lm.rows import _attentions
 
     model = SimpleNamespace(config=LlamaConfig(num_attention_heads=4, head_dim=width))
     assert _attentions(model, "cuda", TREES, "shared", "auto")[0][0] == first
@@ -317,7 +314,7 @@ def test_what_was_found_out_stays_so_in_a_coarser_precision(monkeypatch):
     assert "differ" in choose_rows(differs, TREES).reason
     scale(whole, 2)
     assert "more than its base model" in choose_rows(whole, TREES).reason
-    monkeypatch.setattr("deltalearn.lm.scoring.PROBE_COARSE", 1e9)
+    monkeypatch.setattr("deltalearn.lm.rows.PROBE_COARSE", 1e9)
     assert "differ" in choose_in("autocast", differs).reason
     assert "more than its base model" in choose_in("autocast", whole).reason
 
@@ -451,7 +448,7 @@ def test_answers_of_a_prompt_are_scored_in_one_tree(models, monkeypatch):
     seen = []
     original = lay_out
     monkeypatch.setattr(
-        "deltalearn.lm.scoring.lay_out",
+        "deltalearn.lm.forward.lay_out",
         lambda *a, **k: seen.append(original(*a, **k).input_ids.numel()) or original(*a, **k),
     )
     choose_rows(model, [Tree(p, (a,)) for p, a in answers])

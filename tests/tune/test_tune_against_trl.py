@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from deltalearn.lm.forward import answer_logprobs, make_layout
 from deltalearn.lm.layout import Tree
 from deltalearn.lm.load import load_model, load_tokenizer, place
 from deltalearn.lm.locate import locate
-from deltalearn.lm.scoring import answer_logprobs, choose_rows, make_layout
+from deltalearn.lm.rows import choose_rows
 from deltalearn.pairs import write_pairs
 from deltalearn.records import Pair, Response
 from deltalearn.tune import prepare_examples, read_pairs_from

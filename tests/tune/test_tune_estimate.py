@@ -14,8 +14,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from deltalearn.errors import UserError
+from deltalearn.lm.forward import layout_logprobs, make_layout
 from deltalearn.lm.layout import Tree
-from deltalearn.lm.scoring import choose_rows, layout_logprobs, make_layout
+from deltalearn.lm.rows import choose_rows
 from deltalearn.pipeline.tune_preview import report_dry_run
 from deltalearn.recipe import TUNE, LoraSpec, TuneSpec, load_recipe
 from deltalearn.tune.estimate import (

@@ -16,8 +16,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, Qwen2Config
 
+from deltalearn.lm.forward import layout_logprobs, make_layout
 from deltalearn.lm.layout import Tree
-from deltalearn.lm.scoring import choose_rows, layout_logprobs, make_layout
+from deltalearn.lm.rows import choose_rows
 from deltalearn.lm.torch_private import storage_id
 from deltalearn.recipe import LoraSpec, TuneSpec
 from deltalearn.tune.estimate import known_config

@@ -15,7 +15,8 @@ from accelerate import Accelerator
 
 from deltalearn.formats.preferences import PairRow
 from deltalearn.lm.chat import answer_ids, prompt_ids
-from deltalearn.lm.scoring import choose_rows, score_answers
+from deltalearn.lm.rows import choose_rows
+from deltalearn.lm.scoring import score_answers
 from deltalearn.tune import reference as module
 from deltalearn.tune.reference import ReferenceCache, answer_key, reference_logprobs
 from deltalearn.tune.tokenize import prepare_examples
@@ -162,7 +163,7 @@ def test_sample_for_the_layout_holds_the_longest_pair(tokenizer):
 
 def test_scores_are_without_gradient(model, tmp_path):
     with ReferenceCache(tmp_path / "r.sqlite") as cache:
-        from deltalearn.lm.scoring import PADDED, attach
+        from deltalearn.lm.forward import PADDED, attach
 
         attach(model)
         values = reference_logprobs(model, ROWS, cache, "m", PADDED, 64, Accelerator(cpu=True))

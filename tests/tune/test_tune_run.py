@@ -29,7 +29,8 @@ from deltalearn.formats.questions import read_items
 from deltalearn.lm.layout import Tree
 from deltalearn.lm.load import load_model, load_tokenizer, place
 from deltalearn.lm.locate import locate
-from deltalearn.lm.scoring import choose_rows, score_answers
+from deltalearn.lm.rows import choose_rows
+from deltalearn.lm.scoring import score_answers
 from deltalearn.pipeline.tune import run_tune
 from deltalearn.recipe import TUNE, DevSpec, LoraSpec, TuneSpec, load_recipe
 from deltalearn.recipe.methods import METHODS

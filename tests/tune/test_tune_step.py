@@ -15,9 +15,10 @@ import torch
 from accelerate import Accelerator
 
 from deltalearn.errors import UserError
+from deltalearn.lm.forward import PADDED, RowLayout
 from deltalearn.lm.load import load_model, place
 from deltalearn.lm.locate import locate
-from deltalearn.lm.scoring import PADDED, RowLayout, choose_rows
+from deltalearn.lm.rows import choose_rows
 from deltalearn.recipe import TuneSpec
 from deltalearn.tune.dataset import Examples
 from deltalearn.tune.loop import Run

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from deltalearn.errors import UserError
 from deltalearn.lm.layout import Tree
-from deltalearn.lm.scoring import sharing_obstacle
+from deltalearn.lm.rows import sharing_obstacle
 from deltalearn.recipe import TuneSpec
 from deltalearn.tune.dataset import Examples
 from deltalearn.tune.schedule import total_steps

@@ -24,7 +24,7 @@ from transformers import (
 from transformers.pytorch_utils import Conv1D
 
 from deltalearn.lm.head import CHUNK_BYTES, CHUNK_BYTES_GPU, KEEP_BYTES
-from deltalearn.lm.scoring import head_width
+from deltalearn.lm.rows import head_width
 from deltalearn.lm.torch_private import FakeTensorMode, storage_id
 from deltalearn.recipe import LoraSpec, TuneSpec
 

@@ -17,8 +17,9 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor, nn
 
+from deltalearn.lm.forward import RowLayout
 from deltalearn.lm.layout import Ids, Tree, tree_batches
-from deltalearn.lm.scoring import RowLayout, group_by_prompt, score_batch
+from deltalearn.lm.scoring import group_by_prompt, score_batch
 from deltalearn.util.kvstore import KeyValueStore
 from deltalearn.util.progress import progress
 

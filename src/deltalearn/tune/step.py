@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from deltalearn.lm.forward import RowLayout, answer_logprobs, make_layout
 from deltalearn.lm.layout import Tree
-from deltalearn.lm.scoring import RowLayout, answer_logprobs, make_layout
 from deltalearn.recipe import TuneSpec
 from deltalearn.tune.batching import Lengths
 from deltalearn.tune.dataset import Examples

@@ -14,10 +14,11 @@ from accelerate.utils import DistributedType
 from torch import Tensor, nn
 from transformers import AutoConfig
 
+from deltalearn.lm.forward import RowLayout
 from deltalearn.lm.layout import Tree
 from deltalearn.lm.load import Placement
 from deltalearn.lm.locate import ModelFiles
-from deltalearn.lm.scoring import RowLayout, choose_rows
+from deltalearn.lm.rows import choose_rows
 from deltalearn.recipe import LoraSpec, TuneSpec
 from deltalearn.recipe.methods import FREE_TO_CHANGE, METHODS
 from deltalearn.tune.checkpoint import Checkpoints
