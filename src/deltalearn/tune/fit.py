@@ -15,6 +15,7 @@ from deltalearn.lm.rows import sharing_obstacle
 from deltalearn.recipe import TuneSpec
 from deltalearn.tune.dataset import Examples
 from deltalearn.tune.schedule import total_steps
+from deltalearn.util.failure import brief
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,10 @@ def _has_position_table(config: PretrainedConfig, context: int) -> bool:
     """Whether positions are rows of a table with room for `context` (some keep a few more)."""
     if getattr(config.get_text_config(), "rope_parameters", None) is not None:
         return False
-    model = _without_storage(config)
+    try:
+        model = _without_storage(config)
+    except Exception:  # then it cannot be loaded either, and loading says why
+        return False
     tables = [m.weight for m in model.modules() if isinstance(m, nn.Embedding)]
     tokens = model.get_input_embeddings().weight
     tables = [t for t in tables if t is not tokens] + [b for b in model.buffers() if b.ndim == 2]
@@ -139,8 +143,10 @@ def config_obstacle(config: PretrainedConfig, lengths: PairLengths, method: str)
     Returns:
         The reason; empty if the config tells none.
     """
+    try:
+        model = _without_storage(config)
+    except Exception as error:
+        return f"not known without the weights ({brief(error)})"
     at = int(lengths.documents(method).argmax())
     answers = tuple(range(int(a[at])) for a in lengths.answers(method))
-    return sharing_obstacle(
-        _without_storage(config), [Tree(range(int(lengths.prompts[at])), answers)]
-    )
+    return sharing_obstacle(model, [Tree(range(int(lengths.prompts[at])), answers)])

@@ -6,10 +6,11 @@ autograd would keep for the backward is counted on its own forward, whatever the
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from transformers import (
 )
 from transformers.pytorch_utils import Conv1D
 
+from deltalearn.errors import UserError
 from deltalearn.lm.head import CHUNK_BYTES, CHUNK_BYTES_GPU, KEEP_BYTES
 from deltalearn.lm.rows import head_width
 from deltalearn.lm.torch_private import FakeTensorMode, storage_id
@@ -96,7 +98,8 @@ def measure_model(
     """Count a model as tuning runs it; no weight is allocated.
 
     Full tuning computes with float32 weights under autocast; FSDP2 gathers them in `dtype`, and
-    with adapters the base is frozen in it. Takes seconds for an 8B model.
+    with adapters the base is frozen in it. Takes seconds for an 8B model. What an architecture
+    does not let be counted is left out: `saved` is None then.
 
     Args:
         config: The model's config.
@@ -109,37 +112,67 @@ def measure_model(
     """
     compute = getattr(torch, dtype)
     weight_dtype = torch.float32 if lora is None and not shard else compute
-    with FakeTensorMode():
-        model = AutoModelForCausalLM.from_config(config, dtype=weight_dtype).train()
-        layers = _layers(model)
-        matrices = [p for layer in layers for p in layer.parameters() if p.ndim >= 2]
-        layer_sizes = [sum(p.numel() for p in layer.parameters()) for layer in layers]
-        non_layer_params = sum(p.numel() for p in model.parameters()) - sum(layer_sizes)
-        head = model.get_output_embeddings().weight.numel()
-        if lora is not None:
-            _add_adapters(model, lora)
-        text = config.get_text_config()
-        heads = getattr(text, "num_attention_heads", 0)
-        return ModelSize(
-            total=sum(p.numel() for p in model.parameters()),
-            trainable=tuple(tuple(p.shape) for p in model.parameters() if p.requires_grad),
-            matrices=sum(p.numel() for p in matrices),
-            active=sum(round(p.numel() * _share_of_experts(p, text)) for p in matrices),
-            head_params=head,
-            largest_layer=max(layer_sizes),
-            non_layer_params=non_layer_params,
-            layers=len(layers),
-            hidden=text.hidden_size,
-            residual_bytes=weight_dtype.itemsize,
-            attention_width=heads * head_width(config),
-            saved=_saved_per_token(model, compute if weight_dtype != compute or lora else None),
-        )
+    autocast = compute if weight_dtype != compute or lora else None
+    try:
+        with FakeTensorMode(), _quiet_shapes():
+            return _measured(config, weight_dtype, lora, autocast)
+    except UserError:
+        raise
+    except Exception:  # of some architectures no weights can be drawn on shapes; counts do without
+        with torch.device("meta"):
+            return replace(_measured(config, weight_dtype, lora, autocast), saved=None)
 
 
-def _layers(model: nn.Module) -> nn.ModuleList:
-    """The decoder's layers: the longest list of modules in it."""
-    lists = [m for m in model.modules() if isinstance(m, nn.ModuleList)]
-    return max(lists, key=lambda found: sum(p.numel() for p in found.parameters()))
+@contextmanager
+def _quiet_shapes() -> Iterator[None]:
+    """Torch logs what fails on shapes as an error, which it is not to who runs a model."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
+def _measured(
+    config: PretrainedConfig,
+    weight_dtype: torch.dtype,
+    lora: LoraSpec | None,
+    autocast: torch.dtype | None,
+) -> ModelSize:
+    model = AutoModelForCausalLM.from_config(config, dtype=weight_dtype).train()
+    layers = _layers(model)
+    matrices = [p for layer in layers for p in layer.parameters() if p.ndim >= 2]
+    layer_sizes = [sum(p.numel() for p in layer.parameters()) for layer in layers]
+    non_layer_params = sum(p.numel() for p in model.parameters()) - sum(layer_sizes)
+    rows, width = model.get_input_embeddings().weight.shape
+    head = model.get_output_embeddings()
+    head_params = rows * width if head is None else head.weight.numel()
+    if lora is not None:
+        _add_adapters(model, lora)
+    text = config.get_text_config()
+    heads = getattr(text, "num_attention_heads", 0)
+    return ModelSize(
+        total=sum(p.numel() for p in model.parameters()),
+        trainable=tuple(tuple(p.shape) for p in model.parameters() if p.requires_grad),
+        matrices=sum(p.numel() for p in matrices),
+        active=sum(round(p.numel() * _share_of_experts(p, text)) for p in matrices),
+        head_params=head_params,
+        largest_layer=max(layer_sizes),
+        non_layer_params=non_layer_params,
+        layers=len(layers),
+        hidden=getattr(text, "hidden_size", width),
+        residual_bytes=weight_dtype.itemsize,
+        attention_width=heads * head_width(config),
+        saved=_saved_per_token(model, autocast),
+    )
+
+
+def _layers(model: nn.Module) -> Sequence[nn.Module]:
+    """The decoder's layers: the largest list of modules in it; all as one if there is none."""
+    lists = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m)]
+    return max(lists, key=lambda found: sum(p.numel() for p in found.parameters()), default=[model])
 
 
 def _share_of_experts(weight: Tensor, config: Any) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,7 @@ from deltalearn.tune.student import (
     silence_dropout,
 )
 from deltalearn.tune.trackers import start_trackers
+from deltalearn.util.failure import informed
 from deltalearn.util.files import digest
 from deltalearn.util.progress import console
 
@@ -94,7 +95,9 @@ def tune(
         say = _silent
     elif warning := small_beta(settings):
         console.print(f"warning: {warning}", markup=False)
-    say(format_estimate(estimate(student, examples, settings, placement, accelerator)))
+    needed = partial(estimate, student, examples, settings, placement, accelerator)
+    if memory := informed("memory estimate", needed, say):
+        say(format_estimate(memory))
     model = load_student(student, settings, placement, seed)
     silence_dropout(model)
     model.train()
