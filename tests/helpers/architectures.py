@@ -117,7 +117,7 @@ MAMBA_HEADS = {"mamba_n_heads": 8, "mamba_d_head": 8}
 DECODER = {"is_decoder": True}
 BEFORE: dict[str, dict[str, Any]] = {  # where the defaults themselves are refused
     "gemma4_assistant": {
-        "text_config": {"model_type": "gemma4_text", "hidden_size_per_layer_input": 0}
+        "text_config": {"model_type": "gemma4_text", "hidden_size_per_layer_input": 0, "vocab_size_per_layer_input": 0}
     },
 }
 ROPE = {"rope_type": "default", "rope_theta": 1e4}
@@ -125,6 +125,7 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
     "bamba": MAMBA_HEADS,
     "dbrx": {"attn_config": {"rope_theta": 1e4, "kv_n_heads": 2, "clip_qkv": 8.0}},
     "dots1": {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2},
+    "falcon_h1": {**MAMBA_HEADS, "mamba_d_ssm": 64},
     "gemma3n_text": {
         "layer_types": ["sliding_attention", "full_attention"] * 2,
         "num_kv_shared_layers": 2,

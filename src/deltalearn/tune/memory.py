@@ -169,10 +169,12 @@ def _measured(
     )
 
 
-def _layers(model: nn.Module) -> Sequence[nn.Module]:
+def _layers(model: nn.Module) -> nn.ModuleList | list[nn.Module]:
     """The decoder's layers: the largest list of modules in it; all as one if there is none."""
     lists = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m)]
-    return max(lists, key=lambda found: sum(p.numel() for p in found.parameters()), default=[model])
+    if not lists:
+        return [model]
+    return max(lists, key=lambda found: sum(p.numel() for p in found.parameters()))
 
 
 def _share_of_experts(weight: Tensor, config: Any) -> float:
@@ -211,7 +213,7 @@ def _add_adapters(model: PreTrainedModel, lora: LoraSpec) -> None:
             model.set_submodule(name, _Adapted(module, lora.r))
 
 
-def _attention(module, query, key, value, mask, scaling=None, **_) -> tuple[Tensor, None]:
+def _attention(module, query, key, value, attention_mask=None, scaling=None, **_) -> tuple[Tensor, None]:
     """Fused attention whatever the mask: what it keeps is what every fused back-end keeps."""
     grouped = query.shape[1] != key.shape[1]
     output = F.scaled_dot_product_attention(
