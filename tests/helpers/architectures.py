@@ -117,7 +117,11 @@ MAMBA_HEADS = {"mamba_n_heads": 8, "mamba_d_head": 8}
 DECODER = {"is_decoder": True}
 BEFORE: dict[str, dict[str, Any]] = {  # where the defaults themselves are refused
     "gemma4_assistant": {
-        "text_config": {"model_type": "gemma4_text", "hidden_size_per_layer_input": 0, "vocab_size_per_layer_input": 0}
+        "text_config": {
+            "model_type": "gemma4_text",
+            "hidden_size_per_layer_input": 0,
+            "vocab_size_per_layer_input": 0,
+        }
     },
 }
 ROPE = {"rope_type": "default", "rope_theta": 1e4}

@@ -45,7 +45,7 @@ class RowLayout:
 
 @dataclass
 class Proved:
-    """What probes have found out about one model; it hangs on the model.
+    """Findings of probes about one model, kept as its attribute `_proved`.
 
     Attributes:
         way: Of WAYS, the first that gives the model's own logits; "" before the first probe.

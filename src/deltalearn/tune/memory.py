@@ -213,7 +213,9 @@ def _add_adapters(model: PreTrainedModel, lora: LoraSpec) -> None:
             model.set_submodule(name, _Adapted(module, lora.r))
 
 
-def _attention(module, query, key, value, attention_mask=None, scaling=None, **_) -> tuple[Tensor, None]:
+def _attention(
+    module, query, key, value, attention_mask=None, scaling=None, **_
+) -> tuple[Tensor, None]:
     """Fused attention whatever the mask: what it keeps is what every fused back-end keeps."""
     grouped = query.shape[1] != key.shape[1]
     output = F.scaled_dot_product_attention(
