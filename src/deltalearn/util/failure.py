@@ -12,7 +12,12 @@ MOST = 200  # characters of a library's error
 
 
 def brief(error: BaseException, most: int = MOST) -> str:
-    """Name an error of a library in one line: its kind and the beginning of its text."""
+    """Name an error of a library in one line: its kind and the beginning of its text.
+
+    Args:
+        error: What was raised.
+        most: Characters of its text.
+    """
     text = " ".join(str(error).split())
     text = text if len(text) <= most else text[: most - 3] + "..."
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
