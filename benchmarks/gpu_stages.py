@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from common import ChildFailed
+
 LAB = "package://deltalearn.lab/ladder"
 LENGTHS = "ultrafeedback"
 
@@ -89,8 +91,8 @@ def correctness(job: Job) -> None:
         if job.tiny and dtype == "float16":
             continue  # a GPU's: no scaler for gradients on a CPU
         for name, changes in ways(dtype):
-            if job.tiny and name == "shared-flex":
-                continue  # it has no gradients on a CPU
+            if job.tiny and name in ("shared-flex", "shared-compiled"):
+                continue  # flex has no gradients on a CPU; a compiler of C++ takes a minute
             began = time.monotonic()
             try:
                 found = losses_of(
@@ -122,6 +124,7 @@ def ways(dtype: str) -> list[tuple[str, dict[str, Any]]]:
         ("shared-sdpa", {**shared, "attention": "sdpa"}),
         ("shared-flex", {**shared, "attention": "flex"}),
         ("shared-checkpointing", {**shared, "gradient_checkpointing": True}),
+        ("shared-compiled", {**shared, "compile": True}),
         ("shared-lora", {**shared, "lora.r": 4}),
         ("shared-qlora", {**shared, "lora.r": 4, "lora.bits": 4}),
     ]
@@ -200,6 +203,28 @@ def lora(job: Job) -> None:
     contest(job, "lora")
 
 
+def levers(job: Job) -> None:
+    """Our side of `lora` again, with each setting of speed that may pay off, one after another."""
+    ways: dict[str, dict[str, Any]] = {
+        "kept activations": {"gradient_checkpointing": False, "token_budget": 4096},
+        "kept activations, compiled": {
+            "gradient_checkpointing": False, "token_budget": 4096, "compile": True,
+        },
+        "compiled": {"compile": True},
+        "larger forwards": {"token_budget": 32768},
+    }  # fmt: skip
+    comparison, work = ready(job, "lora")
+    for name, changes in ways.items():
+        if job.tiny and "compile" in changes:
+            continue
+        try:
+            found = comparison.child("ours", job.directory / name, **work.job, ours=changes)
+        except ChildFailed as failed:  # out of memory, say: the next may fit
+            job.say(lever=name, error=str(failed)[-600:])
+            continue
+        job.say(lever=name, **measured(work, found, comparison))
+
+
 def full(job: Job) -> None:
     """DPO of all weights, with an optimiser whose state fits one card."""
     contest(job, "full")
@@ -207,33 +232,44 @@ def full(job: Job) -> None:
 
 def contest(job: Job, mode: str) -> None:
     """Both sides of `tune_vs_trl_gpu.py`, each said as soon as it is through, then their ratio."""
-    import tune_vs_trl_gpu as peer
-    from contest import Contest, agreement, timed_seconds
+    from contest import agreement, timed_seconds
 
-    arguments = ["--mode", mode, "--shape", job.shape, *(["--tiny"] if job.tiny else [])]
-    options = peer.parse(arguments)
-    settings = peer.settings_of(options)
-    model, gemm = drawn(job, options)
-    comparison: Contest = peer.contest_of(
-        options, {**settings, "model": str(model)}, mode, gemm, limit=lambda: job.left
-    )
-    work = comparison.work(LENGTHS, job.directory)
-    work.job["trl_batch"] = options.trl_batch or 8  # the fastest seen; a probe takes minutes
+    comparison, work = ready(job, mode)
     found: dict[str, Any] = {}
     for side in ("ours", "trl"):
         found[side] = comparison.child(side, job.directory / side, **work.job)
-        flops = work.flops / timed_seconds(found[side])
-        job.say(
-            mode=mode, shape=options.shape, side=side,
-            pairs_per_s=round(len(work.timed) / timed_seconds(found[side]), 3),
-            tokens_per_s=round(work.tokens / timed_seconds(found[side])),
-            share_of_peak=round(flops / gemm, 3),
-            estimated_memory_mb=estimated(found[side].get("said", [])),
-            **found[side],
-        )  # fmt: skip
+        job.say(mode=mode, side=side, **measured(work, found[side], comparison))
     ratio = timed_seconds(found["trl"]) / timed_seconds(found["ours"])
     same = agreement(found["ours"], found["trl"], comparison.tolerance)
     job.say(mode=mode, ratio=round(ratio, 2), **same)
+
+
+def ready(job: Job, mode: str) -> tuple[Any, Any]:
+    """The comparison of one mode on the drawn model, and its work."""
+    import tune_vs_trl_gpu as peer
+
+    arguments = ["--mode", mode, "--shape", job.shape, *(["--tiny"] if job.tiny else [])]
+    options = peer.parse(arguments)
+    model, gemm = drawn(job, options)
+    settings = {**peer.settings_of(options), "model": str(model)}
+    comparison = peer.contest_of(options, settings, mode, gemm, limit=lambda: job.left)
+    work = comparison.work(LENGTHS, job.directory)
+    work.job["trl_batch"] = options.trl_batch or 8  # the fastest seen; a probe takes minutes
+    return comparison, work
+
+
+def measured(work: Any, found: dict[str, Any], comparison: Any) -> dict[str, Any]:
+    """Rates of one side beside what it answered; the peak is that of matrix products."""
+    from contest import timed_seconds
+
+    seconds = timed_seconds(found)
+    return {
+        "pairs_per_s": round(len(work.timed) / seconds, 3),
+        "tokens_per_s": round(work.tokens / seconds),
+        "share_of_peak": round(work.flops / seconds / comparison.gemm(), 3),
+        "estimated_memory_mb": estimated(found.get("said", [])),
+        **found,
+    }
 
 
 def drawn(job: Job, options: Any) -> tuple[Path, float]:
@@ -301,20 +337,12 @@ def answered(out: Path) -> int:
 
 def profile(job: Job) -> None:
     """Where the time of a training step goes: the kernels with the most time of their own."""
-    import tune_vs_trl_gpu as peer
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as profiled
 
     from deltalearn.tune.loop import Run
 
-    options = peer.parse(
-        ["--mode", "lora", "--shape", job.shape, *(["--tiny"] if job.tiny else [])]
-    )
-    model, gemm = drawn(job, options)
-    comparison = peer.contest_of(
-        options, {**peer.settings_of(options), "model": str(model)}, "lora", gemm
-    )
-    work = comparison.work(LENGTHS, job.directory)
+    comparison, work = ready(job, "lora")
     on_gpu = job.device == "cuda"
     activities = [ProfilerActivity.CUDA] if on_gpu else [ProfilerActivity.CPU]
     plain, key = Run.step, "self_device_time_total" if on_gpu else "self_cpu_time_total"
@@ -385,6 +413,7 @@ def headline(arm: dict[str, Any]) -> dict[str, Any]:
 STAGES = {
     "correctness": Stage(correctness, 110),
     "lora": Stage(lora, 260),
+    "levers": Stage(levers, 240),
     "profile": Stage(profile, 90),
     "generation": Stage(generation, 60),
     "lab": Stage(lab, 200),

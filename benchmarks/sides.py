@@ -243,7 +243,7 @@ def clocked_cache(path: Path) -> Any:
 
 
 def tune_spec(job: dict[str, Any]) -> Any:
-    """TuneSpec of the job: the settings of `trl_config` in our words."""
+    """TuneSpec of the job: the settings of `trl_config` in our words, and what is ours alone."""
     from deltalearn.recipe import TuneSpec
 
     settings = {
@@ -269,4 +269,5 @@ def tune_spec(job: dict[str, Any]) -> Any:
         settings["adam_betas"] = BETAS
     if job["lora"]:
         settings["lora"] = {"r": job["lora"]}
+    settings |= job.get("ours", {})
     return TuneSpec(**settings)

@@ -138,6 +138,7 @@ def run(
         "tune.layout": "--layout",
         "tune.attention": "--attention",
         "tune.gradient_checkpointing": "--gradient-checkpointing/--no-gradient-checkpointing",
+        "tune.compile": "--compile/--no-compile",
         "tune.lora.r": "--lora R",
         "tune.shard": "--shard/--no-shard",
         "tune.eval_pairs": "--eval-pairs",

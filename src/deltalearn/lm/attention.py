@@ -127,6 +127,11 @@ AttentionInterface.register(ATTENTION, layout_attention)
 AttentionMaskInterface.register(ATTENTION, sdpa_mask)
 
 
+def keep_out_of_graphs() -> None:
+    """Let compiled layers call attention as it is: a kernel, or compiled already."""
+    AttentionInterface.register(ATTENTION, torch.compiler.disable(layout_attention))
+
+
 def _repeat(grouped: Tensor, query: Tensor) -> Tensor:
     """Keys or values of grouped heads, once for each query head."""
     times = query.shape[1] // grouped.shape[1]

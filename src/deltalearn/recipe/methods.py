@@ -52,5 +52,6 @@ FREE_TO_CHANGE = {
     "attention",
     "token_budget",
     "gradient_checkpointing",
+    "compile",
     "shard",
 }

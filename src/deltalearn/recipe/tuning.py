@@ -85,6 +85,9 @@ class TuneSpec(Spec):
     gradient_checkpointing: bool = Field(
         False, description="Compute activations again instead of keeping them."
     )
+    compile: bool = Field(
+        False, description="Compile each layer (torch.compile), a minute at the start."
+    )
     lora: LoraSpec | None = None
     shard: bool = Field(
         False, description="FSDP2: weights, gradients and moments split over processes."

@@ -22,6 +22,7 @@ from deltalearn.lm.rows import choose_rows
 from deltalearn.recipe import LoraSpec, TuneSpec
 from deltalearn.recipe.methods import FREE_TO_CHANGE, METHODS
 from deltalearn.tune.checkpoint import Checkpoints
+from deltalearn.tune.compiled import compile_layers
 from deltalearn.tune.dataset import Examples
 from deltalearn.tune.distributed import base_model, make_accelerator, prepare, whole_weights
 from deltalearn.tune.fit import steps_on
@@ -111,6 +112,8 @@ def tune(
         accelerator.device.type,
     )
     say(f"layout: {rows}")
+    if settings.compile:
+        compile_layers(base_model(model), accelerator.device.type)
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         say("DeepSpeed holds the moments: no checkpoints, an interrupted run starts over")
     policy, optimizer = prepare(accelerator, model, settings)
