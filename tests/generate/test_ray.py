@@ -23,7 +23,7 @@ from deltalearn.responses.store import ResponseStore
 
 ray = pytest.importorskip("ray")
 
-from deltalearn.generate.engines.ray_cluster import RayEngine, RayOptions  # noqa: E402
+from deltalearn.generate.engines.ray_cluster import RayEngine, RayOptions, _Pool  # noqa: E402
 
 pytestmark = [
     pytest.mark.slow,
@@ -124,8 +124,9 @@ def test_two_nodes_one_removed(place, requests, expected, cpu, tmp_path):
     assert found == expected
 
 
-def test_a_batch_that_kills_its_workers_becomes_errors(place, cpu, tmp_path, monkeypatch):
-    """Three workers die over one prompt; its batch is recorded, and the rest is answered."""
+@pytest.mark.parametrize("budget", [1, 10_000], ids=["a request a batch", "all in one batch"])
+def test_a_batch_that_kills_its_workers_becomes_errors(place, cpu, tmp_path, monkeypatch, budget):
+    """Workers die over one prompt, which is recorded; those beside and behind it are answered."""
     prompts = [
         Prompt(str(i), ({"role": "user", "content": f"rev {text}"},))
         for i, text in enumerate(["abc", "bcd", "cde", "def"])
@@ -149,12 +150,69 @@ def test_a_batch_that_kills_its_workers_becomes_errors(place, cpu, tmp_path, mon
 
     said: list[str] = []
     made = engine(place, cpu, said, workers=1)
-    made._planner = (*made._planner[:3], 1, None)  # a request a batch
+    made._planner = (*made._planner[:3], budget, None)
     monkeypatch.setattr("deltalearn.generate.engines.ray_cluster.Worker", DiesOver)
     counts, found = answered(tmp_path / "r.sqlite", requests, lambda: made)
     assert counts["errors"] == 1
     assert (found[deadly].fault, found[deadly].tries) == ("worker_died", 3)
     assert sum(r.finish_reason != "error" for r in found.values()) == 3
+
+
+class Scripted:
+    """Ray without processes: a worker answers, or is lost over a deadly request in its batch."""
+
+    class exceptions:
+        RayActorError = ConnectionError
+        RayTaskError = RuntimeError
+
+    def __init__(self, deadly: str) -> None:
+        self.deadly = deadly
+        self.lost: set[int] = set()
+        self.asked: list[list[str]] = []
+
+    def remote(self, kind):
+        return self
+
+    def options(self, **_):
+        return type("Kind", (), {"remote": staticmethod(lambda job: ScriptedActor(self))})
+
+    def wait(self, refs, timeout):
+        return refs[:1], refs[1:]
+
+    def get(self, ref):
+        actor, keys = ref
+        if actor.number in self.lost or self.deadly in keys:
+            self.lost.add(actor.number)
+            raise ConnectionError
+        return [{**ANSWER, "key": key} for key in keys]
+
+
+ANSWER = {"text": "", "token_ids": (), "finish_reason": "stop", "prompt_tokens": 1}
+
+
+class ScriptedActor:
+    def __init__(self, ray) -> None:
+        self.number = id(self)
+        self.ready = type("Call", (), {"remote": staticmethod(lambda: (self, ()))})
+        self.ask = type("Call", (), {"remote": staticmethod(self.called)})
+        self.ray = ray
+
+    def called(self, asked):
+        keys = tuple(key for key, _ in asked)
+        self.ray.asked.append(list(keys))
+        return self, keys
+
+
+@pytest.mark.parametrize("batches", [["abcd", "ef"], ["a", "b", "c"], ["cb", "a"]])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_whoever_shares_a_worker_with_a_deadly_request_is_not_blamed(batches, workers):
+    scripted = Scripted("b")
+    requests = [[Request(key, Prompt(key, ()), 0) for key in keys] for keys in batches]
+    pool = _Pool(scripted, {}, workers, RayOptions(), 0.0)
+    found = [r for g in pool.run(iter(requests), lambda: False, lambda line: None) for r in g]
+    assert sorted(r.key for r in found) == sorted("".join(batches)), "each is answered once"
+    assert [(r.key, r.fault, r.tries) for r in found if r.fault] == [("b", "worker_died", 3)]
+    assert scripted.asked.count(["b"]) == 3, "alone, as often as it is blamed for"
 
 
 def test_a_worker_with_another_model_is_an_error(place, requests, cpu, tmp_path):

@@ -11,7 +11,7 @@ import dataclasses
 import itertools
 import os
 import socket
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,9 +25,9 @@ from deltalearn.lm.locate import ModelFiles
 from deltalearn.records import Prompt, Request, Response, Sampling
 from deltalearn.util.distributed import alone
 
-AHEAD = 2  # batches at a worker: one that it works on, one that waits for it
 VLLM_BATCH = 256  # requests a batch where vLLM does its own batching
-DEATHS = 3  # of workers over one batch, before its requests become errors
+DEATHS = 3  # of workers over one request by itself, before it becomes an error
+TOGETHER = 2  # of workers over one batch, before its requests are asked one by one
 STILLBORN = 8  # workers that die while they start, before the run ends
 PATIENCE = 600.0  # seconds without any worker
 
@@ -179,9 +179,10 @@ class _Pool:
         self._actors: dict[int, Any] = {}
         self._numbers = itertools.count()
         self._flying: dict[Any, tuple[int, list[Request] | None]] = {}  # None: it is starting
-        self._free: deque[int] = deque()  # a worker as often as it can take another batch
+        # One batch at a worker: what waits behind another would be lost with it, and be blamed.
+        self._free: deque[int] = deque()
         self._again: deque[list[Request]] = deque()
-        self._deaths: dict[str, int] = {}  # by the first key of a batch
+        self._deaths: Counter[tuple[str, ...]] = Counter()  # by the keys of a batch
         self._stillborn = 0
         for _ in range(workers):
             self._start()
@@ -233,7 +234,7 @@ class _Pool:
             return self._lost(number, batch, say)
         except self._ray.exceptions.RayTaskError as error:
             raise UserError(f"a Ray worker failed: {_last_line(error)}") from None
-        self._free.extend([number] * (AHEAD if batch is None else 1))
+        self._free.append(number)
         if batch is None:
             return []
         return [Response(**{**r, "token_ids": tuple(r["token_ids"])}) for r in found]
@@ -241,7 +242,11 @@ class _Pool:
     def _lost(
         self, number: int, batch: list[Request] | None, say: Callable[[str], None]
     ) -> list[Response]:
-        """Start another worker, and give the batch to it, unless too many have died over it."""
+        """Start another worker, and give the batch to it, unless too many have died over it.
+
+        Of a batch nobody knows which request it was: they are asked one by one before any of them
+        is blamed.
+        """
         if self._actors.pop(number, None) is not None:  # the first of its calls to end
             self._free = deque(n for n in self._free if n != number)
             say("  a Ray worker was lost; another is started, and what it had is asked again")
@@ -251,12 +256,16 @@ class _Pool:
             if self._stillborn > STILLBORN:
                 raise UserError("Ray workers die while they start: too little memory, most likely")
             return []
-        deaths = self._deaths[batch[0].key] = self._deaths.get(batch[0].key, 0) + 1
-        if deaths < DEATHS:
+        keys = tuple(r.key for r in batch)
+        self._deaths[keys] += 1
+        if self._deaths[keys] < (DEATHS if len(batch) == 1 else TOGETHER):
             self._again.append(batch)
-            return []
-        reason = f"{DEATHS} workers died over its batch"
-        return [failed(r.key, 0, "worker_died", reason, tries=DEATHS) for r in batch]
+        elif len(batch) > 1:
+            self._again.extend([r] for r in batch)
+        else:
+            reason = f"{DEATHS} workers died over it"
+            return [failed(keys[0], 0, "worker_died", reason, tries=DEATHS)]
+        return []
 
 
 def _knock(address: str | None) -> None:
