@@ -85,6 +85,9 @@ def run(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what every stage would take, and stop.")
     ] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Look for all that would stop it later, and stop.")
+    ] = False,
 ) -> None:
     """Run the whole pipeline of a recipe; run it again to resume."""
     from deltalearn.pipeline.run_options import STAGES
@@ -93,6 +96,11 @@ def run(
     options, rates = settings
     options.check(rates, dry_run)
     loaded = load_recipe(recipe, set_ or ())
+    if check:
+        from deltalearn.pipeline.first_look import check_run
+
+        typer.echo(check_run(loaded, options))
+        return
     if dry_run:
         from deltalearn.pipeline.run_estimate import estimate_run
 

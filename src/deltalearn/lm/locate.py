@@ -18,6 +18,7 @@ from deltalearn.util.paths import PACKAGE_SCHEME, local_path
 # What a model needs and no more: pickled weights are never fetched, nor remote code.
 WANTED = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]
 VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
+TEMPLATES = ("chat_template.jinja", "chat_template.json", "additional_chat_templates")
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
@@ -76,6 +77,17 @@ def locate(place: str, revision: str | None = None) -> ModelFiles:
         return _adapted(place, path, base)
     require_model_files(place, path)
     return ModelFiles(place, path, f"hub:{place}@{path.name}")
+
+
+def has_chat_template(files: ModelFiles) -> bool:
+    """Tell whether a chat template lies beside a model, in any of the places that it may."""
+    folder = files.adapter or files.directory
+    if any((folder / name).exists() for name in TEMPLATES):
+        return True
+    with suppress(OSError, ValueError):
+        config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+        return isinstance(config, dict) and bool(config.get("chat_template"))
+    return False
 
 
 def _download(hub_id: str, revision: str | None) -> Path:

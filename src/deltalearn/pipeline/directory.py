@@ -77,9 +77,7 @@ class RunDirectory:
         _existing_manifest(path, may_hold)  # says what is in the way before anything is written
         self._hold = Hold(path)
         try:
-            existing = _existing_manifest(path, may_hold)
-            if existing is not None:
-                _check_same(path, existing, recipe, update, free)
+            existing = check_directory(path, loaded, update, may_hold, free)
         except BaseException:
             self._hold.release()
             raise
@@ -143,6 +141,12 @@ class RunDirectory:
         if record is None or record.key != stage.key or record.state not in (DONE, LEFT):
             return False
         return all((self.path / output).exists() for output in record.outputs)
+
+    def has_done(self, prefix: str) -> bool:
+        """Tell whether all stages called so are done, and of the recipe as it is now."""
+        stages = self.manifest.stages.items()
+        states = {r.state for n, r in stages if n.startswith(prefix)} - {LEFT}
+        return self._unsaid is None and states == {DONE}
 
     def counts(self, stage: str) -> dict[str, Any]:
         """Return the counts that a finished stage left."""
@@ -281,6 +285,31 @@ class RunDirectory:
                 shutil.rmtree(place, ignore_errors=True)
             else:
                 place.unlink(missing_ok=True)
+
+
+def check_directory(
+    path: Path,
+    loaded: LoadedRecipe,
+    update: bool,
+    may_hold: Sequence[str] = (),
+    free: Collection[str] = (),
+) -> Manifest | None:
+    """Make sure that a run may work in a directory; return what run.json says, if there is one.
+
+    Args:
+        path: The directory.
+        loaded: The recipe.
+        update: As in `RunDirectory`, like the next two.
+        may_hold: Names of files.
+        free: Dotted settings.
+
+    Raises:
+        UserError: If it may not.
+    """
+    existing = _existing_manifest(path, may_hold)
+    if existing is not None:
+        _check_same(path, existing, loaded.values(), update, free)
+    return existing
 
 
 def _existing_manifest(path: Path, may_hold: Sequence[str]) -> Manifest | None:

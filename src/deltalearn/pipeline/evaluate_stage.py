@@ -10,11 +10,9 @@ from deltalearn.errors import UserError
 from deltalearn.formats.rows import source_digest
 from deltalearn.pipeline.context import Context
 from deltalearn.pipeline.job import Doing, Job
-from deltalearn.pipeline.manifest import DONE
 from deltalearn.pipeline.stage import Say, Stage, silent
 from deltalearn.recipe.evaluation import EvaluateSpec
-from deltalearn.recipe.schema import STUDENT
-from deltalearn.util.files import digest
+from deltalearn.recipe.schema import Recipe
 
 if TYPE_CHECKING:
     from deltalearn.pipeline.evaluate_options import Options
@@ -25,26 +23,26 @@ CALLED = {"model": "model (content)", "questions": "questions (content)", "spec"
 SCORES = "scores"  # in a run; below it models/<model> and arms/<arm>/seed-<seed>
 
 
-def check_evaluation(context: Context) -> None:
-    """Raise UserError for what will not be possible, before a run has made anything."""
-    spec = context.recipe.evaluate
+def check_evaluation(recipe: Recipe, run: Path) -> None:
+    """Raise UserError for what will not be possible, before a run has made anything.
+
+    Args:
+        recipe: One with a section `evaluate`.
+        run: The run directory.
+    """
+    spec = recipe.evaluate
     assert spec is not None  # or the stage is left out
     if spec.backend.kind == "openai":
         raise UserError(
             "evaluate.backend.kind: a server has none of the arms that are trained here; use hf or "
             "vllm, or score one model with `deltalearn evaluate --url`"
         )
-    before = context.directory.manifest.stages.get(f"evaluate/models/{STUDENT}")
-    if before and before.state == DONE and before.inputs.get("spec") == digest(spec.content()):
-        return  # it was possible, and to ask again would load lm_eval
     from deltalearn.evaluate.alpaca.length_control import FOLDS
     from deltalearn.evaluate.tulu3.suite import BY_NAME
     from deltalearn.pipeline.evaluate_options import Options, backend_of, check_options
 
-    nowhere = context.path(SCORES)
-    backend = backend_of(
-        spec, str(nowhere), device=context.recipe.device, dtype=context.recipe.dtype
-    )
+    nowhere = run / SCORES
+    backend = backend_of(spec, str(nowhere), device=recipe.device, dtype=recipe.dtype)
     options = Options(spec=spec, backend=backend, out=nowhere, name="")
     check_options(options)
     code = [n for n in options.benchmarks if n in BY_NAME and BY_NAME[n].kind == "code"]

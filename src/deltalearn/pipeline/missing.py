@@ -6,11 +6,14 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deltalearn.lm.locate import HUB_ID
+from deltalearn.pipeline.run_options import STAGES
 from deltalearn.recipe import STUDENT, Recipe
 from deltalearn.recipe.evaluation import EvaluateSpec
 from deltalearn.util.paths import local_path
@@ -19,15 +22,40 @@ if TYPE_CHECKING:
     from deltalearn.evaluate.tulu3.benchmark import Benchmark
 
 HAS_VLLM = "import importlib.util, sys; sys.exit(importlib.util.find_spec('vllm') is None)"
+DATA_FILES = {".jsonl", ".json", ".parquet", ".csv", ".yaml", ".txt", ".gz", ".arrow"}
 TRACKERS = {"tensorboard": "tensorboard", "wandb": "wandb", "trackio": "trackio"}
 
 
-def what_is_missing(recipe: Recipe) -> list[str]:
-    """List what the recipe needs and this machine does not have: a line each, with its remedy."""
+@dataclass(frozen=True)
+class Lack:
+    """Something that is not here.
+
+    Attributes:
+        text: What, and its remedy.
+        stage: Who needs it first.
+        stops: Whether nobody fetches it by himself, so that the stage would fail.
+    """
+
+    text: str
+    stage: str
+    stops: bool = True
+
+
+def what_is_missing(
+    recipe: Recipe, stages: Collection[str] = STAGES, *, downloads: bool = True
+) -> list[str]:
+    """List what the recipe needs and this machine does not have: a line each, with its remedy.
+
+    Args:
+        recipe: Of `run`.
+        stages: Those that have anything to do.
+        downloads: List also what the first start fetches, and what a run can do without.
+    """
     found = [*_models(recipe), *_data(recipe), *_packages(recipe), *_keys(recipe)]
     if recipe.evaluate is not None:
         found += _of_evaluation(recipe.evaluate)
-    return list(dict.fromkeys(found))
+    wanted = (x.text for x in found if x.stage in stages and (x.stops or downloads))
+    return list(dict.fromkeys(wanted))
 
 
 def model_is_here(path: str) -> bool:
@@ -41,55 +69,73 @@ def model_is_here(path: str) -> bool:
     return isinstance(try_to_load_from_cache(path, "config.json"), str)
 
 
-def _models(recipe: Recipe) -> Iterator[str]:
+def local_models(recipe: Recipe) -> dict[str, str]:
+    """Give the path of each model that runs here, the student among them, by its name."""
     named = {name: m.path for name, m in recipe.models.items() if m.server is None}
-    if recipe.student is not None:
-        named = {STUDENT: recipe.student.path, **named}
-    for name, path in named.items():
+    return named if recipe.student is None else {STUDENT: recipe.student.path, **named}
+
+
+def _models(recipe: Recipe) -> Iterator[Lack]:
+    for name, path in local_models(recipe).items():
         if not model_is_here(path):
-            yield f"model {name}: {path} is not on this disk; {_remedy(path)}"
+            text = f"model {name}: {path} is not on this disk; {_remedy(path)}"
+            yield Lack(text, "prompts", not _is_of_hub(path))
 
 
-def _data(recipe: Recipe) -> Iterator[str]:
-    sources = {}
+def _data(recipe: Recipe) -> Iterator[Lack]:
+    sources = []
     if recipe.prompts is not None:
-        sources["prompts"] = recipe.prompts.source
+        sources.append(("prompts", "prompts", recipe.prompts.source))
     if recipe.pairs.source is not None:
-        sources["pairs"] = recipe.pairs.source
-    sources |= {f"pairs of {n}": a.pairs.source for n, a in recipe.arms.items() if a.pairs}
+        sources.append(("pairs", "tune", recipe.pairs.source))
+    sources += [
+        (f"pairs of {n}", "tune", arm.pairs.source) for n, arm in recipe.arms.items() if arm.pairs
+    ]
+    devs = (recipe.tune_of(arm).dev for arm in recipe.tuned_arms)
+    sources += [("tune.dev", "tune", dev.source) for dev in devs if dev is not None]
     if recipe.evaluate is not None:
-        sources |= {f"questions {n}": q.source for n, q in recipe.evaluate.questions.items()}
-    for what, source in sources.items():
+        own = recipe.evaluate.questions.items()
+        sources += [(f"evaluate.questions.{n}", "evaluate", q.source) for n, q in own]
+    for what, stage, source in sources:
         if not local_path(source).exists():
-            yield f"{what}: {source} is not on this disk; {_remedy(source)}"
+            text = f"{what}: {source} is not on this disk; {_remedy(source)}"
+            yield Lack(text, stage, not _is_of_hub(source))
 
 
 def _remedy(place: str) -> str:
-    if HUB_ID.fullmatch(place) and "/" in place:
+    if _is_of_hub(place):
         return "it is downloaded from the Hugging Face hub at the first start"
-    return "check the path"
+    return f"check the path (it is looked for from {Path.cwd()})"
 
 
-def _packages(recipe: Recipe) -> Iterator[str]:
+def _is_of_hub(place: str) -> bool:
+    """Whether a place looks like a hub id, and not like a file that is not there."""
+    hub = HUB_ID.fullmatch(place) and place.count("/") == 1 and not place.startswith(".")
+    return bool(hub) and Path(place).suffix not in DATA_FILES
+
+
+def _packages(recipe: Recipe) -> Iterator[Lack]:
     generate, local = recipe.generate, [m for m in recipe.models.values() if m.server is None]
     if local and generate.engine == "vllm":
         python = generate.vllm.python or sys.executable
         if not _has_vllm(python):
-            yield (
+            yield Lack(
                 f"package vllm, in {python}: pip install vllm there, or name a Python that has it "
-                "in generate.vllm.python"
+                "in generate.vllm.python",
+                "generate",
             )
     if local and generate.engine == "ray" and find_spec("ray") is None:
-        yield "package ray: pip install 'deltalearn[ray]'"
+        yield Lack("package ray: pip install 'deltalearn[ray]'", "generate")
     arms = recipe.tuned_arms
     for spec in [recipe.tune_of(arm) for arm in arms] if arms else [recipe.tune]:
         if spec.lora is not None and find_spec("peft") is None:
-            yield "package peft: pip install 'deltalearn[lora]'"
+            yield Lack("package peft: pip install 'deltalearn[lora]'", "tune")
         quantised = spec.lora is not None and spec.lora.bits is not None
         if (quantised or spec.optimizer == "adamw_8bit") and find_spec("bitsandbytes") is None:
-            yield "package bitsandbytes: pip install 'deltalearn[qlora]'"
+            yield Lack("package bitsandbytes: pip install 'deltalearn[qlora]'", "tune")
         if spec.tracker in TRACKERS and find_spec(TRACKERS[spec.tracker]) is None:
-            yield f"package {spec.tracker}: pip install 'deltalearn[{spec.tracker}]'"
+            extra = f"pip install 'deltalearn[{spec.tracker}]'"
+            yield Lack(f"package {spec.tracker}, for tune.tracker: {extra}", "tune")
 
 
 def _has_vllm(python: str) -> bool:
@@ -101,7 +147,7 @@ def _has_vllm(python: str) -> bool:
         return False
 
 
-def _keys(recipe: Recipe) -> Iterator[str]:
+def _keys(recipe: Recipe) -> Iterator[Lack]:
     named = {n: m.server.key_env for n, m in recipe.models.items() if m.server and m.server.key_env}
     if recipe.evaluate is not None and recipe.evaluate.judge is not None:
         judge = recipe.evaluate.judge
@@ -109,10 +155,11 @@ def _keys(recipe: Recipe) -> Iterator[str]:
             named["the judge"] = variable
     for who, variable in named.items():
         if not os.environ.get(variable, "").strip():
-            yield f"key of {who}: the environment variable {variable} is not set"
+            text = f"key of {who}: the environment variable {variable} is not set"
+            yield Lack(text, "evaluate" if who == "the judge" else "generate")
 
 
-def _of_evaluation(spec: EvaluateSpec) -> Iterator[str]:
+def _of_evaluation(spec: EvaluateSpec) -> Iterator[Lack]:
     from deltalearn.evaluate.tulu3.suite import BY_NAME
     from deltalearn.pipeline.evaluate_options import expanded
 
@@ -120,21 +167,23 @@ def _of_evaluation(spec: EvaluateSpec) -> Iterator[str]:
     if not names:
         return
     if find_spec("lm_eval") is None:
-        yield "package lm_eval: pip install 'deltalearn[evaluate]'"
+        yield Lack("package lm_eval: pip install 'deltalearn[evaluate]'", "evaluate")
     if spec.backend.kind == "vllm" and find_spec("vllm") is None:
-        yield "package vllm, for evaluate.backend.kind: pip install vllm"
+        yield Lack("package vllm, for evaluate.backend.kind: pip install vllm", "evaluate")
     suite = [BY_NAME[name] for name in names if name in BY_NAME]
     if any(benchmark.kind == "code" for benchmark in suite):
         if not spec.allow_code:
-            yield "evaluate.allow_code: benchmarks of code run what models write; allow it"
+            text = "evaluate.allow_code: benchmarks of code run what models write; allow it"
+            yield Lack(text, "evaluate")
         elif not spec.unsafe and shutil.which("bwrap") is None:
-            yield "program bwrap, which isolates generated code: apt install bubblewrap"
+            text = "program bwrap, which isolates generated code: apt install bubblewrap"
+            yield Lack(text, "evaluate")
     if "alpaca_eval" in names and spec.judge is None:
-        yield "evaluate.judge: AlpacaEval has no score without a judge"
+        yield Lack("evaluate.judge: AlpacaEval has no score without a judge", "evaluate", False)
     yield from _benchmark_data(suite, spec.data_dir)
 
 
-def _benchmark_data(suite: list[Benchmark], given: str | None) -> Iterator[str]:
+def _benchmark_data(suite: list[Benchmark], given: str | None) -> Iterator[Lack]:
     from deltalearn.errors import UserError
     from deltalearn.evaluate.tulu3.sources import data_directory
     from deltalearn.evaluate.tulu3.suite import local_pattern
@@ -142,16 +191,19 @@ def _benchmark_data(suite: list[Benchmark], given: str | None) -> Iterator[str]:
     try:
         directory = data_directory(given)
     except UserError as error:
-        yield f"evaluate.data_dir: {error}"
+        yield Lack(f"evaluate.data_dir: {error}", "evaluate")
         return
     if directory is None:
         if suite:
-            yield (
+            yield Lack(
                 f"data of {len(suite)} benchmarks: downloaded from the Hugging Face hub, or name "
-                "a local copy in evaluate.data_dir"
+                "a local copy in evaluate.data_dir",
+                "evaluate",
+                stops=False,
             )
         return
     for benchmark in suite:
         pattern = local_pattern(benchmark)
         if not any(directory.glob(pattern)):
-            yield f"data of {benchmark.title}: no {pattern} in {directory}"
+            text = f"data of {benchmark.title}: no {pattern} in {directory}"
+            yield Lack(text, "evaluate")

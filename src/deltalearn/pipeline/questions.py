@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from deltalearn.evaluate.harness.run import Selection
 from deltalearn.evaluate.reference.benchmark import QuestionBenchmark
 from deltalearn.evaluate.reference.kept import Kept
 from deltalearn.evaluate.reference.scorers import scorer
 from deltalearn.formats.questions import Item, read_items
-from deltalearn.lm.load import Placement
 from deltalearn.lm.locate import ModelFiles
 from deltalearn.recipe.evaluation import QuestionsSpec
 from deltalearn.util.files import digest
+
+if TYPE_CHECKING:
+    from deltalearn.lm.load import Placement
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ heavy is imported until a stage has work to do, so that a finished run says so a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -17,11 +18,11 @@ from deltalearn.pipeline.context import Context
 from deltalearn.pipeline.directory import RunDirectory
 from deltalearn.pipeline.evaluate_stage import (
     ScoreJob,
-    check_evaluation,
     score_jobs,
     score_stage,
     takes_named_devices,
 )
+from deltalearn.pipeline.first_look import faults, stages_of, unfilled_batches
 from deltalearn.pipeline.generate import STORE_FILES, generate_stages
 from deltalearn.pipeline.job import Doing
 from deltalearn.pipeline.pairs import pairs_name, pairs_stage
@@ -76,8 +77,8 @@ def run_recipe(
                 recipe, directory, say, update=update, retry_errors=options.retry_errors,
                 processes=processes, parallel=options.parallel,
             )  # fmt: skip
-            stages = STAGES[: STAGES.index(until) + 1]
-            stages = tuple(stage for stage in stages if stage not in pipeline.left_out)
+            last = STAGES.index(until)
+            stages = [stage for stage in stages_of(recipe) if STAGES.index(stage) <= last]
             pipeline.check(stages)
             for stage in stages:
                 if stage == STAGES[-1]:  # which tells of what the recipe has
@@ -95,23 +96,18 @@ class Pipeline(Context):
     processes: Processes = field(kw_only=True)
     parallel: int = 1
 
-    @property
-    def left_out(self) -> set[str]:
-        """Stages for which the recipe has no section: it needs no answers, or no scores."""
-        answers = set() if self.recipe.generators else {"prompts", "generate", "pairs"}
-        scores = set() if self.recipe.evaluate else {"evaluate"}
-        return answers | scores
-
-    def check(self, stages: tuple[str, ...]) -> None:
+    def check(self, stages: Sequence[str]) -> None:
         """Raise UserError for what is missing, before anything works."""
         if "prompts" in stages:
             self._prompts  # noqa: B018 (each finds and identifies what it is called)
-        if stages != ("prompts",):
+        if tuple(stages) != ("prompts",):
             self.generators  # noqa: B018
         if "tune" in stages:
             self._outside  # noqa: B018
-        if "evaluate" in stages:
-            check_evaluation(self)
+        left = [stage for stage in stages if not self.directory.has_done(stage)]
+        files = self.models if tuple(stages) != ("prompts",) else {}
+        if found := faults(self.recipe, left, files, self.directory.path):
+            raise UserError("\n".join(found))
         self.directory.reads(contents_of(self.recipe, stages, self.generators))
 
     @cached_property
@@ -127,6 +123,8 @@ class Pipeline(Context):
     def prompts(self) -> None:
         """Read and keep the prompts: prompts.jsonl and prompts.rejects.jsonl."""
         self.run(self._prompts)
+        if found := unfilled_batches(self.recipe, self.directory.counts("prompts")["prompts"]):
+            raise UserError("\n".join(found))
 
     @property
     def _at_once(self) -> int:

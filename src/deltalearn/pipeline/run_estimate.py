@@ -13,10 +13,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from deltalearn.lm.locate import ModelFiles
+from deltalearn.pipeline.first_look import faults, stages_of
 from deltalearn.pipeline.generate import STORE
 from deltalearn.pipeline.generate_estimate import estimate_models
 from deltalearn.pipeline.manifest import DONE, MANIFEST, Manifest, StageRecord
-from deltalearn.pipeline.missing import model_is_here, what_is_missing
+from deltalearn.pipeline.missing import local_models, model_is_here, what_is_missing
 from deltalearn.pipeline.pairs import pairs_name
 from deltalearn.pipeline.run_options import Rates
 from deltalearn.recipe import LoadedRecipe, PairsSource, Recipe
@@ -65,13 +67,24 @@ class _RunEstimate:
         recipe = self.recipe
         blocks = [
             [f"Dry run of {recipe.name}: nothing is generated, trained or judged"],
-            ["missing here", *(f"  {line}" for line in what_is_missing(recipe) or ["nothing"])],
+            ["missing here", *(f"  {line}" for line in self.missing() or ["nothing"])],
         ]
         if recipe.generators:
             blocks += [self.prompts(), self.generate(), self.pairs()]
         blocks.append(self.tune())
         blocks += [self.evaluate(), self.time()]
         return "\n\n".join("\n".join(block) for block in blocks)
+
+    def missing(self) -> list[str]:
+        """What is not here, and what else would stop the run."""
+        here = {
+            name: ModelFiles(path, local_path(path), "")
+            for name, path in local_models(self.recipe).items()
+            if local_path(path).is_dir()
+        }
+        stages = stages_of(self.recipe)
+        others = faults(self.recipe, stages, here, self.out, launched=False)
+        return list(dict.fromkeys([*what_is_missing(self.recipe), *others]))
 
     # -- what was done here before -----------------------------------------------------------
 
