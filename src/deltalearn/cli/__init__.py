@@ -242,7 +242,7 @@ def main() -> None:
     # Threads that wait asleep instead of spinning: a tenth slower with tiny models on an idle
     # machine, seven times faster where something else keeps a core busy. Read by torch's import.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from deltalearn.errors import UserError, is_disk_full
+    from deltalearn.errors import UserError, is_disk_full, place_fault
     from deltalearn.util.malloc import keep_freed_memory
     from deltalearn.util.signals import interrupt_on_sigterm
 
@@ -258,6 +258,9 @@ def main() -> None:
         _complain(f"\n{str(error) or 'interrupted'}; run the same command again to resume")
         sys.exit(EXIT_SIGNAL + error.number)
     except Exception as error:
+        if fault := place_fault(error):
+            _complain(f"error: {fault}")
+            sys.exit(EXIT_USER_ERROR)
         if not is_disk_full(error):
             raise
         _complain(

@@ -81,7 +81,7 @@ def locate(place: str, revision: str | None = None) -> ModelFiles:
 
 def has_chat_template(files: ModelFiles) -> bool:
     """Tell whether a chat template lies beside a model, in any of the places that it may."""
-    folder = files.adapter or files.directory
+    folder = files.tokenizer_directory
     if any((folder / name).exists() for name in TEMPLATES):
         return True
     with suppress(OSError, ValueError):

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from deltalearn.errors import UserError
-from deltalearn.pipeline.lock import LOCK, Hold
+from deltalearn.pipeline.lock import LOCK, Hold, check_place
 from deltalearn.pipeline.manifest import (
     DONE,
     LEFT,
@@ -75,7 +75,7 @@ class RunDirectory:
         self._writing = threading.Lock()
         recipe = loaded.values()
         _existing_manifest(path, may_hold)  # says what is in the way before anything is written
-        self._hold = Hold(path)
+        self._hold = Hold(path, may_read=(path / MANIFEST).is_file())
         try:
             existing = check_directory(path, loaded, update, may_hold, free)
         except BaseException:
@@ -115,6 +115,7 @@ class RunDirectory:
 
     def save(self) -> None:
         """Write run.json, and recipe.yaml if it is another one."""
+        self._must_be_writable("its record changes")
         if self._unsaid is not None:
             write_text(self.path / RECIPE, self._unsaid)
             self._unsaid = None
@@ -229,6 +230,7 @@ class RunDirectory:
         if other and not over and self._any(lost):
             assert before is not None
             raise UserError(_holds_another(self.path, stage.changed(before)))
+        self._must_be_writable(f"{stage.name} is not done")
         stage.prepare()
         with self._writing:
             if before is not None and before.key != stage.key:
@@ -262,6 +264,13 @@ class RunDirectory:
             self.manifest.stages.pop(stage.name, None)
             with suppress(OSError):  # of a full disk, say: the first error is the one to tell
                 self.save()
+
+    def _must_be_writable(self, why: str) -> None:
+        if self._hold.to_read:
+            raise UserError(
+                f"{self.path}: a run that can only be read here, and {why}; copy it to where it "
+                "can be written, or choose another --out"
+            )
 
     def _make_way(self, stage: Stage, before: StageRecord) -> None:
         """Take what a stage left for other inputs out of the way; keep what cost something."""
@@ -307,7 +316,9 @@ def check_directory(
         UserError: If it may not.
     """
     existing = _existing_manifest(path, may_hold)
-    if existing is not None:
+    if existing is None:
+        check_place(path)
+    else:
         _check_same(path, existing, loaded.values(), update, free)
     return existing
 

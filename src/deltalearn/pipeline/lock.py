@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import platform
@@ -13,7 +14,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from deltalearn.errors import UserError
+from deltalearn.errors import PLACES, UserError, place_fault
 from deltalearn.pipeline.manifest import MANIFEST, now
 
 LOCK = ".lock"
@@ -23,13 +24,22 @@ class Hold:
     """A directory, made if need be, in which this process alone works: a context manager.
 
     The lock file says who that is. Folders that were made and left empty are removed again.
-    UserError, at the start, if another process works there.
+    UserError, at the start, if another process works there, or if nobody can write there.
+
+    Attributes:
+        to_read: Whether the directory is only read: it is there, and cannot be written. Nothing is
+            locked then.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, may_read: bool = False) -> None:
         self.path = path
-        self._made = _make(path)
+        self.to_read = may_read and path.is_dir() and not os.access(path, os.W_OK | os.X_OK)
+        self._made: list[Path] = []
         self._lock = FileLock(path / LOCK)
+        if self.to_read:
+            return
+        check_place(path)
+        self._made = _make(path)
         there = _holder(path / LOCK)
         try:
             self._lock.acquire(timeout=0)
@@ -48,6 +58,8 @@ class Hold:
 
     def release(self) -> None:
         """Let others work here."""
+        if self.to_read:
+            return
         with suppress(OSError):
             os.truncate(self.path / LOCK, 0)
         self._lock.release()
@@ -70,10 +82,26 @@ def exclusive(path: Path) -> Iterator[None]:
         yield
 
 
-def _make(path: Path) -> list[Path]:
-    """Make a directory; which folders were not there before, the innermost first."""
+def check_place(path: Path) -> None:
+    """Raise UserError if a directory cannot be made, or not be written."""
     if path.is_file():
         raise UserError(f"{path}: a file is in the way of the output directory")
+    try:
+        there = next(
+            folder for folder in (path, *path.absolute().parents) if os.path.lexists(folder)
+        )
+    except OSError as error:
+        raise UserError(place_fault(error) or str(error)) from error
+    if not there.is_dir():
+        raise UserError(f"{path}: {there} is no folder; choose another place")
+    if not os.access(there, os.W_OK | os.X_OK):
+        read_only = os.statvfs(there).f_flag & os.ST_RDONLY
+        why = PLACES[errno.EROFS if read_only else errno.EACCES]
+        raise UserError(f"{path}: nothing can be written in {there}: {why}")
+
+
+def _make(path: Path) -> list[Path]:
+    """Make a directory; which folders were not there before, the innermost first."""
     made = [folder for folder in (path, *path.parents) if not folder.exists()]
     path.mkdir(parents=True, exist_ok=True)
     return made

@@ -16,7 +16,7 @@ from typing import Annotated, Any, TextIO
 
 from pydantic import Field, TypeAdapter
 
-from deltalearn.errors import UserError, is_disk_full
+from deltalearn.errors import UserError, is_disk_full, place_fault
 from deltalearn.pipeline.evaluate_stage import ScoreJob
 from deltalearn.pipeline.generate import AskJob
 from deltalearn.pipeline.job import GO, Job
@@ -39,6 +39,9 @@ def main() -> None:
     except KeyboardInterrupt as error:
         _tell(out, stopped=str(error))
     except OSError as error:
+        if fault := place_fault(error):
+            _tell(out, error=fault)
+            return
         if not is_disk_full(error):
             raise
         _tell(out, error=f"the disk is full ({error}); make room, then run it again to resume")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import sqlite3
 import time
 from array import array
@@ -16,7 +17,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from deltalearn.errors import UserError
+from deltalearn.errors import UserError, is_sqlite_place, place_fault
 from deltalearn.records import Prompt, Request, Response
 from deltalearn.util.files import canonical_json, digest
 
@@ -126,15 +127,41 @@ class ResponseStore:
         """
         if existing and not path.is_file():
             raise UserError(f"{path}: no response store here")
-        path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
+        self._to_read = path.is_file() and not all(
+            os.access(place, os.W_OK) for place in (path, path.parent)
+        )
         try:
-            self.db = sqlite3.connect(path, timeout=60)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self.db = self._connect()
             self._set_up(existing)
+        except OSError as error:
+            raise UserError(place_fault(error) or f"{path}: {error}") from error
         except sqlite3.DatabaseError as error:
+            if is_sqlite_place(error):
+                raise UserError(self._unwritable(error)) from error
             if isinstance(error, sqlite3.OperationalError):
                 raise
             raise UserError(f"{path}: not a response store ({error}); move it away") from error
+
+    def _connect(self) -> sqlite3.Connection:
+        """Open the file; where nothing can be written, as it is: WAL needs a file beside it."""
+        if not self._to_read:
+            return sqlite3.connect(self.path, timeout=60)
+        log = self.path.with_name(f"{self.path.name}-wal")
+        if log.is_file() and log.stat().st_size:
+            raise UserError(
+                f"{self.path}: its last answers are in {log.name}, and nothing can be written here "
+                "to take them in; copy the folder, and read the copy"
+            )
+        place = self.path.absolute().as_uri()
+        return sqlite3.connect(f"{place}?mode=ro&immutable=1", uri=True)
+
+    def _unwritable(self, error: object) -> str:
+        return (
+            f"{self.path}: cannot be written ({error}); make the file and its folder writable, or "
+            "copy them"
+        )
 
     def _set_up(self, existing: bool) -> None:
         # One statement, one snapshot: another process may be making the store at this moment.
@@ -149,8 +176,9 @@ class ResponseStore:
                 f"{self.path}: made by another version of deltalearn (schema {version}, here "
                 f"{SCHEMA_VERSION}); use a new output directory"
             )
-        self.db.execute("PRAGMA journal_mode=WAL")
-        self.db.execute("PRAGMA synchronous=FULL")
+        if not self._to_read:
+            self.db.execute("PRAGMA journal_mode=WAL")
+            self.db.execute("PRAGMA synchronous=FULL")
         if version == 0:
             with self.db:
                 self.db.executescript(
@@ -173,6 +201,8 @@ class ResponseStore:
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self.close()
+        if is_sqlite_place(error):
+            raise UserError(self._unwritable(error)) from error
         if is_damage(error):
             raise UserError(
                 f"{self.path}: damaged ({error}); `deltalearn responses check` tells more"

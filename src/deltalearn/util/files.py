@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -15,6 +16,8 @@ from typing import Any
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary sibling of `path` that takes its place only if the block succeeds."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_dir():  # said now, of the name that was given, and not after all is computed
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         yield temporary
