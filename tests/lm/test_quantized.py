@@ -90,6 +90,7 @@ def test_a_student_is_trained_in_full_and_written_as_an_ordinary_model(
     student = load_student(files, settings, cpu, seed=0)
     weights = {n: p.detach() + 0.01 for n, p in trainable_parameters(student).items()}
     assert {p.dtype for p in student.parameters()} == {torch.float32}
+    assert lora or weights.keys() == dict(student.named_parameters()).keys()
     with torch.no_grad():
         for name, parameter in trainable_parameters(student).items():
             parameter.copy_(weights[name])

@@ -206,7 +206,9 @@ def test_an_adapter_is_merged_into_its_base(model, cpu, tmp_path, settings, with
         shutil.copy(model / "config.json", place)
     reference = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(model), place)
     files = locate(str(place))
-    found = logits(load_model(files, cpu))
+    whole = load_model(files, cpu)
+    assert all(parameter.requires_grad for parameter in whole.parameters())
+    found = logits(whole)
     assert torch.allclose(found, logits(reference), atol=1e-4)
     assert not torch.allclose(found, logits(load_model(locate(str(model)), cpu)), atol=1e-2)
     assert load_tokenizer(files).chat_template

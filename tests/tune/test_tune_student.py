@@ -177,10 +177,10 @@ class TestFull:
         before = stored(tmp_path / "final")
         changed = {name: p.detach() + 1 for name, p in weights.items()}
 
-        def fail(_files, **_options):
+        def fail(*_arguments):
             raise OSError("disk full")
 
-        monkeypatch.setattr("deltalearn.tune.student.load_tokenizer", fail)
+        monkeypatch.setattr("deltalearn.tune.write.copy_tokenizer", fail)
         with pytest.raises(OSError, match="disk full"):
             save_student(changed, files, TuneSpec(), cpu, tmp_path / "final")
         after = stored(tmp_path / "final")

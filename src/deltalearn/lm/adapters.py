@@ -92,7 +92,7 @@ def merged(name: str, model: PreTrainedModel, directory: Path) -> PreTrainedMode
         if placed != stored:
             at = sorted(n for n in placed.keys() | stored.keys() if placed.get(n) != stored.get(n))
             raise ValueError(f"{len(at)} of its weights have no place in it, {at[0]} first")
-        return adapted.merge_and_unload()
+        return adapted.merge_and_unload().requires_grad_()  # peft has frozen the base
     except UserError:
         raise
     except Exception as error:  # peft has methods that cannot be merged, each with its own error

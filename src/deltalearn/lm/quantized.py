@@ -147,4 +147,4 @@ def plain(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
     for key, parameter in model.named_parameters():
         kept = stays_float32(model, key, dtype)
         parameter.data = parameter.data.to(torch.float32 if kept else dtype)
-    return model
+    return model.requires_grad_()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,11 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 
 from deltalearn.errors import UserError
 from deltalearn.lm.locate import ModelFiles
+from deltalearn.util.files import write_text
 from deltalearn.util.progress import console
 
 FILE = "tokenizer.json"
+PLAIN_CLASS = "PreTrainedTokenizerFast"  # by this name transformers 4 knows it, too
 # Texts that pre-tokenizers, normalizers and decoders of the families treat differently.
 PROBES = (
     "It is 12345 now, or 3.14159 and 1,000,000; in 2024?",
@@ -52,11 +55,7 @@ def read_tokenizer(files: ModelFiles) -> PreTrainedTokenizerBase:
         UserError: If it does not load, or if it cannot be made to agree with its file.
     """
     directory = files.tokenizer_directory
-    try:
-        found = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
-        refused = None
-    except Exception as error:  # each class of transformers has its own kinds
-        found, refused = None, error
+    found, refused = _by_class(directory)
     if not (directory / FILE).exists():
         if found is None:
             raise _unreadable(files, refused) from refused
@@ -85,9 +84,33 @@ def read_tokenizer(files: ModelFiles) -> PreTrainedTokenizerBase:
     return plain
 
 
+def _by_class(directory: Path) -> tuple[PreTrainedTokenizerBase | None, Exception | None]:
+    """The tokenizer as transformers makes it, or why it does not."""
+    try:
+        return AutoTokenizer.from_pretrained(directory, trust_remote_code=False), None
+    except Exception as error:  # each class has its own kinds
+        return None, error
+
+
 def _unreadable(files: ModelFiles, error: Exception | None) -> UserError:
     text = " ".join(str(error).split())
     return UserError(f"{files.name}: the tokenizer does not load: {text}")
+
+
+def name_class_by_file(directory: Path) -> None:
+    """Let a tokenizer's settings name the class that reads its file as it is, if theirs does not.
+
+    Args:
+        directory: With a config, and a tokenizer that `read_tokenizer` has accepted.
+    """
+    settings = directory / "tokenizer_config.json"
+    if not (directory / FILE).exists() or not settings.exists():
+        return
+    found, _ = _by_class(directory)
+    if found is not None and first_difference(found, file_tokenizer(directory)) is None:
+        return
+    values = {**json.loads(settings.read_text(encoding="utf-8")), "tokenizer_class": PLAIN_CLASS}
+    write_text(settings, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
 
 
 def file_tokenizer(directory: Path) -> Tokenizer:

@@ -6,9 +6,21 @@ Tried with transformers 5.23.0. Who moves to another version runs that test firs
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from unittest.mock import patch
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, modeling_utils
+
+from deltalearn.lm.weights import write_header
+
+SAFETENSORS_TYPES = {
+    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
+    torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8",
+    torch.uint8: "U8", torch.bool: "BOOL",
+}  # fmt: skip
 
 
 def attention_name(model: PreTrainedModel) -> str:
@@ -45,3 +57,19 @@ def stays_float32(model: PreTrainedModel, name: str, dtype: torch.dtype) -> bool
     """True if the class of `model` keeps the weight `name` in float32 when loaded in `dtype`."""
     parts = (pattern.replace("*", "[^.]+") for pattern in model._get_dtype_plan(dtype))
     return any(re.search(rf"(^|\.){part}(\.|$)", name) for part in parts)
+
+
+@contextmanager
+def headers_alone() -> Iterator[None]:
+    """Within the block, `save_pretrained` writes weight files whose numbers are holes."""
+
+    def save(
+        tensors: Mapping[str, torch.Tensor],
+        filename: str | Path,
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
+        shapes = {name: (SAFETENSORS_TYPES[t.dtype], list(t.shape)) for name, t in tensors.items()}
+        write_header(Path(filename), shapes, dict(metadata or {}))
+
+    with patch.object(modeling_utils, "safe_save_file", save):
+        yield

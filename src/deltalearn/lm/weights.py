@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ SINGLE = "model.safetensors"  # the names that transformers looks for, in this o
 INDEX = "model.safetensors.index.json"
 LENGTH_BYTES = 8  # a safetensors file begins with the length of its header
 LONGEST_HEADER = 100_000_000  # as safetensors itself has it
+BYTES = {"64": 8, "32": 4, "16": 2, "8": 1, "BOOL": 1}  # by what a dtype's name ends with
 POINTER = b"version https://git-lfs"
 
 
@@ -110,3 +113,30 @@ def stored_tensors(place: str, directory: Path) -> dict[str, dict[str, Any]]:
         for file in weight_files(place, directory)
         for name, tensor in read_header(place, file).items()
     }
+
+
+def write_header(
+    file: Path, tensors: Mapping[str, tuple[str, list[int]]], metadata: Mapping[str, str]
+) -> None:
+    """Write a safetensors file that has holes instead of numbers, which take no room on a disk.
+
+    Args:
+        file: Written anew.
+        tensors: {name: (dtype as safetensors writes it, shape)}.
+        metadata: Its own, text by name.
+    """
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
+    end = 0
+    # safetensors wants them without gaps, and the largest numbers first.
+    for name, (dtype, shape) in sorted(tensors.items(), key=lambda item: -_bytes(item[1][0])):
+        begin, end = end, end + _bytes(dtype) * math.prod(shape)
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % LENGTH_BYTES)
+    with file.open("wb") as stream:
+        stream.write(len(text).to_bytes(LENGTH_BYTES, "little") + text)
+        stream.truncate(LENGTH_BYTES + len(text) + end)
+
+
+def _bytes(dtype: str) -> int:
+    return next(size for end, size in BYTES.items() if dtype.endswith(end))

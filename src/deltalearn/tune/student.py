@@ -14,10 +14,11 @@ from transformers import BitsAndBytesConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from deltalearn.errors import UserError
-from deltalearn.lm.load import Placement, load_model, load_tokenizer, require_device
+from deltalearn.lm.load import Placement, load_model, require_device
 from deltalearn.lm.locate import ModelFiles
 from deltalearn.lm.quantized import trained_as
 from deltalearn.recipe import LoraSpec, TuneSpec
+from deltalearn.tune.write import copy_tokenizer, write_model
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -193,8 +194,8 @@ def save_student(
 
     The student is read anew from `files` and the weights are laid over it, so nothing of how it was
     trained (sharding, quantising, attention) stays in it. It is stored as safetensors in
-    `placement.dtype`, with the tokenizer and the generation config that it came with. To be called
-    by one process; it needs host memory for the model in that dtype.
+    `placement.dtype`, with the side files that it came with (`tune.write`). To be called by one
+    process; it needs host memory for the model in that dtype.
 
     With LoRA the adapter goes to `adapter` beside `out`, in peft's format and float32, and `out` is
     the model with the adapter merged in. After QLoRA it is merged into the weights as they were
@@ -218,13 +219,10 @@ def save_student(
         with _replacing_directory(out.with_name("adapter")) as directory:
             # True or "auto" would ask the hub what the student's vocabulary is.
             model.save_pretrained(directory, save_embedding_layers=False)
+            copy_tokenizer(files, directory)
         model = model.merge_and_unload()
     with _replacing_directory(out) as directory:
-        model.save_pretrained(directory)
-        load_tokenizer(files, chat=False).save_pretrained(directory)
-        shipped = files.directory / "generation_config.json"
-        if shipped.is_file():  # load_model drops the sampling defaults it holds
-            shutil.copyfile(shipped, directory / shipped.name)
+        write_model(model, files, directory)
 
 
 @contextmanager

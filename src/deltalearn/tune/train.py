@@ -44,6 +44,7 @@ from deltalearn.tune.student import (
 )
 from deltalearn.tune.trackers import start_trackers
 from deltalearn.util.failure import informed
+from deltalearn.tune.write import check_written, rehearse
 from deltalearn.util.files import digest
 from deltalearn.util.progress import console
 
@@ -87,7 +88,7 @@ def tune(
 
     Raises:
         UserError: If there is less than one batch of examples, if a checkpoint belongs to another
-            run, or if the first loss is not what it must be.
+            run, if the first loss is not what it must be, or if what is written cannot be read.
     """
     train, held_out = split_held_out(examples, settings.eval_pairs or 0)
     steps = steps_on(len(train), len(held_out), settings)
@@ -99,6 +100,8 @@ def tune(
     needed = partial(estimate, student, examples, settings, placement, accelerator)
     if memory := informed("memory estimate", needed, say):
         say(format_estimate(memory))
+    # UserError, on every process, where what the run will write could not be read.
+    informed("rehearsal of saving", partial(rehearse, student, placement.dtype, out), say)
     model = load_student(student, settings, placement, seed)
     silence_dropout(model)
     model.train()
@@ -168,6 +171,7 @@ def tune(
     weights = whole_weights(accelerator, policy)
     if accelerator.is_main_process:
         save_student(weights, student, settings, placement, out / "final")
+        check_written(out / "final")  # and if it cannot be read, the checkpoints are still there
     accelerator.wait_for_everyone()
     checkpoints.remove()
     result = {"steps": done, "examples": len(train), "resumed_at": start, "rows": str(rows)}
