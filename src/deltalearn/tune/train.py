@@ -43,8 +43,8 @@ from deltalearn.tune.student import (
     silence_dropout,
 )
 from deltalearn.tune.trackers import start_trackers
-from deltalearn.util.failure import informed
 from deltalearn.tune.write import check_written, rehearse
+from deltalearn.util.failure import informed
 from deltalearn.util.files import digest
 from deltalearn.util.progress import console
 
