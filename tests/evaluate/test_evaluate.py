@@ -280,7 +280,7 @@ def item(question: str, answer: str, task: str = "t") -> Item:
 
 
 ITEMS = [item(q, a) for q, a in QUESTIONS.items()]
-GREEDY = {"greedy_accuracy", "greedy_answer", "extracted"}
+GREEDY = {"greedy_accuracy", "greedy_answer", "reasoning", "fault", "extracted"}
 ALL_METRICS = ("expected_accuracy", "greedy_accuracy", "loglik")
 
 
@@ -353,11 +353,8 @@ def test_greedy_accuracy_needs_the_text_and_the_end(score):
     [
         (("expected_accuracy",), {"expected_accuracy"}),
         (("loglik",), {"loglik"}),
-        (("greedy_accuracy",), {"greedy_accuracy", "greedy_answer", "extracted"}),
-        (
-            ("loglik", "greedy_accuracy"),
-            {"loglik", "greedy_accuracy", "greedy_answer", "extracted"},
-        ),
+        (("greedy_accuracy",), GREEDY),
+        (("loglik", "greedy_accuracy"), {"loglik", *GREEDY}),
     ],
 )
 def test_only_the_metrics_asked_for_are_measured(score, metrics, keys):

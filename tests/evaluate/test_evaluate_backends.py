@@ -64,17 +64,17 @@ def ask(model, prompt: str, kind: str) -> None:
 def read_by_model(model, monkeypatch) -> list[list[int]]:
     """Where the ids land that the transformers back-end gives to its model."""
     seen: list[list[int]] = []
-    generate, call = model._model_generate, model._model_call
+    generate, call = model.model.generate, model._model_call
 
-    def generating(context, *rest, **options):
-        seen.append(context[0].tolist())
-        return generate(context, *rest, **options)
+    def generating(input_ids, **options):
+        seen.append(input_ids[0].tolist())
+        return generate(input_ids=input_ids, **options)
 
     def calling(ids, *rest, **options):
         seen.append(ids[0].tolist())
         return call(ids, *rest, **options)
 
-    monkeypatch.setattr(model, "_model_generate", generating)
+    monkeypatch.setattr(model.model, "generate", generating)
     monkeypatch.setattr(model, "_model_call", calling)
     return seen
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import torch
 
 pytest.importorskip("lm_eval")
 
@@ -21,6 +20,7 @@ from deltalearn.evaluate.harness.backends import BackendOptions
 from deltalearn.evaluate.harness.cache import Answers
 from deltalearn.evaluate.harness.loading import group_size
 from deltalearn.evaluate.harness.model import CachedLM
+from deltalearn.evaluate.reply import Reply
 from deltalearn.util.signals import Stopped
 
 
@@ -32,14 +32,12 @@ class Inner:
 
     def __init__(self) -> None:
         self.asked: list[tuple] = []
-        self.draws: list[float] = []
 
     def tok_encode(self, text: str) -> list[int]:
         return list(range(len(text)))
 
     def generate_until(self, requests, disable_tqdm=False):
         assert disable_tqdm
-        self.draws.append(float(torch.rand(())))
         first = len(self.asked)
         self.asked += [r.args for r in requests]
         return [f"answer {first + i} to {r.args[0][:5]}" for i, r in enumerate(requests)]
@@ -104,20 +102,34 @@ def test_the_same_request_n_times_is_n_samples(remembering):
     assert len(other.asked) == 2, "two more, not six"
 
 
-def test_a_server_gets_a_seed_for_each_sample_and_few_stops(remembering):
+@pytest.mark.parametrize("served", [False, True])
+def test_each_sample_has_a_seed_of_its_own(remembering, served):
     """With one seed for all, as lm_eval sends it, twenty samples would be one."""
     model, inner = remembering()
-    model.server = Straight(inner)
-    stops = ["x", "y", "z", "to", "never"]
+    model.server = Straight(inner) if served else None
     sampled = Instance(
-        "generate_until", {}, ("one", {"until": stops, "max_gen_toks": 5, "do_sample": True}), 0
+        "generate_until", {}, ("one", {"until": [], "max_gen_toks": 5, "do_sample": True}), 0
     )
-    texts = model.generate_until([sampled] * 3)
+    model.generate_until([sampled] * 3)
     model.generate_until([written("greedy", max_gen_toks=5)])
     seeds = [options.get("seed") for _, options in inner.asked]
     assert len(set(seeds[:3])) == 3 and seeds[3] is None
-    assert inner.asked[0][1]["until"] == ["x", "y", "z"]
-    assert texts == ["answer 0 ", "answer 1 ", "answer 2 "], "cut here at the others"
+
+
+def test_what_is_beside_an_answer_is_kept_and_counted(remembering):
+    given = [Reply("Paris", "<think>hm</think>"), Reply("", "<think>hm", "unfinished"),
+             Reply("", "Par<|im_start|>", "control")]  # fmt: skip
+    requests = [written(f"prompt {i}", max_gen_toks=5) for i in range(3)]
+    for asked, inner in (remembering() for _ in range(2)):
+        inner.generate_until = lambda requests, disable_tqdm: given
+        found = asked.generate_until(requests)
+        assert found == ["Paris", "", ""]
+        assert [reply.reasoning for reply in found] == [reply.reasoning for reply in given]
+        assert asked.issues.notes() == [
+            "1 replies reasoned up to the limit, or to an end, without an answer: they count as "
+            "empty answers",
+            "1 replies have a control token within the answer: they count as empty answers",
+        ]
 
 
 def test_values_come_back_in_order_and_as_numbers(remembering):
@@ -144,18 +156,18 @@ def test_a_short_context_shortens_the_answer_and_says_so(remembering):
 
 
 def test_sampling_does_not_depend_on_what_was_asked_before(remembering):
-    """Groups are the same after an interruption, and each is seeded by its first request."""
+    """Each request is seeded by its content, whatever its group."""
     requests = [written(f"prompt {i}", max_gen_toks=5, do_sample=True) for i in range(6)]
-    model, inner = remembering()
-    model.group_size = 2
-    model.generate_until(requests)
-    assert len(set(inner.draws)) == 3
-    order = [asked[0] for asked in inner.asked]
-    fresh, other = remembering("m2")
-    fresh.group_size = 2
-    fresh.generate_until(requests)
-    assert other.draws != inner.draws, "another model draws otherwise"
-    assert [asked[0] for asked in other.asked] == order
+    seeds = []
+    for identity, size in (("m", 2), ("m", 6), ("m2", 2)):
+        model, inner = remembering(identity)
+        model.answers.get = lambda keys: {}
+        model.group_size = size
+        model.generate_until(requests)
+        seeds.append({context: options["seed"] for context, options in inner.asked})
+    assert len(set(seeds[0].values())) == 6
+    assert seeds[0] == seeds[1]
+    assert seeds[0] != seeds[2], "another model draws otherwise"
 
 
 def test_a_stop_keeps_what_is_done(remembering, monkeypatch):

@@ -23,7 +23,7 @@ EXACT = SCORERS["exact"]
 
 
 def row(id, stratum, score, **columns):
-    empty = dict.fromkeys(("cluster", "prompt", "output", "extracted", "gold"), "")
+    empty = dict.fromkeys(("cluster", "prompt", "output", "reasoning", "extracted", "gold"), "")
     return {"id": id, "stratum": stratum, "score": score, **empty, **columns}
 
 

@@ -11,7 +11,7 @@ import json
 import time
 
 import pytest
-from helpers.fault_server import FAULTS, answer_to
+from helpers.fault_server import answer_to
 
 from deltalearn.openai_api import replies
 from deltalearn.openai_api.errors import hide, retry_after
@@ -72,13 +72,86 @@ def test_a_used_up_account_is_no_rate_limit():
     assert caught.value.kind == "fatal" and "add credit" in caught.value.reason
 
 
-@pytest.mark.parametrize("fault", ["html", "no choices", "null", "odd reason"])
-def test_malformed_replies(fault):
-    content = FAULTS[fault].body
-    data = content.encode() if isinstance(content, str) else body(content)
+TOOL = {"content": None, "tool_calls": [{"function": {"name": "f", "arguments": "{}"}}]}
+
+
+@pytest.mark.parametrize(
+    ("content", "most"),
+    [
+        # What a proxy or a broken connection puts in its place may be gone the next time.
+        (b"<html>welcome</html>", 2),
+        (b'{"choices": [{"mess', 2),
+        (b"", 2),
+        (answer_to("q", finish_reason="error"), 2),
+        (answer_to("q", finish_reason="abort"), 2),
+        # What was made, and paid for, is made again.
+        (answer_to("q", message=TOOL, finish_reason="tool_calls"), None),
+        (answer_to("q", message={"content": None}), None),
+        (answer_to("q", message={"content": 7}), None),
+        (answer_to("q", message={"content": [{"type": "image_url", "image_url": {}}]}), None),
+        (answer_to("q", finish_reason="banana"), None),
+        (answer_to("q", finish_reason=None), None),
+        ({"id": "x", "choices": []}, None),
+        ({"id": "x"}, None),
+        ([], None),
+        ("fine", None),
+    ],
+)
+def test_a_reply_that_is_no_text_is_not_paid_for_again_and_again(content, most):
     with pytest.raises(Fault) as caught:
-        read_reply(200, {}, data)
-    assert (caught.value.kind, caught.value.retry) == ("malformed", True)
+        read_reply(200, {}, content if isinstance(content, bytes) else body(content))
+    fault = caught.value
+    assert (fault.kind, fault.retry, fault.most) == ("malformed", most is not None, most)
+
+
+def test_an_error_under_a_good_status_is_what_it_says():
+    """As routers pass on what happened behind them."""
+    for code, kind, retry in ((429, "rate_limit", True), (502, "server", True),
+                              (400, "refused", False), (None, "refused", False)):  # fmt: skip
+        with pytest.raises(Fault) as caught:
+            read_reply(200, {}, body({"error": {"message": "why", "code": code}}))
+        assert (caught.value.kind, caught.value.retry) == (kind, retry)
+
+
+@pytest.mark.parametrize(
+    ("message", "text", "reasoning"),
+    [
+        ({"content": [{"type": "text", "text": "Par"}, {"type": "text", "text": "is"}]},
+         "Paris", ""),
+        ({"content": [{"type": "output_text", "text": "Paris", "annotations": []}]}, "Paris", ""),
+        ({"content": ["Paris"]}, "Paris", ""),
+        ({"content": [{"type": "refusal", "refusal": "No."}]}, "No.", ""),
+        ({"content": [{"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]},
+                      {"type": "text", "text": "Paris"}]}, "Paris", "hm"),
+        ({"content": [{"type": "thinking", "thinking": "hm"}, {"type": "text", "text": "Paris"},
+                      {"type": "reference", "reference_ids": [1]}]}, "Paris", "hm"),
+        ({"content": [{"type": "thinking", "thinking": "hm"}]}, "", "hm"),
+        ({"content": "Paris", "reasoning": "hm"}, "Paris", "hm"),
+        ({"content": "Paris", "reasoning_content": [{"type": "text", "text": "hm"}]},
+         "Paris", "hm"),
+        ({"content": "Paris", "reasoning_details": [{"type": "reasoning.text", "text": "hm"}]},
+         "Paris", "hm"),
+    ],
+)  # fmt: skip
+def test_content_in_parts_is_read(message, text, reasoning):
+    found = read_reply(200, {}, body(answer_to("q", message=message)))
+    assert (found.text, found.reasoning) == (text, reasoning)
+
+
+@pytest.mark.parametrize(
+    ("message", "remedy"),
+    [
+        ({"message": "The model `x` does not exist", "code": "model_not_found"}, "no such model"),
+        ({"message": "model 'x' not found, try pulling it first"}, "no such model"),
+        ({"message": "API key not valid. Please pass a valid API key."}, "check the variable"),
+        ({"message": "no", "code": "invalid_api_key"}, "check the variable"),
+        ("Unexpected endpoint or method. (POST /chat/completions)", "check its URL"),
+    ],
+)
+def test_what_everybody_would_meet_is_known_under_a_status_of_one(message, remedy):
+    with pytest.raises(Fault) as caught:
+        read_reply(400, {}, body({"error": message}))
+    assert caught.value.kind == "fatal" and remedy in caught.value.reason
 
 
 def test_a_filtered_answer_is_an_error_of_its_own():
@@ -154,7 +227,7 @@ def test_numbers_that_are_none_are_unknown(number):
 def test_token_ids_that_are_none_make_a_malformed_reply(ids):
     with pytest.raises(Fault) as caught:
         read_reply(200, {}, body(answer_to("q", token_ids=ids)))
-    assert (caught.value.kind, caught.value.retry) == ("malformed", True)
+    assert (caught.value.kind, caught.value.retry) == ("malformed", False)
 
 
 def test_reasoning_without_an_answer_is_an_empty_answer():

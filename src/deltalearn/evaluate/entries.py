@@ -13,7 +13,8 @@ class ItemRow(TypedDict):
     cluster: str  # what items share that were drawn together; "" for none
     score: float
     prompt: str
-    output: str
+    output: str  # what is graded: the answer
+    reasoning: NotRequired[str]  # written before it, with its marks; "" for none
     extracted: str  # the answer that was found in the output
     gold: str
     question: NotRequired[str]  # without the examples; not in the file

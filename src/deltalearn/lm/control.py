@@ -6,11 +6,21 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-from deltalearn.lm.reasoning import MARKS, Mark, Parts, marks_in, opening_mark, take_apart
+from deltalearn.lm.reasoning import (
+    CHANNEL,
+    MARKS,
+    TRACES,
+    Mark,
+    Parts,
+    marks_in,
+    opening_mark,
+    take_apart,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+OPENS = frozenset([*TRACES, CHANNEL])
 PROMPT_TOKENS = 16  # of a prompt's end, enough to see a trace that it opens
 
 
@@ -27,6 +37,17 @@ class AnswerReader:
         plain = {i: str(token) for i, token in added.items() if str(token) in MARKS}
         self._marks = {**plain, **self._special}
         self._own = frozenset(self._marks.values())
+
+    @property
+    def reasons(self) -> bool:
+        """True if the tokenizer or its chat template knows marks of reasoning."""
+        template = str(self._tokenizer.chat_template or "")
+        return any(mark in self._own or mark in template for mark in OPENS)
+
+    @property
+    def hides_marks(self) -> bool:
+        """True if marks of reasoning are special tokens, which decoding leaves out by default."""
+        return not OPENS.isdisjoint(self._special.values())
 
     def opened(self, prompt: Sequence[int]) -> str:
         """The mark that the ids of a prompt end with; see `opening_mark`."""

@@ -8,7 +8,7 @@ the generate stage keeps its batches fixed to remove that too.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -20,15 +20,19 @@ from transformers import (
     LogitsProcessorList,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    StoppingCriteria,
+    StoppingCriteriaList,
 )
 
 from deltalearn.lm.load import context_length, end_ids
 from deltalearn.records import Sampling
 
+Stopped = Callable[[int, list[int]], bool]  # of a row's number and what it has written so far
+
 
 @dataclass(frozen=True)
 class Decoded:
-    """One decoded answer: ids without the end-of-turn id, and whether that id was reached."""
+    """One decoded answer: ids without the end-of-turn id, and whether an end was reached."""
 
     ids: tuple[int, ...]
     ended: bool
@@ -77,6 +81,19 @@ class _KeyedSampler(LogitsProcessor):
         return only.scatter(-1, picked.unsqueeze(-1), 0.0)
 
 
+class _RowStops(StoppingCriteria):
+    """Ends rows one by one."""
+
+    def __init__(self, stopped: Stopped, prompt_width: int) -> None:
+        self.stopped = stopped
+        self.prompt_width = prompt_width
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **_: object) -> Tensor:
+        written = input_ids[:, self.prompt_width :].tolist()
+        ends = [self.stopped(row, ids) for row, ids in enumerate(written)]
+        return torch.tensor(ends, dtype=torch.bool, device=input_ids.device)
+
+
 def request_uniforms(seeds: Sequence[int], steps: int) -> np.ndarray:
     """Draw the uniform numbers of requests by a counter-based generator (Philox).
 
@@ -97,6 +114,7 @@ def decode(
     prompts: Sequence[Sequence[int]],
     sampling: Sampling,
     seeds: Sequence[int] | None = None,
+    stopped: Stopped | None = None,
 ) -> list[Decoded]:
     """Answer every prompt in one batch.
 
@@ -106,6 +124,7 @@ def decode(
         prompts: Ids of each prompt.
         sampling: Temperature 0 decodes greedily.
         seeds: One non-negative integer below 2**128 per prompt; needed unless greedy.
+        stopped: Asked after each token of each row whether its answer ends there; default: never.
 
     Returns:
         An answer for each prompt, in order.
@@ -123,16 +142,16 @@ def decode(
         uniforms = torch.from_numpy(request_uniforms(seeds, sampling.max_tokens))
         processors.append(_KeyedSampler(uniforms.to(model.device), width, sampling))
     stops = end_ids(model, tokenizer)
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(stops)
     output = model.generate(
         input_ids=input_ids.to(model.device),
         attention_mask=mask.to(model.device),
         logits_processor=processors,
+        stopping_criteria=StoppingCriteriaList([_RowStops(stopped, width)] if stopped else []),
         generation_config=GenerationConfig(
             max_new_tokens=sampling.max_tokens,
             do_sample=False,
             eos_token_id=sorted(stops),
-            pad_token_id=pad,
+            pad_token_id=min(stops),  # behind a row that `stopped` has ended, too
         ),
     )
     return [_until_end(row, stops) for row in output[:, width:].tolist()]

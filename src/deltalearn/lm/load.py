@@ -147,10 +147,7 @@ def load_model(
         model = plain(model, getattr(torch, placement.dtype))
     if files.adapter is not None:
         model = merged(files.name, model, files.adapter)
-    shipped = model.generation_config
-    model.generation_config = GenerationConfig(
-        eos_token_id=shipped.eos_token_id, bos_token_id=shipped.bos_token_id
-    )
+    model.generation_config = without_sampling(model.generation_config)
     return (model if options else model.to(placement.device)).eval()
 
 
@@ -200,6 +197,18 @@ def loading_fault(model: PreTrainedModel, loading: Mapping[str, Any]) -> str | N
             f"place, {unexpected[0]} first; transformers would leave them out"
         )
     return "; ".join(loading.get("error_msgs", ())) or None
+
+
+def without_sampling(shipped: GenerationConfig) -> GenerationConfig:
+    """The generation config of a model without its sampling defaults, which `generate` merges in.
+
+    Args:
+        shipped: As its files have it.
+
+    Returns:
+        Its end-of-turn ids and BOS alone.
+    """
+    return GenerationConfig(eos_token_id=shipped.eos_token_id, bos_token_id=shipped.bos_token_id)
 
 
 def context_length(model: PreTrainedModel) -> int | None:

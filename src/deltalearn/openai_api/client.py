@@ -23,6 +23,8 @@ from deltalearn.openai_api.pacing import (
 from deltalearn.openai_api.probe import ServerInfo, is_there, look, room
 from deltalearn.openai_api.replies import Fault, Read, read_reply
 
+CONNECT = 10.0  # seconds for a connection
+PAGES = 4  # replies, and nothing but web pages, that make it no server: of several requests
 LIMITED_TRIES = 100  # rate limits that one request bears
 LONGEST_QUIET = 900.0  # seconds; a server that wants more ends the run
 TOLD = 10.0  # seconds; a person is told of longer waits
@@ -90,12 +92,14 @@ class Client:
         self._requests = RateLimiter(endpoint.rpm)
         self._tokens = RateLimiter(endpoint.tpm)
         self._breaker = CircuitBreaker(endpoint.patience)
+        self._told = False
+        self._pages = 0
 
     async def open(self) -> None:
         """Open the session of HTTP connections."""
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, ssl=self._verify),
-            timeout=aiohttp.ClientTimeout(total=self.endpoint.timeout),
+            timeout=aiohttp.ClientTimeout(total=self.endpoint.timeout, sock_connect=CONNECT),
             headers=self._headers,
         )
 
@@ -107,6 +111,8 @@ class Client:
     async def look(self) -> None:
         """Ask the server what it is (`server`), and say so if it does not list the model."""
         self.server = await look(self._session, self.endpoint)
+        if self.server.names:
+            self._breaker.good()
         if not self.server.lists(self.endpoint.model):
             # Some take names that they do not list; the others say 404 to the first request.
             lists = f"{self.endpoint.shown} lists no model {self.endpoint.model!r}"
@@ -140,7 +146,8 @@ class Client:
                 if fault.kind == "refused" and (shorter := await self._fitted(body)):
                     body = shorter
                     continue
-                worn = tries >= self.endpoint.tries or limited >= LIMITED_TRIES
+                most = min(self.endpoint.tries, fault.most or self.endpoint.tries)
+                worn = tries >= most or limited >= LIMITED_TRIES
                 if not fault.retry or (worn and (there or not fault.unreachable)):
                     fault.tries = tries + limited
                     raise
@@ -189,12 +196,18 @@ class Client:
             async with self._session.post(self._url, data=data, allow_redirects=False) as reply:
                 content = await reply.read()
                 status, headers = reply.status, reply.headers
+        except aiohttp.ConnectionTimeoutError:
+            reason = f"no connection within {CONNECT:g} s"
+            raise Fault("connection", reason, retry=True, unreachable=True, absent=True) from None
         except TimeoutError:
             reason = f"no answer within {self.endpoint.timeout:g} s"
             raise Fault("timeout", reason, retry=True) from None
         except (aiohttp.ClientError, OSError) as error:
             reason = self.hidden(f"connection lost ({type(error).__name__}: {error})")
-            raise Fault("connection", reason[: 2 * SHOWN], retry=True, unreachable=True) from None
+            absent = isinstance(error, aiohttp.ClientConnectorError)
+            raise Fault(
+                "connection", reason[: 2 * SHOWN], retry=True, unreachable=True, absent=absent
+            ) from None
         value, used = read_reply(status, headers, self._hide(content), read)
         if used:
             self._tokens.give_back(expected - used)
@@ -219,14 +232,32 @@ class Client:
             self._be_quiet(fault)
         elif fault.kind in ("server", "timeout", "connection"):
             self._breaker.bad()
-            if self._breaker.down:
+            self._tell_of_waiting(fault)
+            if fault.absent and self._breaker.absent:
+                self.cancellation.fail(
+                    f"nothing answers there: {fault.reason}. Start the server, or mend the URL"
+                )
+            elif self._breaker.down:
                 self.cancellation.fail(
                     f"the server has not answered for {self.endpoint.patience:g} s, at last: "
                     f"{fault.reason}. Start it, or mend the URL"
                 )
+        elif fault.page and not self._breaker.answered:
+            self._pages += 1
+            if self._pages >= PAGES:
+                self.cancellation.fail(
+                    f"{fault.reason}: a web page, and no server of this API; mend the URL (it ends "
+                    "with its version, as in /v1)"
+                )
         elif fault.kind != "stopped":
             self._breaker.good()
         return fault.kind == "stopped" or self.cancellation.failure is not None
+
+    def _tell_of_waiting(self, fault: Fault) -> None:
+        """Say once that nothing was answered yet, and why."""
+        if not (self._breaker.answered or self._told):
+            self._told = True
+            self._say(self.hidden(f"{self.endpoint.shown}: {fault.reason[:SHOWN]}; trying again"))
 
     def _be_quiet(self, fault: Fault) -> None:
         wait = self.endpoint.wait if fault.wait is None else fault.wait

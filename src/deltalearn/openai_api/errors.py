@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import email.utils
 import json
+import re
 import time
 from collections.abc import Mapping
 
@@ -21,6 +22,21 @@ NEVER = {  # statuses that every other request would meet too, and what to do ab
     "/v1) and the model's name there",
     405: "this is no chat endpoint; check the URL (it ends with its version, as in /v1)",
 }
+
+FOR_ALL = (  # what some servers say under a status of one request's fault
+    (
+        re.compile(
+            r"model_not_found|\bmodel\b.{0,120}(?:does not exist|not found|is not available)", re.I
+        ),
+        "the server has no such model; check the model's name there",
+    ),
+    (re.compile("unexpected endpoint", re.I), NEVER[404]),
+    (
+        re.compile(r"invalid_api_key|api[ _]key (?:is )?(?:not valid|invalid)|"
+                   r"(?:invalid|incorrect) api[ _]key", re.I),
+        NEVER[401],
+    ),
+)  # fmt: skip
 
 
 def server_message(body: bytes) -> tuple[str, str | None]:

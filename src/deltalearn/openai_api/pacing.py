@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 
 LEAST_FAILURES = 10  # in a row before a server can be called down
+LONGEST_ABSENCE = 2.0  # seconds without a connection, before the first answer
 LONGEST_WAIT = 60.0  # seconds between two tries, unless the server asks for more
 CHARACTERS = 4  # of a token, to estimate a prompt's tokens before the server has counted them
 LOOK = 0.25  # seconds; whoever waits looks so often whether the run goes on
@@ -70,11 +71,13 @@ class CircuitBreaker:
         self._last_good = time.monotonic()
         self._failures = 0
         self._quiet_until = 0.0
+        self.answered = False  # anything, ever
 
     def good(self) -> None:
         """A request was answered, if only with a refusal."""
         self._last_good = time.monotonic()
         self._failures = 0
+        self.answered = True
 
     def bad(self) -> None:
         """A try ended in a timeout, a lost connection or a server error."""
@@ -89,6 +92,12 @@ class CircuitBreaker:
         """Nothing but failures for too long."""
         silent = time.monotonic() - self._last_good
         return self._failures >= LEAST_FAILURES and silent > self._patience
+
+    @property
+    def absent(self) -> bool:
+        """Nobody there for some seconds, and nobody ever was."""
+        silent = time.monotonic() - self._last_good
+        return not self.answered and self._failures >= 2 and silent > LONGEST_ABSENCE
 
     def quiet(self, seconds: float) -> None:
         """Nobody asks for so long."""

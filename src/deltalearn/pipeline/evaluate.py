@@ -29,6 +29,7 @@ from deltalearn.evaluate.harness.terminal import average_line, line, not_run
 from deltalearn.evaluate.harness.test_set_log import TestSetLog
 from deltalearn.evaluate.reference.benchmark import item_rows
 from deltalearn.evaluate.reference.kept import Kept
+from deltalearn.evaluate.reply import reply_notes
 from deltalearn.evaluate.tulu3.benchmark import Benchmark
 from deltalearn.evaluate.tulu3.sources import NoData
 from deltalearn.evaluate.tulu3.suite import BY_NAME
@@ -224,7 +225,9 @@ class _Evaluation:
             rows = item_rows(questions.items, scored, benchmark.measure)
             write_items(options.out, benchmark.name, rows)
             seconds = round(time.monotonic() - started, 1)
-            entry = {**summary(benchmark, rows), **settings, "seconds": seconds, "notes": []}
+            greedy = benchmark.measure == "greedy_accuracy"
+            notes = reply_notes(row["fault"] for row in scored) if greedy else []
+            entry = {**summary(benchmark, rows), **settings, "seconds": seconds, "notes": notes}
             self._keep(benchmark, entry | {"key": digest(settings), "unanswered": 0})
 
     def _keep(self, benchmark: Measured, entry: dict[str, Any]) -> None:

@@ -10,6 +10,13 @@ from deltalearn.openai_api.endpoint import Endpoint
 from deltalearn.recipe.evaluation import BackendSpec
 from deltalearn.util.distributed import alone
 
+LOADS = {  # arguments of lm_eval's transformers model with which it must load one itself
+    "parallelize", "max_memory_per_gpu", "max_cpu_memory", "offload_folder", "device_map",
+    "tp_plan", "peft", "delta", "autogptq", "gptqmodel", "gguf_file", "quantization_config",
+    "load_in_4bit", "load_in_8bit", "attn_implementation",
+}  # fmt: skip
+READS = {"think_end_token"}
+
 
 class BackendOptions(BackendSpec):
     """Where a model is, and how it is run.
@@ -48,36 +55,46 @@ def load(options: BackendOptions) -> Any:
 
 
 def _hf(options: BackendOptions) -> Any:
-    from lm_eval.models.huggingface import HFLM
+    from deltalearn.evaluate.harness.hf_model import TransformersLM
+    from deltalearn.lm.load import load_model, load_tokenizer, place, without_sampling
 
-    return HFLM(
-        pretrained=options.model,
-        dtype=options.dtype,
-        device=options.device or _device(),
+    _refuse(options, READS, "reasoning is told from the answer by the model's own marks")
+    files, here = locate(options.model), place(options.device or "auto", options.dtype)
+    loads = bool(LOADS & options.options.keys())
+    how: dict[str, Any] = {"dtype": options.dtype, "device": here.device} if loads else {}
+    model = TransformersLM(
+        pretrained=str(files.directory) if loads else load_model(files, here),
+        tokenizer=load_tokenizer(files, chat=False),
         batch_size=options.batch_size,
         max_length=options.context,
         trust_remote_code=False,
-        **options.options,
+        **{**how, **options.options},
     )
+    model.model.generation_config = without_sampling(model.model.generation_config)
+    return model
 
 
-def _device() -> str:
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
+def _refuse(options: BackendOptions, names: set[str], why: str) -> None:
+    if given := sorted(names & options.options.keys()):
+        raise UserError(f"--backend-option {given[0]} has no effect: {why}; leave it out")
 
 
 def _vllm(options: BackendOptions) -> Any:
-    from lm_eval.models.vllm_causallms import VLLM
-
+    _refuse(options, READS, "reasoning is told from the answer by the model's own marks")
     with alone():
-        return VLLM(
-            pretrained=options.model,
+        from deltalearn.evaluate.harness.vllm_model import VllmLM
+        from deltalearn.lm.load import end_ids_of_files, load_tokenizer
+
+        files = locate(options.model)
+        model = VllmLM(
+            pretrained=str(files.directory),
             dtype=options.dtype,
             max_model_len=options.context,
             trust_remote_code=False,
-            **options.options,
+            **{"generation_config": "vllm", **options.options},  # no shipped sampling
         )
+        model.end_ids = end_ids_of_files(files, load_tokenizer(files, chat=False))
+        return model
 
 
 def _openai(options: BackendOptions) -> Any:

@@ -10,12 +10,12 @@ from typing import Any
 from deltalearn.errors import UserError
 from deltalearn.evaluate.harness.cache import Answers
 from deltalearn.evaluate.harness.served import Server
+from deltalearn.evaluate.reply import Reply, reply_notes
 from deltalearn.util.files import digest
 from deltalearn.util.progress import Bar, progress
 from deltalearn.util.signals import SafeStop
 
 GROUP_SIZE = 128  # requests of one call; one commit, but of servers, whose answers come singly
-SERVER_STOPS = 3  # of the four that the API takes; lm_eval adds the end of the turn
 STEP = 64  # tokens: answers that the context limits are grouped by their limit rounded down
 
 
@@ -26,6 +26,7 @@ class RequestIssues:
     shortened: int = 0  # answers whose limit the context lowered
     truncated: int = 0  # prompts that lose their beginning
     unanswered: int = 0  # replies of a server without any text
+    faults: list[str | None] = field(default_factory=list)  # of each reply; see `Reply`
 
     def notes(self) -> list[str]:
         """Lines for the results."""
@@ -39,7 +40,7 @@ class RequestIssues:
                 f"the server gave no text for {self.unanswered:,} requests (content null): they "
                 "count as empty answers, and the next run asks them again"
             )
-        return lines
+        return lines + reply_notes(self.faults)
 
 
 @dataclass
@@ -87,9 +88,11 @@ class CachedLM:
         return [(float(value), bool(greedy)) for value, greedy in found]
 
     def generate_until(self, requests: list[Any]) -> list[str]:
-        """The answer to each request."""
+        """The answer to each request, as `Reply`: what is graded, and what stands beside it."""
         fitted = [self._fit(*request.args) for request in requests]
-        return [str(text) for text in self._answered("generate_until", requests, fitted)]
+        replies = [Reply.read(v) for v in self._answered("generate_until", requests, fitted)]
+        self.issues.faults += [reply.fault for reply in replies]
+        return list(replies)
 
     # -- asking ------------------------------------------------------------------------------
 
@@ -131,10 +134,12 @@ class CachedLM:
 
     def _ask(self, kind: str, part: dict[str, tuple[Any, tuple[Any, ...]]]) -> dict[str, Any]:
         """Values by key, of a model that is here."""
-        _seed(next(iter(part)))
-        fitted = [replace(request, arguments=fitting) for request, fitting in part.values()]
+        fitted = [
+            replace(request, arguments=_seeded(fitting, key))
+            for key, (request, fitting) in part.items()
+        ]
         values = getattr(self.inner, kind)(fitted, disable_tqdm=True)
-        return dict(zip(part, values, strict=True))
+        return dict(zip(part, map(_kept, values), strict=True))
 
     def _ask_server(
         self,
@@ -157,29 +162,13 @@ class CachedLM:
                 self.issues.unanswered += 1
                 values[keys[at]] = ""
                 return
-            if kind == "generate_until":
-                value = _cut(value, asked[at][1]["until"])
+            value = _kept(value)
             values[keys[at]] = value
             self.answers.add({keys[at]: value})
 
-        fitted = [self._for_server(*both) for both in zip(asked, keys, strict=True)]
+        fitted = [_seeded(*both) for both in zip(asked, keys, strict=True)]
         server.ask(kind, fitted, keep, stopped)
         return values
-
-    def _for_server(self, values: tuple[Any, ...], key: str) -> tuple[Any, ...]:
-        """The request as a server takes it.
-
-        With a seed of its own: lm_eval sends all the same one, and a prompt sampled twenty times
-        would get one answer twenty times. With few enough stop strings; the answer is cut at the
-        others when it is here.
-        """
-        context, options = values
-        if not isinstance(options, dict):
-            return values
-        options = {**options, "until": options["until"][:SERVER_STOPS]}
-        if options.get("do_sample"):
-            options["seed"] = int(digest(key)[:7], 16)
-        return context, options
 
     def _keys(self, kind: str, arguments: Sequence[tuple[Any, ...]]) -> list[str]:
         """A key for each request; the same request again gets another one."""
@@ -229,12 +218,18 @@ class CachedLM:
         return getattr(self.inner, "max_length", None)
 
 
-def _cut(text: str, stops: Sequence[str]) -> str:
-    """`text` up to the first of the stop strings."""
-    return text[: min((at for s in stops if (at := text.find(s)) >= 0), default=None)]
+def _seeded(values: tuple[Any, ...], key: str) -> tuple[Any, ...]:
+    """A request with a seed of its own, if it is sampled.
+
+    lm_eval sends all the same one, and a prompt sampled twenty times would get one answer twenty
+    times.
+    """
+    context, options = values
+    if not isinstance(options, dict) or not options.get("do_sample"):
+        return values
+    return context, {**options, "seed": int(digest(key)[:7], 16)}
 
 
-def _seed(key: str) -> None:
-    import torch
-
-    torch.manual_seed(int(key[:15], 16))
+def _kept(value: Any) -> Any:
+    """A model's value as JSON has it."""
+    return value.kept() if isinstance(value, Reply) else value

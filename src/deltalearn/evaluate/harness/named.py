@@ -11,7 +11,7 @@ from typing import Any
 
 from deltalearn.errors import UserError
 from deltalearn.evaluate.entries import ItemRow
-from deltalearn.evaluate.harness.run import Tasks, quiet
+from deltalearn.evaluate.harness.run import Tasks, quiet, reasoning_of
 from deltalearn.evaluate.tulu3.benchmark import Benchmark, Kind
 from deltalearn.evaluate.tulu3.sources import NoData
 
@@ -148,6 +148,7 @@ class NamedTasks(Tasks):
             "score": float(value),
             "prompt": str(sample["arguments"][0][0]),
             "output": json.dumps(found) if choice else str(found[0]),
+            "reasoning": "" if choice else reasoning_of(sample),
             "extracted": "",
             "gold": str(sample["target"]),
         }

@@ -28,7 +28,7 @@ FORMAT = 2
 COLUMNS = pa.schema(
     [(name, pa.string()) for name in ("id", "stratum", "cluster")]
     + [("score", pa.float64())]
-    + [(name, pa.string()) for name in ("prompt", "output", "extracted", "gold")]
+    + [(name, pa.string()) for name in ("prompt", "output", "reasoning", "extracted", "gold")]
 )
 Measured = Benchmark | QuestionBenchmark
 
@@ -54,7 +54,11 @@ def write_items(directory: Path, benchmark: str, rows: Sequence[ItemRow]) -> Non
     path = items_file(directory, benchmark)
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
-        pq.write_table(pa.Table.from_pylist(list(rows), COLUMNS), temporary, compression="zstd")
+        pq.write_table(
+            pa.Table.from_pylist([{"reasoning": "", **row} for row in rows], COLUMNS),
+            temporary,
+            compression="zstd",
+        )
 
 
 def write_results(directory: Path, results: dict[str, Any]) -> None:

@@ -143,7 +143,8 @@ def run(tasks: Tasks, model: Any, selection: Selection) -> list[ItemRow]:
         selection: Which of the items.
 
     Returns:
-        A row per item: id, stratum, cluster, question, score, prompt, output, extracted, gold.
+        A row per item: id, stratum, cluster, question, score, prompt, output, reasoning,
+        extracted, gold.
         AlpacaEval's score is NaN until it is judged.
 
     Raises:
@@ -178,9 +179,23 @@ def _row(benchmark: Benchmark, sample: dict[str, Any]) -> ItemRow:
         "score": float(sample["score"]),
         "prompt": _text(sample["arguments"][0][0]),
         "output": output,
+        "reasoning": reasoning_of(sample),
         "extracted": extracted,
         "gold": item["gold"],
     }
+
+
+def reasoning_of(sample: dict[str, Any]) -> str:
+    """Tell what a model wrote before its answer.
+
+    Args:
+        sample: Of lm_eval, with the replies to one item.
+
+    Returns:
+        The reasoning with its marks; of several replies a JSON list; "" if there is none.
+    """
+    found = [getattr(reply, "reasoning", "") for reply in sample["resps"][0]]
+    return "" if not any(found) else found[0] if len(found) == 1 else json.dumps(found)
 
 
 def _outcome(benchmark: Benchmark, sample: dict[str, Any]) -> tuple[str, str]:

@@ -8,13 +8,26 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from functools import cached_property, partial
 from typing import Any
 
 from deltalearn.errors import UserError
 from deltalearn.evaluate.harness import lm_eval_private as private
+from deltalearn.evaluate.reply import LOST, Reply
+from deltalearn.lm.control import AnswerReader
+from deltalearn.lm.reasoning import (
+    Parts,
+    join_reasoning,
+    lost_marks,
+    marks_in,
+    opening_mark,
+    take_apart,
+)
 from deltalearn.openai_api.endpoint import Endpoint
-from deltalearn.openai_api.replies import Fault
+from deltalearn.openai_api.replies import Fault, message_parts
 
+STOPS = 3  # of the four that the API takes; lm_eval adds the end of the turn
+END = 200  # characters of a prompt's end, enough to see a trace that it opens
 HARMLESS = "Say hello."  # what shows whether a server refuses a prompt or everybody
 
 Request = tuple[Any, ...]  # of lm_eval: context and options, or context and continuation
@@ -81,13 +94,14 @@ class Server:
         self, kind: str, requests: Sequence[Request], keep: Keep, stopped: Callable[[], bool]
     ) -> tuple[int, Fault | None]:
         """(number of answers, the first fault)."""
-        from deltalearn.openai_api.client import Client, Reply, ServerUnavailable
+        from deltalearn.openai_api.client import Client, ServerUnavailable
+        from deltalearn.openai_api.client import Reply as Replied
         from deltalearn.openai_api.runner import ask_all
 
         faults: list[Fault] = []
         answered = 0
 
-        def take(at: int, outcome: Reply[Any] | Fault) -> None:
+        def take(at: int, outcome: Replied[Any] | Fault) -> None:
             nonlocal answered
             if isinstance(outcome, Fault):
                 faults.append(outcome)
@@ -111,18 +125,57 @@ class Server:
     def _call(self, kind: str, request: Request) -> tuple[dict[str, Any], Callable[[Any], Any]]:
         """What to send, and how the reply is read."""
         if kind == "generate_until":
-            return private.generation(self.inner, *request), self._text
+            context, options = request
+            asked = {**options, "until": self._stops(context, options["until"])}
+            body = private.generation(self.inner, context, asked)
+            if not body["stop"]:
+                del body["stop"]
+            return body | self._spelling, partial(self._reply, request)
         return private.likelihood(self.inner, request)
 
-    def _text(self, value: Any) -> str | None:
-        """The text of a reply; None if the server gave null for it."""
+    def _stops(self, context: Any, until: Sequence[str]) -> list[str]:
+        """Those that are sent: few enough, and none to a model that may reason.
+
+        Within reasoning they end nothing, but a server looks for them there as well. An answer is
+        cut at all of them when it is here.
+        """
+        reasons = self._reader is None or self._reader.reasons
+        return [] if reasons else list(until[:STOPS])
+
+    @cached_property
+    def _reader(self) -> AnswerReader | None:
+        """Of the tokenizer, if it is here."""
+        tokenizer = getattr(self.inner, "tokenizer", None)
+        known = hasattr(tokenizer, "added_tokens_decoder")
+        return AnswerReader(tokenizer) if known else None
+
+    @cached_property
+    def _spelling(self) -> dict[str, Any]:
+        """What has a server write marks that are special tokens, which it leaves out by itself."""
+        special = self._reader is not None and self._reader.hides_marks
+        return {"skip_special_tokens": False} if special else {}
+
+    def _reply(self, request: Request, value: Any) -> Reply | None:
+        """The reply to a request; None if the server gave no text."""
+        context, options = request
         choice = private.one_choice(value)["choices"][0]
-        text = choice["message"]["content"] if "message" in choice else choice["text"]
-        if text is None:
+        if "message" in choice:
+            text, reasoning = message_parts(choice["message"])
+            opened = ""  # the server rendered the prompt
+        else:
+            text, reasoning = choice["text"], ""
+            opened = opening_mark(str(context)[-END:])
+        if text is None and not reasoning:
             return None
+        text = "" if text is None else text
         if not isinstance(text, str):
             raise TypeError("the text is none")
-        return self.inner.parse_generations(private.one_choice(value))[0]
+        until = options["until"]
+        if reasoning:
+            return Reply.of(Parts(*join_reasoning(reasoning, text)), until)
+        if lost_marks(text):
+            return Reply("", text, LOST)
+        return Reply.of(take_apart(text, marks_in(text), opened), until)
 
 
 def _unreachable(told: str) -> Unreachable:

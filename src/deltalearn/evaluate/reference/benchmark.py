@@ -67,6 +67,7 @@ def item_rows(
             "score": row[metric],
             "prompt": row["prompt"],
             "output": row["greedy_answer"] if greedy else "",
+            "reasoning": row["reasoning"] if greedy else "",
             "extracted": row["extracted"] if greedy else "",
             "gold": item.answer,
         }

@@ -12,8 +12,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from deltalearn.errors import UserError
 from deltalearn.evaluate.reference.kept import Kept
 from deltalearn.evaluate.reference.scorers import Scorer
+from deltalearn.evaluate.reply import Reply
 from deltalearn.formats.questions import Item
-from deltalearn.lm.chat import answer_ids, answer_texts, prompt_ids
+from deltalearn.lm.chat import answer_ids, prompt_ids
+from deltalearn.lm.control import AnswerReader
 from deltalearn.lm.decode import Sampling, decode_within_context
 from deltalearn.lm.load import Placement, context_length, load_model, load_tokenizer
 from deltalearn.lm.locate import ModelFiles
@@ -65,7 +67,8 @@ def score_model(
         expected_accuracy: probability of exactly the reference answer and the end of the turn, in
         [0, 1], no sampling noise. loglik: its mean log-likelihood per token (nats, end of turn
         included). greedy_accuracy: the scorer's verdict on the greedy answer, which is kept as
-        `greedy_answer`, and what the scorer found in it as `extracted`.
+        `greedy_answer`, with the `reasoning` before it, the `fault` if there is no answer (see
+        `Reply`), and what the scorer found in it as `extracted`.
 
     Raises:
         UserError: The chat template refuses an item, it does not fit into the model's context, or
@@ -108,11 +111,16 @@ def score_loaded(
                     scored[i]["loglik"] = logprob / len(rows[i][1])
         if "greedy_accuracy" in asked.metrics:
             found = _greedy(model, tokenizer, prompts, names, asked, kept, bar)
-            for i, (text, ended) in found.items():
-                grade = asked.scorer.grade(text, items[i].answer)
-                right = grade.score if ended or not asked.scorer.whole else 0.0
-                scored[i] |= {"greedy_accuracy": right, "greedy_answer": text}
-                scored[i]["extracted"] = grade.extracted
+            for i, (reply, ended) in found.items():
+                grade = asked.scorer.grade(reply, items[i].answer)
+                counts = reply.fault is None and (ended or not asked.scorer.whole)
+                scored[i] |= {
+                    "greedy_accuracy": grade.score if counts else 0.0,
+                    "greedy_answer": str(reply),
+                    "reasoning": reply.reasoning,
+                    "fault": reply.fault,
+                    "extracted": grade.extracted,
+                }
     return scored
 
 
@@ -143,13 +151,14 @@ def _greedy(
     asked: Asked,
     kept: Kept,
     bar: Any,
-) -> dict[int, tuple[str, bool]]:
-    """(text, whether it ended) of each greedy answer, by place. UserError: no room for one."""
+) -> dict[int, tuple[Reply, bool]]:
+    """(reply, whether it ended) of each greedy answer, by place. UserError: no room for one."""
     sampling = Sampling(temperature=0.0, top_p=1.0, max_tokens=asked.max_tokens)
     groups = length_batches([len(p) + asked.max_tokens for p in prompts], asked.token_budget)
     wanted = [(list(prompt), asked.max_tokens) for prompt in prompts]
-    found: dict[int, tuple[str, bool]] = {}
-    for group in kept.missing("greedy", wanted, groups, found):
+    reader = AnswerReader(tokenizer)
+    found: dict[int, tuple[list[str | None], bool]] = {}
+    for group in kept.missing("reply", wanted, groups, found):
         answers = decode_within_context(model, tokenizer, [prompts[i] for i in group], sampling)
         for i, answer in zip(group, answers, strict=True):
             bar.advance(1, amount=1)
@@ -158,9 +167,9 @@ def _greedy(
                     f"{names[i]}: its prompt ({len(prompts[i])} tokens) leaves no room for an "
                     f"answer in a context of {context_length(model)} tokens"
                 )
-            (text,) = answer_texts(tokenizer, [answer.ids])
-            found[i] = (text, bool(answer.ended))
-    return found
+            reply = Reply.of(reader.read(answer.ids, reader.opened(prompts[i])))
+            found[i] = (reply.kept(), bool(answer.ended))
+    return {i: (Reply.read(value), ended) for i, (value, ended) in found.items()}
 
 
 def _check_context(
