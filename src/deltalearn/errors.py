@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import sqlite3
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 
 class UserError(Exception):
@@ -21,6 +23,24 @@ PLACES = {  # where nothing can be written or read, and what to do about it
     errno.ELOOP: "its links lead back to itself; mend them",
 }
 SQLITE_PLACES = {sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM}
+
+
+@contextmanager
+def needs(package: str, extra: str, otherwise: str = "") -> Iterator[None]:
+    """Turn a failed import of the block into a UserError that says what to install.
+
+    Args:
+        package: Who needs which package, as the beginning of a sentence.
+        extra: Of ours, which brings the package.
+        otherwise: What else could be done.
+    """
+    try:
+        yield
+    except ImportError as error:
+        remedy = f"run `pip install 'deltalearn[{extra}]'`{otherwise}"
+        raise UserError(f"{package}, but: {error}; {remedy}") from error
+
+
 DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 SQLITE_DISK_FULL = {  # SQLite names the step that failed for want of room, not the reason
     sqlite3.SQLITE_FULL,
@@ -60,3 +80,17 @@ def place_fault(error: BaseException) -> str | None:
         return None
     name = error.filename2 or error.filename
     return f"{name if name is not None else error.strerror}: {PLACES[error.errno]}"
+
+
+def refuse_idle(options: Mapping[str, object], why: str) -> None:
+    """Raise UserError for the first option that is given: it would change nothing.
+
+    That is a misunderstanding, and is said to be one rather than ignored.
+
+    Args:
+        options: As they are written, with their values; None and False: not given.
+        why: Beside or without what it has no effect.
+    """
+    for name, value in options.items():
+        if value is not None and value is not False:
+            raise UserError(f"{name} has no effect {why}; leave it out")

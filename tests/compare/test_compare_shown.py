@@ -270,7 +270,7 @@ def test_a_plot_of_another_kind_is_refused_before_anything_else(two_runs, tmp_pa
 def test_texts_of_the_plot_do_not_touch(suites, tmp_path, monkeypatch, arms):
     """The longest labels and numbers that occur, and names as long as they get."""
     figures = []
-    monkeypatch.setattr(forest, "_save", lambda figure, paths: figures.append(_boxes(figure)))
+    monkeypatch.setattr(forest, "save", lambda figure, *_: figures.append(_boxes(figure)))
     a, b = suites["better"], suites["base"]
     if arms == "narrow":
         name = {"name": "a model with a name that is as long as names are let be and longer still"}

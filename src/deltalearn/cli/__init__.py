@@ -11,7 +11,14 @@ from typing import Annotated, Any
 import typer
 
 from deltalearn.cli import answers, evaluation, scores
-from deltalearn.cli.settings import LazyCommands, settings_of_options, settings_of_recipe
+from deltalearn.cli.settings import (
+    LazyCommands,
+    Recipe,
+    RunPlace,
+    Setting,
+    settings_of_options,
+    settings_of_recipe,
+)
 
 
 class Interrupted(Exception):
@@ -78,10 +85,7 @@ def _root(
 def run(
     settings: list[Any],
     recipe: Annotated[str, typer.Argument(help="A recipe file, or the name of a shipped one.")],
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Override a value, e.g. tune.lr=1e-4."),
-    ] = None,
+    set_: Setting = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what every stage would take, and stop.")
     ] = False,
@@ -157,17 +161,10 @@ def run(
 )
 def tune(
     settings: dict[str, Any],
-    recipe: Annotated[
-        str | None, typer.Option(help="A recipe, file or name; options win over it.")
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Where it goes; default runs/<name of the recipe>.")
-    ] = None,
+    recipe: Recipe = None,
+    out: RunPlace = None,
     seed: Annotated[int | None, typer.Option(help="Of training. [default: 0]")] = None,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Any other setting, e.g. warmup_ratio=0."),
-    ] = None,
+    set_: Setting = None,
     reference: Annotated[
         Path | None, typer.Option(help="Folder of reference log-probs; default OUT/reference.")
     ] = None,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from deltalearn.cli.settings import settings_of_recipe
+from deltalearn.cli.settings import RunPlace, Setting, settings_of_recipe
 
 if TYPE_CHECKING:
     from deltalearn.pipeline.directory import RunDirectory
@@ -54,13 +54,8 @@ def generate(
         list[str] | None,
         typer.Option(metavar="NAME=PATH", help="A model that answers; repeat for a ladder."),
     ] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Where it goes; default runs/<name of the recipe>.")
-    ] = None,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Any setting: generate.vllm.memory=0.8"),
-    ] = None,
+    out: RunPlace = None,
+    set_: Setting = None,
     retry_errors: Annotated[
         bool, typer.Option("--retry-errors", help="Ask again what ended in an error.")
     ] = False,
@@ -76,14 +71,14 @@ def generate(
     from deltalearn.pipeline.generate_estimate import dry_run as report_dry_run
     from deltalearn.recipe import GENERATE, load_recipe
     from deltalearn.recipe.load import read_values
-    from deltalearn.recipe.options import named_models, refuse_idle
+    from deltalearn.recipe.options import named_models, refuse_local
 
     if recipe is not None and "arms" in read_values(recipe)[1]:
         _of_whole_recipe(
             recipe, model, settings, set_, out, retry=retry_errors, update=update, dry=dry_run
         )
         return
-    refuse_idle(settings)
+    refuse_local(settings)
     settings = named_models(model or []) | settings
     loaded = load_recipe(recipe, set_ or (), command=GENERATE, options=settings)
     if dry_run:

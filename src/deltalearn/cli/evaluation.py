@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from deltalearn.cli.settings import settings_of_recipe
+from deltalearn.cli.settings import Recipe, Setting, settings_of_recipe
 
 NOTHING_RUN = 3  # exit code: every benchmark was left out
 
@@ -44,9 +44,7 @@ def evaluate(
             help="A directory or hub id; with --url its name there; or one of the recipe's models."
         ),
     ] = None,
-    recipe: Annotated[
-        str | None, typer.Option(help="A recipe, file or name; options win over it.")
-    ] = None,
+    recipe: Recipe = None,
     out: Annotated[
         Path | None, typer.Option(help="Where results go; default evals/<name of the model>.")
     ] = None,
@@ -62,10 +60,7 @@ def evaluate(
     annotations: Annotated[
         Path | None, typer.Option(help="Verdicts of AlpacaEval given before; nobody is asked.")
     ] = None,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Any other setting, e.g. limit=9."),
-    ] = None,
+    set_: Setting = None,
     update: Annotated[
         bool, typer.Option("--update", help="Replace results of other settings in --out.")
     ] = False,
@@ -111,39 +106,29 @@ def _check(
     given: dict[str, Any], recipe: bool, concurrency: int | None, annotations: Path | None
 ) -> None:
     """UserError for options that another one leaves without effect."""
-    from deltalearn.errors import UserError
+    from deltalearn.errors import refuse_idle
 
-    url, judge, benchmarks = given["backend.url"], given["judge.evaluator"], given["benchmarks"]
-    judge_url = given["judge.url"]
+    url, judge, judge_url = given["backend.url"], given["judge.evaluator"], given["judge.url"]
     if not recipe:  # which may have what an option needs
-        _refuse_idle(
-            [
-                ("--concurrency", concurrency, "--url or --judge-url", url or judge_url),
-                ("--key-env", given["backend.key_env"], "--url", url),
-                ("--tokenizer", given["backend.tokenizer"], "--url", url),
-                ("--judge-model", given["judge.model"], "--judge", judge),
-                ("--judge-url", judge_url, "--judge", judge),
-                ("--judge-text-only", given["judge.text_only"], "--judge", judge),
-                ("--judge-key-env", given["judge.key_env"], "--judge", judge),
-                ("--unsafe", given["unsafe"], "--allow-code", given["allow_code"]),
-            ]
-        )
-    if judge and annotations:
-        raise UserError("--judge has no effect beside --annotations; give one of them")
-    if url and given["backend.kind"] == "vllm":
-        raise UserError("--backend vllm has no effect beside --url; leave one of them out")
-    if url and given["backend.device"]:
-        raise UserError("--device has no effect beside --url; leave it out")
-    if (judge or annotations) and benchmarks and not {"alpaca_eval", "tulu3"} & set(benchmarks):
-        option = "--judge" if judge else "--annotations"
-        raise UserError(f"{option} has no effect without --benchmark alpaca_eval")
-
-
-def _refuse_idle(options: list[tuple[str, object, str, object]]) -> None:
-    """(option, value, what it needs, whether that is given): an option that changes nothing is a
-    misunderstanding, and is said to be one rather than ignored."""
-    from deltalearn.errors import UserError
-
-    for name, value, needed, given in options:
-        if value is not None and value is not False and not given:
-            raise UserError(f"{name} has no effect without {needed}; leave it out")
+        if not (url or judge_url):
+            refuse_idle({"--concurrency": concurrency}, "without --url or --judge-url")
+        if not url:
+            served = {
+                "--key-env": given["backend.key_env"],
+                "--tokenizer": given["backend.tokenizer"],
+            }
+            refuse_idle(served, "without --url")
+        if not judge:
+            names = ("model", "url", "text_only", "key_env")
+            of_judge = {f"--judge-{n.replace('_', '-')}": given[f"judge.{n}"] for n in names}
+            refuse_idle(of_judge, "without --judge")
+        if not given["allow_code"]:
+            refuse_idle({"--unsafe": given["unsafe"]}, "without --allow-code")
+    if annotations:
+        refuse_idle({"--judge": judge}, "beside --annotations")
+    if url:
+        vllm = given["backend.kind"] == "vllm"
+        refuse_idle({"--backend vllm": vllm, "--device": given["backend.device"]}, "beside --url")
+    if given["benchmarks"] and not {"alpaca_eval", "tulu3"} & set(given["benchmarks"]):
+        judging = {"--judge": judge, "--annotations": annotations}
+        refuse_idle(judging, "without --benchmark alpaca_eval")

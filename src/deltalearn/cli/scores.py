@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from deltalearn.cli.settings import settings_of_recipe
+from deltalearn.cli.settings import Recipe, settings_of_recipe
 
 FLAGS = {
     "compare.also_a": "--also-a",
@@ -28,9 +28,7 @@ def compare(
         str | None, typer.Argument(help="Result directory, one with several (seeds), or RUN:ARM.")
     ] = None,
     b: Annotated[str | None, typer.Argument(help="What A is compared with, likewise.")] = None,
-    recipe: Annotated[
-        str | None, typer.Option(help="A recipe, file or name; options win over it.")
-    ] = None,
+    recipe: Recipe = None,
     json: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write the numbers; - for stdout.")
     ] = None,
@@ -49,18 +47,19 @@ def compare(
     effect: Annotated[float | None, typer.Option(help="Of --plan: points. [default: 1]")] = None,
 ) -> None:
     """Compare two evaluated models on the same items, with intervals and a verdict."""
-    _refuse_idle(
-        plan,
-        {"A": a, "B": b, "--recipe": recipe, "--plot": plot}
-        | {flag.partition("/")[0]: settings[key] for key, flag in FLAGS.items()},
-        {"--discordance": discordance, "--sd": sd, "--effect": effect},
-    )
     from deltalearn.compare.command import run_compare, run_plan
+    from deltalearn.errors import refuse_idle
     from deltalearn.recipe import COMPARE, load_recipe
 
     if plan:
+        given = {flag.partition("/")[0]: settings[key] for key, flag in FLAGS.items()}
+        given |= {"A": a, "B": b, "--recipe": recipe, "--plot": plot}
+        given = {name: value is not None for name, value in given.items()}
+        refuse_idle(given, "with --plan, which reads no results")
         run_plan(discordance, sd, effect, json)
         return
+    sizes = {"--discordance": discordance, "--sd": sd, "--effect": effect}
+    refuse_idle(sizes, "without --plan")
     for side, arm in (("a", a), ("b", b)):
         settings[f"compare.{side}"] = arm
         if arm is not None and settings[f"compare.also_{side}"] is None:
@@ -69,13 +68,3 @@ def compare(
     spec = loaded.recipe.compare
     assert spec is not None  # the command needs its arms
     run_compare(spec, json_file=json, plot=plot, recipe=loaded.resolved_yaml())
-
-
-def _refuse_idle(plan: bool, arms: dict[str, Any], sizes: dict[str, Any]) -> None:
-    """An option that changes nothing is a misunderstanding: say so rather than ignore it."""
-    from deltalearn.errors import UserError
-
-    idle = arms if plan else sizes
-    if given := [name for name, value in idle.items() if value is not None]:
-        end = "with --plan, which reads no results" if plan else "without --plan"
-        raise UserError(f"{given[0]} has no effect {end}")

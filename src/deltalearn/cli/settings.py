@@ -12,11 +12,20 @@ import types
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from importlib import import_module
+from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import typer
 from typer.core import TyperGroup
 
+Recipe = Annotated[str | None, typer.Option(help="A recipe, file or name; options win over it.")]
+Setting = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Any other setting of a recipe, by its key."),
+]
+RunPlace = Annotated[
+    Path | None, typer.Option(help="Where it goes; default runs/<name of the recipe>.")
+]
 MADE = "settings"  # the parameter of a command that gets them
 
 

@@ -8,12 +8,10 @@ from pathlib import Path
 
 import matplotlib
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from deltalearn.compare.result import Average, Comparison, Row
 from deltalearn.compare.verdict import headline, interval, is_bounded, judge, p_text, points, seeds
-from deltalearn.util.files import replacing
 from deltalearn.util.svg import (
     GRID,
     INK,
@@ -21,6 +19,7 @@ from deltalearn.util.svg import (
     drawing,
     interval_mark,
     margins,
+    save,
     short_signed,
     value_axis,
 )
@@ -30,13 +29,11 @@ WIDTH, ROW, GAP = 800, 25, 10  # SVG units; GAP before the averages
 LEFT, RIGHT, BOTTOM, SIDE = 244, 248, 46, 16
 TITLE_LINE, TITLE_COLUMNS, HEAD = 19, 90, 30
 FOOT_LINE, FOOT_COLUMNS = 15, 124
-PNG_DPI = 200
 COLOURS = {GAIN: "#0072b2", LOSS: "#d55e00", NONE: MUTED}  # the report's, of gains and losses
 
 
 def save_forest(comparison: Comparison, path: Path) -> list[Path]:
     """Write `path` with the endings .svg and .png; text in the SVG is outlines."""
-    paths = [path.with_suffix(".svg"), path.with_suffix(".png")]
     title = textwrap.wrap(_claim(comparison), TITLE_COLUMNS)
     foot = textwrap.wrap(_foot(comparison), FOOT_COLUMNS)
     rows: list[Row | Average] = [*comparison.rows, *comparison.averages]
@@ -53,18 +50,9 @@ def save_forest(comparison: Comparison, path: Path) -> list[Path]:
         _draw(margins(figure, LEFT, RIGHT, top, below), rows, len(comparison.rows), plot)
         at = (FOOT_LINE * len(foot) + 4) / height
         figure.text(SIDE / WIDTH, at, "\n".join(foot), size=10.5, color=MUTED, **place)
-        _save(figure, paths)
-    return paths
-
-
-def _save(figure: Figure, paths: Sequence[Path]) -> None:
-    for text in figure.findobj(Text):
-        text.set_parse_math(False)
-    for path in paths:
-        kind = path.suffix.removeprefix(".")
-        extra = {"metadata": {"Date": None}} if kind == "svg" else {"dpi": PNG_DPI}
-        with replacing(path) as temporary:
-            figure.savefig(temporary, format=kind, facecolor="white", **extra)
+        for text in figure.findobj(Text):
+            text.set_parse_math(False)
+        return save(figure, path.parent, path.stem)
 
 
 def _claim(comparison: Comparison) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -10,6 +9,7 @@ from deltalearn.evaluate.arms import Arm
 from deltalearn.evaluate.entries import Entry
 from deltalearn.stats import power
 from deltalearn.stats.paired import Difference
+from deltalearn.util.files import finite
 from deltalearn.util.text_format import GAIN, LOSS, NONE
 
 FORMAT = 1
@@ -105,7 +105,7 @@ class Comparison:
             "averages": [{"label": one.label, **_difference(one)} for one in self.averages],
             "notes": list(self.notes),
         }
-        return _finite(value)
+        return finite(value)
 
 
 def _arm(arm: Arm) -> dict[str, Any]:
@@ -130,12 +130,3 @@ def _row(row: Row) -> dict[str, Any]:
 
 def _difference(one: Difference) -> dict[str, Any]:
     return {**asdict(one), "verdict": one.verdict}
-
-
-def _finite(value: Any) -> Any:
-    """With None for NaN and infinity, which JSON does not have."""
-    if isinstance(value, dict):
-        return {key: _finite(part) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(part) for part in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -11,6 +11,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from pydantic import TypeAdapter
+
 from deltalearn.judge.verdicts import JudgeIdentity, Verdict
 from deltalearn.util.kvstore import KeyValueStore
 
@@ -33,7 +35,8 @@ class VerdictCache:
         """Return this judge's verdicts among `keys`, by key."""
         places = {f"{judge.digest}/{key}": key for key in keys}
         found = self._store.get(places)
-        return {places[place]: _verdict(text) for place, text in found.items()}
+        read = TypeAdapter(Verdict).validate_python
+        return {places[at]: read(json.loads(text)["verdict"]) for at, text in found.items()}
 
     def add(self, judge: JudgeIdentity, verdicts: Sequence[tuple[str, Verdict]]) -> None:
         """Store verdicts by key, in place of older ones; every row names its judge."""
@@ -44,10 +47,3 @@ class VerdictCache:
                 for key, verdict in verdicts
             }
         )
-
-
-def _verdict(text: str) -> Verdict:
-    value = json.loads(text)["verdict"]
-    value["marks"] = tuple(value["marks"])
-    value["logprobs"] = value["logprobs"] and tuple(value["logprobs"])
-    return Verdict(**value)

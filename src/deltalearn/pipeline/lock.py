@@ -15,7 +15,8 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from deltalearn.errors import PLACES, UserError, place_fault
-from deltalearn.pipeline.manifest import MANIFEST, now
+from deltalearn.pipeline.manifest import MANIFEST
+from deltalearn.util.files import now
 
 LOCK = ".lock"
 

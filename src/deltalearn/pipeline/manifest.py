@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
-import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
+
+from pydantic import TypeAdapter
 
 from deltalearn import __version__
 from deltalearn.errors import UserError
-from deltalearn.util.files import write_json
+from deltalearn.util.distributed import cores
+from deltalearn.util.files import now, write_json
 
 PACKAGES = ("torch", "transformers", "accelerate", "safetensors", "tokenizers", "numpy", "pyarrow")
 FORMAT = 1
@@ -81,9 +81,6 @@ class AnswersLeft:
     fingerprint: str
 
 
-Record = TypeVar("Record", StageRecord, ModelRecord, AnswersLeft)
-
-
 @dataclass
 class Manifest:
     """The content of run.json, the record of a run."""
@@ -98,7 +95,7 @@ class Manifest:
     )
     python: str = field(default_factory=platform.python_version)
     machine: dict[str, Any] = field(default_factory=lambda: _machine())
-    created: str = field(default_factory=lambda: now())
+    created: str = field(default_factory=now)
     models: dict[str, ModelRecord] = field(default_factory=dict)
     stages: dict[str, StageRecord] = field(default_factory=dict)
     answers: dict[str, AnswersLeft] = field(default_factory=dict)
@@ -106,23 +103,18 @@ class Manifest:
 
     @classmethod
     def read(cls, file: Path) -> Manifest:
-        """Read a manifest; UserError if the file is none, or of another format."""
+        """Read a manifest; UserError if the file is none, or of another format.
+
+        What this version does not know of is left out.
+        """
         try:
             values = json.loads(file.read_text(encoding="utf-8"))
             if values["format"] != FORMAT:
                 raise UserError(
                     f"{file}: made by another version of deltalearn; choose another --out"
                 )
-            known = {f.name: values[f.name] for f in fields(cls) if f.name in values}
-            return cls(
-                **known
-                | {
-                    "models": _records(ModelRecord, values.get("models", {})),
-                    "stages": _records(StageRecord, values["stages"]),
-                    "answers": _records(AnswersLeft, values.get("answers", {})),
-                }
-            )
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            return TypeAdapter(cls).validate_python(values)
+        except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{file}: not a manifest of deltalearn ({error!r})") from error
 
     def write(self, file: Path) -> None:
@@ -140,31 +132,9 @@ class Manifest:
         return before.commit if before is not None and before.path == path else None
 
 
-def _records(kind: type[Record], values: Mapping[str, Mapping[str, Any]]) -> dict[str, Record]:
-    """Records by name; what this version does not know of is left out."""
-    known = {field.name for field in fields(kind)}
-    found = {}
-    for name, record in values.items():
-        given: dict[str, Any] = {
-            k: tuple(v) if k == "outputs" else v for k, v in record.items() if k in known
-        }
-        found[name] = kind(**given)
-    return found
-
-
 def _given(values: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def now() -> str:
-    """Return the time in UTC, as run.json has it."""
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-
-
 def _machine() -> dict[str, Any]:
-    here = hasattr(os, "sched_getaffinity")
-    return {
-        "platform": platform.platform(),
-        "cpu": platform.machine(),
-        "cores": len(os.sched_getaffinity(0)) if here else os.cpu_count(),
-    }
+    return {"platform": platform.platform(), "cpu": platform.machine(), "cores": cores()}

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
-from deltalearn.errors import UserError
+from deltalearn.errors import UserError, refuse_idle
 
 StageName = Literal["prompts", "generate", "pairs", "tune", "evaluate", "report"]
 STAGES: tuple[StageName, ...] = get_args(StageName)
+WORK = ("--update", "--until", "--parallel")  # options that a dry run has no use for
 
 
 @dataclass(frozen=True)
@@ -30,12 +31,11 @@ class RunOptions:
 
     def check(self, rates: Rates, dry_run: bool) -> None:
         """UserError for options without effect: speeds are for a dry run, which runs nothing."""
-        idle = (self, ("update", "until", "parallel")) if dry_run else (rates, tuple(vars(rates)))
-        for name in idle[1]:
-            if getattr(idle[0], name) != getattr(type(idle[0]), name):
-                end = "with --dry-run, which runs nothing" if dry_run else "without --dry-run"
-                option = f"--{name.replace('_', '-')}"
-                raise UserError(f"{option} has no effect {end}; leave it out")
+        if dry_run:
+            given = {name: value for name, value in _given(self).items() if name in WORK}
+            refuse_idle(given, "with --dry-run, which runs nothing")
+        else:
+            refuse_idle(_given(rates), "without --dry-run")
 
 
 @dataclass(frozen=True)
@@ -53,3 +53,9 @@ class Rates:
             if value is not None and value <= 0:
                 option = f"--{name.replace('_', '-')}"
                 raise UserError(f"{option} {value:g}: a number above zero is needed")
+
+
+def _given(options: RunOptions | Rates) -> dict[str, bool]:
+    """Whether each option is another than its default, by its name."""
+    values = vars(options).items()
+    return {f"--{n.replace('_', '-')}": v != getattr(type(options), n) for n, v in values}

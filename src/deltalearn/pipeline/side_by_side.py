@@ -18,7 +18,7 @@ from deltalearn.errors import UserError
 from deltalearn.pipeline.context import Context
 from deltalearn.pipeline.job import GO, Doing, Job
 from deltalearn.pipeline.stage import Say, Stage
-from deltalearn.util.distributed import free_gpus, own_environment
+from deltalearn.util.distributed import cores, free_gpus, own_environment
 from deltalearn.util.progress import console
 from deltalearn.util.signals import SafeStop, Stopped
 
@@ -62,8 +62,7 @@ def devices(parallel: int, device: str) -> list[dict[str, str]]:
     if parallel == 1:
         return [{}]
     if device == "cpu" or not torch.cuda.is_available():
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        threads = str(max(1, (cores or 1) // parallel))
+        threads = str(max(1, cores() // parallel))
         return [{"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads)}] * parallel
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     gpus = named.split(",") if named else list(map(str, range(torch.cuda.device_count())))

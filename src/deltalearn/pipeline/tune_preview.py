@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from deltalearn.errors import UserError
+from deltalearn.errors import UserError, refuse_idle
 from deltalearn.pipeline.tune_inputs import (
     read_config,
     read_examples,
@@ -37,12 +37,11 @@ def check_modes(
     """
     if preview and dry_run:
         raise UserError("--preview and --dry-run each show something and stop; give one of them")
-    shows = "--preview" if preview else "--dry-run" if dry_run else None
-    for option, given in (("--reference", reference is not None), ("--update", update)):
-        if shows and given:
-            raise UserError(f"{option} has no effect with {shows}, which writes nothing; remove it")
-    if tflops is not None and not dry_run:
-        raise UserError("--tflops has no effect without --dry-run; remove it")
+    if preview or dry_run:
+        why = f"with {'--preview' if preview else '--dry-run'}, which writes nothing"
+        refuse_idle({"--reference": reference, "--update": update}, why)
+    if not dry_run:
+        refuse_idle({"--tflops": tflops}, "without --dry-run")
     if tflops is not None and tflops <= 0:
         raise UserError(f"--tflops {tflops:g}: a rate above zero is needed")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from deltalearn.errors import UserError
+from deltalearn.errors import UserError, refuse_idle
 
 
 def named_models(texts: Sequence[str]) -> dict[str, dict[str, str]]:
@@ -32,11 +32,9 @@ def named_models(texts: Sequence[str]) -> dict[str, dict[str, str]]:
     return options
 
 
-def refuse_idle(options: Mapping[str, Any]) -> None:
+def refuse_local(options: Mapping[str, Any]) -> None:
     """UserError for options about a model that is here, beside the URL of a server."""
-    if options.get("models.*.server.url") is None:
-        return
-    for key in ("generate.engine", "device", "dtype"):
-        if options.get(key) not in (None, "auto"):
-            option = key.rpartition(".")[2]
-            raise UserError(f"--{option} has no effect beside --url: the server decides; remove it")
+    if options.get("models.*.server.url") is not None:
+        keys = ("generate.engine", "device", "dtype")
+        given = {f"--{k.rpartition('.')[2]}": options.get(k) not in (None, "auto") for k in keys}
+        refuse_idle(given, "beside --url: the server decides")

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from deltalearn import __version__
@@ -16,6 +15,8 @@ from deltalearn.theory.imitation import RACE_CORRELATION
 from deltalearn.theory.panels import SUBSCRIPT, Panel
 from deltalearn.theory.predictions import Measured, Theory
 from deltalearn.theory.setting import LEAST_RANDOM
+from deltalearn.theory.simulate import NEEDS
+from deltalearn.util.page import page_template
 
 
 def render_page(
@@ -37,7 +38,7 @@ def render_page(
     Returns:
         One HTML file that needs nothing else.
     """
-    template = _environment().get_template("template.html.j2")
+    template = page_template("deltalearn.theory", filters={"typeset": _typeset})
     return template.render(
         verdict=verdict(theory),
         groups=[
@@ -76,25 +77,11 @@ def _parameters(geometry: Geometry, measured: Measured) -> list[tuple[str, str]]
         ("--norm", geometry.norm),
         ("--errors", f"{c:g},{r:g},{cr:g}"),
     ]
-    names = ["dimension", "trials", "steps", "batch", "rate", "temperature", "loss"]
-    names += ["beta"] if plan.loss == "dpo" else []
-    names += ["inputs"]
-    names += ["freedom"] if plan.inputs in ("elliptical", "heavy") else []
-    names += ["correlation"] if plan.inputs == "correlated" else []
-    result += [(f"--{name}", getattr(plan, name)) for name in [*names, "seed"]]
+    names = ["dimension", "trials", "steps", "batch", "rate", "temperature", "loss", "beta"]
+    names += ["inputs", "freedom", "correlation", "seed"]
+    shown = [name for name in names if name not in NEEDS or name in plan.used]
+    result += [(f"--{name}", getattr(plan, name)) for name in shown]
     return [(name, f"{v:.6g}" if isinstance(v, float) else str(v)) for name, v in result]
-
-
-def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("deltalearn.theory", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["typeset"] = _typeset
-    return environment
 
 
 def _typeset(text: str) -> Markup:

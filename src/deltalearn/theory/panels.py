@@ -20,14 +20,12 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
-from deltalearn.util.files import replacing
-from deltalearn.util.svg import GRID, INK, MUTED, PAPER, SERIES, drawing, inline
+from deltalearn.util.svg import GRID, INK, MUTED, PAPER, SERIES, drawing, inline, margins, save
 
 WIDTH, PLOT_HEIGHT = 430, 250  # SVG units
 LEFT, RIGHT, BOTTOM, TOP = 66, 16, 46, 10
 LEGEND_LINE, TITLE_LINE = 17, 19
 TITLE_COLUMNS = 50
-PNG_DPI = 200
 MARKERS = ("o", "s", "^", "D", "v", "P")
 DASHES = ("solid", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))
 # Light to dark in even steps of lightness, so that it survives a grey print and colour blindness.
@@ -70,7 +68,6 @@ class Panel:
         title = textwrap.wrap(self.title, TITLE_COLUMNS)
         above = TOP + LEGEND_LINE * self.legend_rows
         top = above + TITLE_LINE * len(title) + 6
-        paths = [folder / f"{self.name}.svg", folder / f"{self.name}.png"]
         with drawing(self.name, WIDTH, top + PLOT_HEIGHT + BOTTOM) as figure:
             matplotlib.rcParams.update({"svg.fonttype": "path", "mathtext.default": "regular"})
             self._fill(figure, top)
@@ -78,18 +75,10 @@ class Panel:
             place = {"weight": "bold", "size": 13, "va": "top", "linespacing": 1.25}
             figure.text(14 / WIDTH, 1 - 8 / height, "\n".join(title), **place)
             _mathematics(figure)
-            for path in paths:
-                kind = path.suffix.removeprefix(".")
-                extra = {"metadata": {"Date": None}} if kind == "svg" else {"dpi": PNG_DPI}
-                with replacing(path) as temporary:
-                    figure.savefig(temporary, format=kind, facecolor="white", **extra)
-        return paths
+            return save(figure, folder, self.name)
 
     def _fill(self, figure: Figure, top: float) -> None:
-        width, height = figure.get_size_inches() * 72
-        right = 1 - (LEFT + self.right) / width
-        box = (LEFT / width, BOTTOM / height, right, 1 - (top + BOTTOM) / height)
-        axes = figure.add_axes(box)
+        axes = margins(figure, LEFT, self.right, top, BOTTOM)
         axes.grid(True)
         axes.set_axisbelow(True)
         axes.tick_params(which="both", length=0)

@@ -10,13 +10,13 @@ from typing import Any
 
 from rich.table import Table
 
-from deltalearn.errors import UserError
+from deltalearn.errors import UserError, refuse_idle
 from deltalearn.theory.closed_form import accuracy
 from deltalearn.theory.geometry import Geometry
 from deltalearn.theory.options import Options
 from deltalearn.theory.predictions import Measured, Theory, default_rate
-from deltalearn.theory.simulate import INPUTS, LOSSES, Plan
-from deltalearn.util.files import write_text
+from deltalearn.theory.simulate import NEEDS, Plan
+from deltalearn.util.files import finite, write_text
 from deltalearn.util.terminal import console
 
 OUT = Path("runs/theory")
@@ -41,31 +41,16 @@ def run_theory(options: Options) -> None:
 
 
 def _reject_unused_options(options: Options) -> None:
-    """An option that changes nothing is a misunderstanding: say so rather than ignore it."""
-    if options.loss not in LOSSES:
-        raise UserError(f"no loss {options.loss!r}; there are {', '.join(LOSSES)}")
-    if options.inputs not in INPUTS:
-        raise UserError(f"no inputs {options.inputs!r}; there are {', '.join(INPUTS)}")
-    idle = {
-        "--beta": (options.beta, options.loss == "dpo", "--loss dpo"),
-        "--freedom": (
-            options.freedom,
-            options.inputs in ("elliptical", "heavy"),
-            "--inputs elliptical or heavy",
-        ),
-        "--correlation": (
-            options.correlation,
-            options.inputs == "correlated",
-            "--inputs correlated",
-        ),
-    }
-    for name, (value, used, needs) in idle.items():
-        if value is not None and not used:
-            raise UserError(f"{name} has no effect without {needs}")
-    if options.no_figures and options.out is not None:
-        raise UserError("--out has no effect with --no-figures: nothing is written")
-    if options.no_figures and options.as_json:
-        raise UserError("--no-figures has no effect with --json, which writes none without --out")
+    """UserError for an option that changes nothing."""
+    for name, (key, values) in NEEDS.items():
+        if getattr(options, key) not in values:
+            why = f"without --{key} {' or '.join(values)}"
+            refuse_idle({f"--{name}": getattr(options, name)}, why)
+    if options.no_figures:
+        refuse_idle({"--out": options.out}, "with --no-figures: nothing is written")
+    if options.as_json:
+        why = "with --json, which writes none without --out"
+        refuse_idle({"--no-figures": options.no_figures}, why)
 
 
 def geometry_of(options: Options) -> Geometry:
@@ -96,18 +81,8 @@ def parse_errors(text: str) -> tuple[float, float, float]:
 
 
 def _plan(options: Options, geometry: Geometry, theory: Theory) -> Plan:
-    given = {
-        name: value
-        for name in ("beta", "freedom", "correlation")
-        if (value := getattr(options, name)) is not None
-    }
-    for name, value in {**given, "temperature": options.temperature}.items():
-        if not math.isfinite(value):
-            raise UserError(f"{name} is {value}; it must be a finite number")
-    if options.rate is not None and not math.isfinite(options.rate):
-        raise UserError(f"rate is {options.rate}; it must be a finite number")
-    if options.seed < 0:
-        raise UserError(f"seed is {options.seed}; it must not be negative")
+    given = {name: getattr(options, name) for name in NEEDS}
+    given = {name: value for name, value in given.items() if value is not None}
     shared = {f.name: getattr(options, f.name) for f in fields(Plan) if f.name in SHARED} | given
     plan = Plan(rate=1.0 if options.rate is None else options.rate, **shared)  # checks the rest
     if options.rate is not None:
@@ -133,19 +108,8 @@ def as_json(geometry: Geometry, theory: Theory, measured: Measured) -> dict[str,
         "pairs": plan.steps * plan.batch,
         **{f.name: getattr(measured, f.name) for f in fields(measured) if f.name != "plan"},
     }
-    used = {"dpo": ["beta"]}.get(plan.loss, [])
-    used += {"elliptical": ["freedom"], "heavy": ["freedom"], "correlated": ["correlation"]}.get(
-        plan.inputs, []
-    )
-    simulation |= {name: getattr(plan, name) for name in used}
-    return {"setting": setting, **_finite(asdict(theory)), "simulation": _finite(simulation)}
-
-
-def _finite(values: dict[str, Any]) -> dict[str, Any]:
-    return {
-        name: None if isinstance(value, float) and not math.isfinite(value) else value
-        for name, value in values.items()
-    }
+    simulation |= {name: getattr(plan, name) for name in plan.used}
+    return finite({"setting": setting, **asdict(theory), "simulation": simulation})
 
 
 def number(value: float, digits: int = 4) -> str:

@@ -26,6 +26,12 @@ from deltalearn.theory.options import Inputs, Loss
 
 LOSSES, INPUTS = get_args(Loss), get_args(Inputs)
 CHUNK_BYTES = 4 * 2**20  # of inputs drawn at once by one thread: about what its cache holds
+# What a setting has an effect on: the field, and its values.
+NEEDS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "beta": ("loss", ("dpo",)),
+    "freedom": ("inputs", ("elliptical", "heavy")),
+    "correlation": ("inputs", ("correlated",)),
+}
 PARTS = 4  # at least so many chunks, for as many threads
 
 
@@ -80,12 +86,19 @@ class Plan:
             raise UserError(f"no inputs {self.inputs!r}; there are {', '.join(INPUTS)}")
         if not 0 <= self.temperature < math.inf:
             raise UserError(f"temperature is {self.temperature}; it must be 0 or more, finite")
-        if self.inputs in ("elliptical", "heavy") and not 2 < self.freedom < math.inf:
+        if "freedom" in self.used and not 2 < self.freedom < math.inf:
             raise UserError(f"freedom is {self.freedom}; unit variance needs more than 2, finite")
         if not -1 < self.correlation < 1:
             raise UserError(f"correlation is {self.correlation}; it must lie in (-1, 1)")
         if self.random_errors and self.dimension < 4:
             raise UserError("random error directions need at least 4 dimensions")
+        if self.seed < 0:
+            raise UserError(f"seed is {self.seed}; it must not be negative")
+
+    @property
+    def used(self) -> list[str]:
+        """Those settings of NEEDS that this loss and these inputs have."""
+        return [name for name, (key, values) in NEEDS.items() if getattr(self, key) in values]
 
 
 @dataclass(frozen=True)

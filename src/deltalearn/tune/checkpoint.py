@@ -7,7 +7,6 @@ of processes.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,7 +27,7 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.fsdp import FSDPModule
 
 from deltalearn.errors import UserError
-from deltalearn.util.files import write_json
+from deltalearn.util.files import replacing, replacing_directory, write_json
 
 Tensors = dict[str, Tensor]
 
@@ -77,16 +76,11 @@ class Checkpoints:
         weights = trainable_state(self.model)
         moments = _moments(self.model, self.optimizer)
         if self.accelerator.is_main_process:
-            target = self.directory / f"step-{step}"
-            temporary = self.directory / f".step-{step}.tmp"
-            shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir(parents=True)
-            save_file(weights, temporary / "model.safetensors")
-            save_file(moments, temporary / "optimizer.safetensors")
             state = {"step": step, "identity": self.identity, "progress": dict(progress)}
-            write_json(temporary / "state.json", state)
-            shutil.rmtree(target, ignore_errors=True)
-            os.rename(temporary, target)
+            with replacing_directory(self.directory / f"step-{step}") as folder:
+                save_file(weights, folder / "model.safetensors")
+                save_file(moments, folder / "optimizer.safetensors")
+                write_json(folder / "state.json", state)
             for other in self._steps():
                 if other != step:
                     shutil.rmtree(self.directory / f"step-{other}")
@@ -119,10 +113,8 @@ class Checkpoints:
         """Keep the weights as they are now as the best so far."""
         weights = trainable_state(self.model)
         if self.accelerator.is_main_process:
-            self.directory.mkdir(parents=True, exist_ok=True)
-            temporary = self.directory / ".best.tmp"
-            save_file(weights, temporary)
-            os.replace(temporary, self.directory / "best.safetensors")
+            with replacing(self.directory / "best.safetensors") as temporary:
+                save_file(weights, temporary)
         self.accelerator.wait_for_everyone()
 
     def load_best(self) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from deltalearn.errors import UserError
+from deltalearn.errors import UserError, needs
 from deltalearn.recipe import TuneSpec
 
 
@@ -57,11 +57,7 @@ def _decay_groups(model: nn.Module, weight_decay: float) -> list[dict]:
 
 
 def _adamw_8bit() -> Callable[..., torch.optim.Optimizer]:
-    try:
+    needed = "tune.optimizer adamw_8bit needs bitsandbytes"
+    with needs(needed, "qlora", ", or choose adamw or adafactor"):
         from bitsandbytes.optim import AdamW8bit
-    except ImportError as error:
-        raise UserError(
-            "tune.optimizer adamw_8bit needs bitsandbytes, which is not installed; run "
-            "`pip install 'deltalearn[qlora]'`, or choose adamw or adafactor"
-        ) from error
     return AdamW8bit

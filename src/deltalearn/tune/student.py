@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -13,12 +12,13 @@ from torch import Tensor, nn
 from transformers import BitsAndBytesConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from deltalearn.errors import UserError
+from deltalearn.errors import UserError, needs
 from deltalearn.lm.load import Placement, load_model, require_device
 from deltalearn.lm.locate import ModelFiles
 from deltalearn.lm.quantized import trained_as
 from deltalearn.recipe import LoraSpec, TuneSpec
 from deltalearn.tune.write import copy_tokenizer, write_model
+from deltalearn.util.files import replacing_directory
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -58,7 +58,9 @@ def load_student(
     if lora.bits is None:
         base = load_model(files, Placement("cpu", placement.dtype), dequantize=True)
         return _adapted(base, lora, files, seed)
-    _require_bitsandbytes(lora)
+    needed = f"tune.lora.bits {lora.bits} needs bitsandbytes"
+    with needs(needed, "qlora", ", or leave lora.bits out"):
+        import bitsandbytes  # noqa: F401
     quantized = Placement(_this_device(placement.device), placement.dtype)
     base = load_model(files, quantized, quantization=_quantization(lora, placement))
     for module in base.modules():
@@ -83,25 +85,10 @@ def _quantization(lora: LoraSpec, placement: Placement) -> BitsAndBytesConfig:
     )
 
 
-def _require_bitsandbytes(lora: LoraSpec) -> None:
-    try:
-        import bitsandbytes  # noqa: F401
-    except ImportError as error:
-        raise UserError(
-            f"tune.lora.bits {lora.bits} needs bitsandbytes, which is not installed; run "
-            "`pip install 'deltalearn[qlora]'`, or leave lora.bits out"
-        ) from error
-
-
 def _adapted(base: PreTrainedModel, lora: LoraSpec, files: ModelFiles, seed: int) -> PeftModel:
     """`base` frozen, in place, with fresh adapters that change nothing yet."""
-    try:
+    with needs("tune.lora needs peft", "lora", ", or leave lora out to tune all weights"):
         from peft import LoraConfig, get_peft_model
-    except ImportError as error:
-        raise UserError(
-            "tune.lora needs peft, which is not installed; run `pip install 'deltalearn[lora]'`, "
-            "or leave lora out to tune all weights"
-        ) from error
     _check_targets(base, lora, files)
     config = LoraConfig(
         r=lora.r,
@@ -216,21 +203,10 @@ def save_student(
         for name, parameter in trainable_parameters(model).items():
             parameter.copy_(weights[name])
     if settings.lora is not None:
-        with _replacing_directory(out.with_name("adapter")) as directory:
+        with replacing_directory(out.with_name("adapter")) as directory:
             # True or "auto" would ask the hub what the student's vocabulary is.
             model.save_pretrained(directory, save_embedding_layers=False)
             copy_tokenizer(files, directory)
         model = model.merge_and_unload()
-    with _replacing_directory(out) as directory:
+    with replacing_directory(out) as directory:
         write_model(model, files, directory)
-
-
-@contextmanager
-def _replacing_directory(path: Path) -> Iterator[Path]:
-    """Yield a temporary sibling that takes the place of `path` if the block succeeds."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    yield temporary
-    shutil.rmtree(path, ignore_errors=True)
-    temporary.rename(path)

@@ -12,6 +12,8 @@ import warnings
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import matplotlib
 from markupsafe import Markup
@@ -20,6 +22,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from deltalearn.util.files import replacing
 from deltalearn.util.text_format import signed
 
 INK, MUTED, GRID, PAPER = "#1b2430", "#5f6b7a", "#d5dbe2", "#fdfdfe"
@@ -62,6 +65,7 @@ STYLE = {
 XLINK = "{http://www.w3.org/1999/xlink}href"
 LONG_NUMBER = re.compile(r"-?\d+\.\d{3,}")
 COLOUR = re.compile(r"#[0-9a-f]{6}\b")
+PNG_DPI = 200
 POINTS_PER_INCH = 72  # one SVG unit is one point, so sizes given in units are divided by this
 
 
@@ -166,6 +170,26 @@ def interval_mark(
 def short_signed(value: float) -> str:
     """A signed number for a tick, with as many decimals as it needs, at most three."""
     return signed(value, 0) if value == round(value) else signed(value, 3).rstrip("0")
+
+
+def save(figure: Figure, folder: Path, name: str) -> list[Path]:
+    """Write a figure as `folder`/<name>.svg and .png, the same bytes every time.
+
+    Args:
+        figure: Of `drawing`.
+        folder: Made if it is not there.
+        name: Of the files, without an ending.
+
+    Returns:
+        The files.
+    """
+    paths = [folder / f"{name}.svg", folder / f"{name}.png"]
+    for path in paths:
+        kind = path.suffix.removeprefix(".")
+        extra: Any = {"metadata": {"Date": None}} if kind == "svg" else {"dpi": PNG_DPI}
+        with replacing(path) as temporary:
+            figure.savefig(temporary, format=kind, facecolor="white", **extra)
+    return paths
 
 
 def inline(figure: Figure, name: str, description: str) -> Markup:

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from helpers.data import DATA
 from scipy.optimize import minimize
+from scipy.special import expit
 
 from deltalearn.errors import UserError
 from deltalearn.evaluate.alpaca.annotations import match, read_annotations, write_annotations
@@ -30,7 +31,6 @@ from deltalearn.evaluate.alpaca.length_control import (
     minimal_rates,
     pseudo_scores,
     regression,
-    sigmoid,
 )
 from deltalearn.evaluate.alpaca.length_data import find_length_data, read_length_data
 from deltalearn.evaluate.alpaca.pairs import Output, pair_up, read_outputs
@@ -113,7 +113,7 @@ def several(preferences, judge=JUDGE, lengths=None) -> list[Annotation]:
 def likelihood(judged: ScoredPairs) -> tuple[float, np.ndarray]:
     """(win rate, coefficients) of the minimal control without a penalty, which can be worked."""
     beta = fit_newton(*regression(judged, None))
-    return float(sigmoid(beta[-1])), beta
+    return float(expit(beta[-1])), beta
 
 
 # -- published numbers ------------------------------------------------------------------------

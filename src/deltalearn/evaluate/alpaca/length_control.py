@@ -23,6 +23,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.special import expit
 
 from deltalearn.errors import UserError
 from deltalearn.evaluate.alpaca.length_data import LengthControlData
@@ -108,10 +109,10 @@ def length_controlled(judged: ScoredPairs, sides: LengthControlData | None = Non
     design, target, weight = regression(judged, sides)
     beta = fit_published(design, target, None if sides is None else weight)
     if sides is None:
-        rate, difficulty = float(sigmoid(beta[-1])), None
+        rate, difficulty = float(expit(beta[-1])), None
     else:
         hard = _difficulty(judged, sides)
-        rate, difficulty = float(sigmoid(beta[1] * hard + beta[2]).mean()), float(beta[1])
+        rate, difficulty = float(expit(beta[1] * hard + beta[2]).mean()), float(beta[1])
     sd = float(deviation(judged.delta, np.ones(len(judged.score))))
     notes = list(sides.notes) if sides else []
     if sd == 0:
@@ -160,7 +161,7 @@ def minimal_rates(judged: ScoredPairs, counts: np.ndarray) -> np.ndarray:
     """(fits,) minimal rates by maximum likelihood, with items counted (fits, n) times."""
     length = length_feature(judged.delta, counts)
     design = np.stack([length, np.ones(counts.shape)], -1)
-    return sigmoid(fit_newton(design, judged.score, counts)[..., -1])
+    return expit(fit_newton(design, judged.score, counts)[..., -1])
 
 
 # -- the regression ------------------------------------------------------------------------------
@@ -306,7 +307,7 @@ def fit_newton(design: np.ndarray, target: np.ndarray, weight: np.ndarray) -> np
     beta = np.zeros((*design.shape[:-2], k))
     linear, loss = _loss(beta, design, target, weight)
     for _ in range(STEPS):
-        chance = sigmoid(linear)
+        chance = expit(linear)
         slope = _columns_times(design, weight * (target - chance)) - RIDGE * beta
         curved = design * (weight * chance * (1 - chance))[..., None]
         curvature = np.swapaxes(design, -1, -2) @ curved + RIDGE * np.eye(k)
@@ -330,16 +331,9 @@ def _loss(
 ) -> tuple[np.ndarray, np.ndarray]:
     """(linear predictor (..., n), penalised loss (...,))."""
     linear = (design @ beta[..., None])[..., 0]
-    softplus = np.maximum(linear, 0) + np.log1p(np.exp(-np.abs(linear)))
-    rows = (weight * (softplus - target * linear)).sum(-1)
+    rows = (weight * (np.logaddexp(0, linear) - target * linear)).sum(-1)
     return linear, rows + RIDGE / 2 * (beta**2).sum(-1)
 
 
 def _columns_times(design: np.ndarray, rows: np.ndarray) -> np.ndarray:
     return (np.swapaxes(design, -1, -2) @ rows[..., None])[..., 0]
-
-
-def sigmoid(x: np.ndarray) -> np.ndarray:
-    """1 / (1 + exp(-x)), without overflow."""
-    small = np.exp(-np.abs(x))
-    return np.where(x >= 0, 1.0, small) / (1 + small)

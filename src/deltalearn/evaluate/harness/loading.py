@@ -8,11 +8,13 @@ from deltalearn.errors import UserError
 from deltalearn.evaluate.harness.backends import BackendOptions, load
 from deltalearn.evaluate.harness.model import GROUP_SIZE
 from deltalearn.openai_api.endpoint import Endpoint
+from deltalearn.util.text_format import one_line
 
 # What torch, transformers, vLLM and lm_eval raise of an argument that they cannot use.
 WRONG = (
     TypeError, AttributeError, ValueError, LookupError, RuntimeError, OSError, AssertionError,
 )  # fmt: skip
+TOLD = 400  # characters of what a library says
 BATCHES = 4  # of one call, and of one commit, through transformers
 
 
@@ -33,12 +35,12 @@ def loaded(options: BackendOptions) -> Any:
         _on_device(model, options)
         return model
     except WRONG as error:
-        given = ", ".join(options.options)
+        given, told = ", ".join(options.options), " ".join(str(error).split())
         tried = f"--dtype {options.dtype}, --device {options.device or 'default'}"
         raise UserError(
             f"{options.model} does not load through {options.kind} ({tried}"
             + (f", --backend-option {given}" if given else "")
-            + f"): {type(error).__name__}: {_brief(str(error))}"
+            + f"): {type(error).__name__}: {one_line(told, TOLD)}"
         ) from error
 
 
@@ -83,8 +85,3 @@ def _on_device(model: Any, options: BackendOptions) -> None:
         return
     if torch.device(options.device).type != used.type:
         raise ValueError(f"the device that lm_eval takes is {used}")
-
-
-def _brief(text: str, most: int = 400) -> str:
-    text = " ".join(text.split())
-    return text if len(text) <= most else text[: most - 3] + "..."

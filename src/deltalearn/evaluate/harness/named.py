@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from deltalearn.errors import UserError
+from deltalearn.errors import UserError, needs
 from deltalearn.evaluate.entries import ItemRow
 from deltalearn.evaluate.harness.run import Tasks, quiet, reasoning_of
 from deltalearn.evaluate.tulu3.benchmark import Benchmark, Kind
@@ -25,14 +25,9 @@ LIKE = 3  # names that are shown for one that is none
 
 @cache
 def _manager(include_path: str | None) -> Any:
-    try:
+    with needs("benchmarks of lm_eval need it", "evaluate"):
         from lm_eval.tasks import TaskManager
-
-        quiet()
-    except ImportError as error:
-        raise UserError(
-            "benchmarks of lm_eval need it; run `pip install 'deltalearn[evaluate]'`"
-        ) from error
+    quiet()
     return TaskManager(include_path=include_path)
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deltalearn.errors import UserError
+from deltalearn.errors import UserError, needs
 from deltalearn.evaluate.entries import ItemRow
 from deltalearn.evaluate.harness.lm_eval_private import without_bars
 from deltalearn.evaluate.tulu3 import INCLUDE_PATH
@@ -117,14 +117,9 @@ def load_tasks(benchmark: Benchmark, data_dir: Path | None) -> Tasks:
         UserError: If lm_eval is not there.
         NoData: If the data is not, or is not what it should be.
     """
-    try:
+    with needs("evaluation needs lm_eval", "evaluate"):
         from lm_eval.tasks import TaskManager
-
-        quiet()
-    except ImportError as error:
-        raise UserError(
-            "evaluation needs lm_eval; run `pip install 'deltalearn[evaluate]'`"
-        ) from error
+    quiet()
     metadata = {"data_dir": str(data_dir)} if data_dir else {}
     manager = TaskManager(include_path=str(INCLUDE_PATH), include_defaults=False, metadata=metadata)
     try:

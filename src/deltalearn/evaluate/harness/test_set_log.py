@@ -7,12 +7,13 @@ has seen them is written down before the first of them is asked, whatever become
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
+
+from deltalearn.util.files import now
 
 NAME = "evaluations.jsonl"
 
@@ -28,13 +29,12 @@ class TestSetLog:
 
         Several processes may do so at the same time.
         """
-        now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(self.path.with_name(f".{NAME}.lock")):
             if any(seen.items() <= line.items() for line in self._lines()):
                 return
             with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({**seen, "name": name, "time": now}) + "\n")
+                file.write(json.dumps({**seen, "name": name, "time": now()}) + "\n")
 
     def test_models(self, benchmarks: Iterable[str]) -> int:
         """Count the models that were asked items of the test, or of its held-out part."""

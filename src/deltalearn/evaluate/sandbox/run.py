@@ -21,6 +21,7 @@ from deltalearn.evaluate.sandbox.interpreter import Interpreter
 from deltalearn.evaluate.sandbox.outcome import MIB, Limits, Outcome, Status, printable
 from deltalearn.evaluate.sandbox.unsafe import WARNING, Unsafe
 from deltalearn.evaluate.sandbox.watch import Bounds, Ended, Process, Reason, watch
+from deltalearn.util.distributed import cores
 from deltalearn.util.progress import console
 
 TRIES = 3  # starts of one program, where the sandbox itself fails
@@ -113,7 +114,7 @@ class Sandbox:
         stop = threading.Event()
         wall = 4 * timeout + 5 if wall is None else wall
         bounds = Bounds(timeout, wall, self._limits, stop.is_set)
-        pool = ThreadPoolExecutor(workers or _processors(), thread_name_prefix="sandbox")
+        pool = ThreadPoolExecutor(workers or cores(), thread_name_prefix="sandbox")
         try:
             return list(pool.map(lambda program: self._run(program, bounds), programs))
         except NotStarted as error:
@@ -202,12 +203,6 @@ def _signal(code: int) -> str:
     with suppress(ValueError):
         return signal.Signals(code - SIGNALLED).name
     return ""
-
-
-def _processors() -> int:
-    with suppress(AttributeError):  # Linux only
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _anonymous_file() -> BinaryIO:

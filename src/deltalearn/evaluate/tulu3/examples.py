@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from deltalearn.errors import UserError
+from deltalearn.errors import UserError, needs
 from deltalearn.evaluate.tulu3.sources import Row
 from deltalearn.util.files import digest
 
@@ -37,12 +37,8 @@ def published(name: str, rows: list[Row], expected: str) -> list[Row]:
 
 def lm_eval_task(path: str) -> dict[str, Any]:
     """A task file of the installed lm_eval, read as data: no function in it is loaded."""
-    try:
+    with needs("the Tülu 3 suite needs lm_eval", "evaluate"):
         import lm_eval.tasks
-    except ImportError as error:
-        raise UserError(
-            "the Tülu 3 suite needs lm_eval; run `pip install 'deltalearn[evaluate]'`"
-        ) from error
     text = (Path(lm_eval.tasks.__file__).parent / path).read_text(encoding="utf-8")
     return yaml.load(text, Loader=_Plain)  # noqa: S506 (a SafeLoader)
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from deltalearn.errors import UserError
+from deltalearn.errors import UserError, needs
 from deltalearn.generate.engines.local import failed
 from deltalearn.generate.engines.vllm_offline import VllmOptions
 from deltalearn.generate.stage import Stop, Window
@@ -83,14 +83,9 @@ class RayEngine:
         Raises:
             UserError: If ray is not installed.
         """
-        try:
-            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        with needs("generate.engine ray needs ray", "ray", ", or choose another engine"):
             import ray
-        except ImportError as error:
-            raise UserError(
-                "generate.engine ray needs ray, which is not installed; run "
-                "`pip install 'deltalearn[ray]'`, or choose another engine"
-            ) from error
         self._ray = ray
         self._options = options
         self._say = say

@@ -27,7 +27,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType, ModuleType
 from typing import Any
 
-from deltalearn.errors import UserError
+from deltalearn.errors import UserError, needs
 from deltalearn.evaluate.tulu3.grade import Grade
 
 Check = Callable[[str], bool]
@@ -174,16 +174,12 @@ def _has_model() -> bool:
 @functools.cache
 def _checks() -> ModuleType:
     """lm_eval's registry of checks, imported without a download; langdetect seeded."""
-    try:
+    with needs("IFEval needs the checks of lm_eval", "evaluate"):
         import nltk
 
         with _no_download(nltk):
             from lm_eval.tasks.ifeval import instructions, instructions_registry
         from langdetect import DetectorFactory
-    except ImportError as error:
-        raise UserError(
-            f"IFEval needs the checks of lm_eval, but {error}; pip install 'deltalearn[evaluate]'"
-        ) from error
     DetectorFactory.seed = 0
     # It prints every text whose language cannot be told; a model's output is not for terminals.
     instructions.logger.setLevel(logging.CRITICAL)
