@@ -9,6 +9,7 @@ from typing import Any
 from deltalearn.errors import UserError
 from deltalearn.formats.files import KNOWN, Row, file_rows, suffix_of
 from deltalearn.formats.splits import choose, read_files
+from deltalearn.util.failure import brief
 from deltalearn.util.files import file_digest
 from deltalearn.util.paths import PACKAGE_SCHEME, local_path
 
@@ -149,11 +150,10 @@ def _hub_rows(source: str, split: str | None, default: str | None) -> Iterator[R
 
         data = datasets.load_dataset(source, split=asked)
     except Exception as error:  # the hub raises a dozen unrelated kinds; all mean "not to be had"
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         what = f"split {asked!r} of such a data set" if asked else "such a data set"
         raise UserError(
             f"{source}: no file or folder of that name here, and the Hugging Face hub did not "
-            f"give {what} ({type(error).__name__}: {reason})"
+            f"give {what} ({brief(error)})"
         ) from error
     if isinstance(data, datasets.DatasetDict):
         asked = choose(source, data, None, None)

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deltalearn.errors import UserError
+from deltalearn.errors import UserError, needs
 from deltalearn.lm.weights import read_header
 
 if TYPE_CHECKING:
@@ -78,12 +78,8 @@ def merged(name: str, model: PreTrainedModel, directory: Path) -> PreTrainedMode
     Raises:
         UserError: If peft is missing, or if the adapter does not fit into the base as a whole.
     """
-    try:
+    with needs(f"{name}: is an adapter, for which peft is needed", "lora"):
         from peft import PeftModel, get_peft_model_state_dict
-    except ImportError as error:
-        raise UserError(
-            f"{name}: is an adapter, for which peft is needed; run `pip install 'deltalearn[lora]'`"
-        ) from error
     try:
         adapted = PeftModel.from_pretrained(model, directory)
         # peft only warns of what does not fit, and the base alone would be taken for the whole.

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from deltalearn.errors import UserError
 from deltalearn.lm.adapters import base_of, remedy
 from deltalearn.lm.weights import INDEX, read_header, weight_files
+from deltalearn.util.failure import brief
 from deltalearn.util.files import digest, file_digest, write_json
 from deltalearn.util.paths import PACKAGE_SCHEME, local_path
 
@@ -72,7 +75,7 @@ def locate(place: str, revision: str | None = None) -> ModelFiles:
         return ModelFiles(place, path, directory_fingerprint(path))
     if place.startswith((PACKAGE_SCHEME, "/", "./", "../", "~")) or not HUB_ID.fullmatch(place):
         raise UserError(f"{place}: no such model directory")
-    path = _download(place, revision)
+    path = download(place, revision)
     if base := base_of(place, path):
         return _adapted(place, path, base)
     require_model_files(place, path)
@@ -90,17 +93,33 @@ def has_chat_template(files: ModelFiles) -> bool:
     return False
 
 
-def _download(hub_id: str, revision: str | None) -> Path:
+def download(
+    hub_id: str, revision: str | None, wanted: Sequence[str] = WANTED, *, network: bool = True
+) -> Path:
+    """Find files of a hub model, in the hub's own cache or else in the network.
+
+    Args:
+        hub_id: The model.
+        revision: Commit, branch or tag.
+        wanted: Patterns of its files.
+        network: Whether to look further than this disk.
+
+    Returns:
+        The directory of that commit.
+
+    Raises:
+        UserError: If they are not to be had.
+    """
     from huggingface_hub import snapshot_download
 
+    how: dict[str, Any] = {"allow_patterns": list(wanted), "local_files_only": not network}
     try:
-        return Path(snapshot_download(hub_id, revision=revision, allow_patterns=WANTED))
+        return Path(snapshot_download(hub_id, revision=revision, **how))
     except Exception as error:  # the hub raises a dozen unrelated kinds; all mean "not to be had"
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise UserError(
             f"{hub_id}: no directory of that name here, and the Hugging Face hub did not give it "
-            f"({type(error).__name__}: {reason}). Check the spelling; for a gated or private model "
-            "run `hf auth login`; without a network, pass the path of a downloaded model."
+            f"({brief(error)}). Check the spelling; for a gated or private model run "
+            "`hf auth login`; without a network, pass the path of a downloaded model."
         ) from error
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from deltalearn.errors import UserError
 from deltalearn.formats.rows import files_line, source_digest
 from deltalearn.lm.adapters import base_of
-from deltalearn.lm.locate import WANTED, ModelFiles, locate
+from deltalearn.lm.locate import WANTED, ModelFiles, download, locate
 from deltalearn.recipe import ModelSpec, PairsSource, TuneSpec
 from deltalearn.util.paths import local_path
 
@@ -147,21 +147,5 @@ def tokenizer_files(spec: ModelSpec, *, network: bool = True) -> ModelFiles:
     if path.is_dir():
         adapted = base_of(spec.path, path) is not None
         return locate(spec.path) if adapted else ModelFiles(spec.path, path, "")
-    from huggingface_hub import snapshot_download
-
-    try:
-        path = Path(
-            snapshot_download(
-                spec.path,
-                revision=spec.revision,
-                allow_patterns=WITHOUT_WEIGHTS,
-                local_files_only=not network,
-            )
-        )
-    except Exception as error:  # the hub raises a dozen unrelated kinds; all mean "not to be had"
-        reason = (str(error).strip().splitlines() or [repr(error)])[0]
-        raise UserError(
-            f"{spec.path}: no directory of that name here, and the Hugging Face hub did not give "
-            f"it ({type(error).__name__}: {reason})"
-        ) from error
-    return ModelFiles(spec.path, path, "")
+    found = download(spec.path, spec.revision, WITHOUT_WEIGHTS, network=network)
+    return ModelFiles(spec.path, found, "")

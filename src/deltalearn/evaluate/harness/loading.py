@@ -8,7 +8,7 @@ from deltalearn.errors import UserError
 from deltalearn.evaluate.harness.backends import BackendOptions, load
 from deltalearn.evaluate.harness.model import GROUP_SIZE
 from deltalearn.openai_api.endpoint import Endpoint
-from deltalearn.util.text_format import one_line
+from deltalearn.util.failure import brief
 
 # What torch, transformers, vLLM and lm_eval raise of an argument that they cannot use.
 WRONG = (
@@ -35,12 +35,12 @@ def loaded(options: BackendOptions) -> Any:
         _on_device(model, options)
         return model
     except WRONG as error:
-        given, told = ", ".join(options.options), " ".join(str(error).split())
+        given = ", ".join(options.options)
         tried = f"--dtype {options.dtype}, --device {options.device or 'default'}"
         raise UserError(
             f"{options.model} does not load through {options.kind} ({tried}"
             + (f", --backend-option {given}" if given else "")
-            + f"): {type(error).__name__}: {one_line(told, TOLD)}"
+            + f"): {brief(error, TOLD)}"
         ) from error
 
 
