@@ -42,7 +42,7 @@ FIELDS = {
         "student pairs split prompt-column chosen-column rejected-column ignore-column "
         "chat-template limit method lr beta "
         "batch-size steps epochs max-length truncation token-budget layout attention "
-        "gradient-checkpointing lora shard eval-pairs tracker device dtype"
+        "gradient-checkpointing compile lora shard eval-pairs tracker device dtype"
     ),
     "generate": (
         "prompts split prompt-column ignore-column limit url key-env concurrency engine "

@@ -238,7 +238,7 @@ def test_incomplete_directory_is_a_user_error_with_a_remedy(model, damage, says)
 )
 def test_missing_path_is_a_user_error_and_never_asked_of_the_hub(place, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("deltalearn.lm.locate._download", None)
+    monkeypatch.setattr("deltalearn.lm.locate.download", None)
     with pytest.raises(UserError):
         locate(place)
 
