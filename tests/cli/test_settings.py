@@ -33,7 +33,7 @@ OWN = {  # options that are no field of a recipe
         "update",
     },
     "pairs": {"chosen", "rejected", "out", "settings"},
-    "run": {"set", "dry-run"},
+    "run": {"set", "check", "dry-run"},
     "theory": set(),
     "compare": {"recipe", "json", "plot", "plan", "discordance", "sd", "effect"},
 }
