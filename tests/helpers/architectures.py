@@ -40,8 +40,8 @@ _BY_VALUE = {
     "index_n_heads mamba_n_heads n_mamba_heads num_encoder_attention_heads o_groups "
     "num_decoder_attention_heads zero_expert_num vision_attention_heads",
     2: "num_key_value_heads num_experts_per_tok num_experts_per_token moe_topk moe_top_k moe_k "
-    "num_kv_heads kv_n_heads linear_num_key_heads swa_num_key_value_heads depth encoder_layers "
-    "num_encoder_layers num_global_layers vision_layers",
+    "num_kv_heads kv_n_heads linear_num_key_heads swa_num_key_value_heads depth "
+    "num_global_layers vision_layers",
     1: "n_group topk_group n_groups num_expert_group mamba_n_groups mamba_ngroups "
     "first_k_dense_replace num_dense_layers n_shared_experts num_shared_experts",
     512: "max_position_embeddings n_positions n_ctx max_seq_len model_max_length "
@@ -49,7 +49,7 @@ _BY_VALUE = {
     48: "image_size",
 }  # fmt: skip
 SMALL = {name: value for value, names in _BY_VALUE.items() for name in names.split()}
-SMALL |= dict.fromkeys(LAYER_NUMBERS, LAYERS)
+SMALL |= dict.fromkeys((*LAYER_NUMBERS, "encoder_layers", "num_encoder_layers"), LAYERS)
 
 
 def tiny_config(model_type: str, vocabulary: int, **changes: Any) -> PretrainedConfig:
@@ -105,7 +105,7 @@ def _small(name: str, value: Any, vocabulary: int) -> Any:
     if isinstance(value, dict) and name not in ("id2label", "label2id"):
         return _shrunk(value, vocabulary)
     if name.startswith("vocab_size"):
-        return vocabulary
+        return vocabulary if value else value
     if name.endswith("_token_id") and isinstance(value, int) and value >= vocabulary:
         return 0
     if name in SMALL and isinstance(value, int) and not isinstance(value, bool):
@@ -114,20 +114,20 @@ def _small(name: str, value: Any, vocabulary: int) -> Any:
 
 
 MAMBA_HEADS = {"mamba_n_heads": 8, "mamba_d_head": 8}
-DECODER = {"is_decoder": True}
-BEFORE: dict[str, dict[str, Any]] = {  # where the defaults themselves are refused
-    "gemma4_assistant": {
-        "text_config": {
-            "model_type": "gemma4_text",
-            "hidden_size_per_layer_input": 0,
-            "vocab_size_per_layer_input": 0,
-        }
-    },
-}
 ROPE = {"rope_type": "default", "rope_theta": 1e4}
+NO_INPUTS_BY_LAYER = {
+    "model_type": "gemma4_text",
+    "hidden_size_per_layer_input": 0,
+    "vocab_size_per_layer_input": 0,
+}
+# Where the defaults themselves are refused.
+BEFORE: dict[str, dict[str, Any]] = {"gemma4_assistant": {"text_config": NO_INPUTS_BY_LAYER}}
 EXCEPTIONS: dict[str, dict[str, Any]] = {
-    "bamba": MAMBA_HEADS,
+    "bamba": {**MAMBA_HEADS, "attn_layer_indices": [1, 3]},
+    "blt": {"encoder_hash_byte_group_vocab": 300},
+    "cohere_compass_text": {"rope_parameters": {"full_attention": ROPE}},
     "dbrx": {"attn_config": {"rope_theta": 1e4, "kv_n_heads": 2, "clip_qkv": 8.0}},
+    "deepseek_v2": {"num_experts_per_tok": 2},
     "dots1": {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2},
     "falcon_h1": {**MAMBA_HEADS, "mamba_d_ssm": 64},
     "gemma3n_text": {
@@ -135,24 +135,23 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
         "num_kv_shared_layers": 2,
         "intermediate_size": 64,
     },
-    "blt": {"encoder_hash_byte_group_vocab": 300},
-    "cohere_compass_text": {"rope_parameters": {"full_attention": ROPE}},
-    "deepseek_v2": {"num_experts_per_tok": 2},
-    "dots3_note_text": {"swa_head_dim": 16},
-    "granitemoehybrid": MAMBA_HEADS,
+    "granitemoehybrid": {**MAMBA_HEADS, "layer_types": ["mamba", "attention"] * 2},
     "hunyuan_v1_dense": {"head_dim": 8},
     "hunyuan_v1_moe": {"head_dim": 8},
+    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2},
     "mamba2": {"num_heads": 4, "head_dim": 16},
     "ministral": {"head_dim": 8},
     "nemotron": {"num_key_value_heads": 2},
-    "reformer": {**DECODER, "axial_pos_embds": False},
-    "roc_bert": {"shape_vocab_size": 330, "pronunciation_vocab_size": 330},
+    "reformer": {"is_decoder": True, "axial_pos_embds": False},
+    "roc_bert": {"shape_vocab_size": 400, "pronunciation_vocab_size": 400},
     "zamba": {"attention_hidden_size": 64, "attention_head_dim": 16},
     "zamba2": {
         "attention_hidden_size": 64,
         "attention_head_dim": 16,
         "mamba_headdim": 8,
         "n_mamba_heads": 8,
+        "layers_block_type": ["linear_attention", "hybrid"] * 2,
+        "hybrid_layer_ids": [1, 3],
     },
 }

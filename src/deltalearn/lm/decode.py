@@ -10,9 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
+import transformers
 from torch import Tensor
 from transformers import (
     GenerationConfig,
@@ -24,8 +27,16 @@ from transformers import (
     StoppingCriteriaList,
 )
 
+from deltalearn.errors import UserError
 from deltalearn.lm.load import context_length, end_ids
 from deltalearn.records import Sampling
+from deltalearn.util.failure import brief
+from deltalearn.util.progress import console
+
+PROBE_WIDTH, PROBE_PADDING = 11, 6  # tokens of the longer prompt, and what the shorter lacks
+PADDING_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}  # relative to the largest logit
+PADDING_COARSE = 0.1  # in 16 bits
+_TRIED: WeakKeyDictionary[PreTrainedModel, str] = WeakKeyDictionary()
 
 Stopped = Callable[[int, list[int]], bool]  # of a row's number and what it has written so far
 
@@ -142,17 +153,18 @@ def decode(
         uniforms = torch.from_numpy(request_uniforms(seeds, sampling.max_tokens))
         processors.append(_KeyedSampler(uniforms.to(model.device), width, sampling))
     stops = end_ids(model, tokenizer)
-    output = model.generate(
-        input_ids=input_ids.to(model.device),
-        attention_mask=mask.to(model.device),
-        logits_processor=processors,
-        stopping_criteria=StoppingCriteriaList([_RowStops(stopped, width)] if stopped else []),
-        generation_config=GenerationConfig(
+    output = _generate(
+        model,
+        input_ids,
+        mask,
+        GenerationConfig(
             max_new_tokens=sampling.max_tokens,
             do_sample=False,
             eos_token_id=sorted(stops),
             pad_token_id=min(stops),  # behind a row that `stopped` has ended, too
         ),
+        logits_processor=processors,
+        stopping_criteria=StoppingCriteriaList([_RowStops(stopped, width)] if stopped else []),
     )
     return [_until_end(row, stops) for row in output[:, width:].tolist()]
 
@@ -167,7 +179,8 @@ def decode_within_context(
     """Like `decode`, but no answer runs past the model's context.
 
     A prompt that leaves less room than max_tokens is decoded alone, up to the end of the context,
-    so that it does not shorten its neighbours' answers.
+    so that it does not shorten its neighbours' answers. Prompts of different lengths are decoded
+    apart by a model whose answers company would change.
 
     Args:
         model: In evaluation mode.
@@ -183,8 +196,14 @@ def decode_within_context(
     rooms = [min(context - len(prompt), sampling.max_tokens) for prompt in prompts]
     wide = [i for i, room in enumerate(rooms) if room == sampling.max_tokens]
     tight = [[i] for i, room in enumerate(rooms) if 0 < room < sampling.max_tokens]
+    together = [wide]
+    if len(wide) > 1 and (company := best_company(model)) != "any":
+        lengths = sorted({len(prompts[i]) for i in wide})
+        together = [[i for i in wide if len(prompts[i]) == length] for length in lengths]
+        if company == "none":
+            together = [[i] for i in wide]
     answers: list[Decoded | None] = [None] * len(prompts)
-    for batch in filter(None, [wide, *tight]):
+    for batch in filter(None, [*together, *tight]):
         decoded = decode(
             model,
             tokenizer,
@@ -195,6 +214,81 @@ def decode_within_context(
         for i, answer in zip(batch, decoded, strict=True):
             answers[i] = answer
     return answers
+
+
+def _generate(
+    model: PreTrainedModel,
+    input_ids: Tensor,
+    mask: Tensor,
+    config: GenerationConfig,
+    **options: Any,
+) -> Any:
+    """transformers' own loop. UserError with what it says of a model that it cannot run."""
+    try:
+        return model.generate(
+            input_ids=input_ids.to(model.device),
+            attention_mask=mask.to(model.device),
+            generation_config=config,
+            **options,
+        )
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # kernels that are missing, caches of another shape, ...
+        raise UserError(
+            f"{model.config.model_type}: transformers {transformers.__version__} does not generate "
+            f"with this model ({brief(error)}). Install what the error names, use another version, "
+            "or let a server answer (--url)"
+        ) from error
+
+
+@torch.no_grad()
+def best_company(model: PreTrainedModel) -> str:
+    """Try which prompts may stand beside one without changing a model's answer to it.
+
+    Positions that count padding (learned tables of some models) and states that read it (RWKV)
+    change answers. Tried once for each model, on a few random tokens.
+
+    Args:
+        model: In evaluation mode.
+
+    Returns:
+        "any", "equal" (prompts of the same length) or "none".
+    """
+    if model not in _TRIED:
+        fits = (c for c, padding in (("any", PROBE_PADDING), ("equal", 0)) if _fits(model, padding))
+        _TRIED[model] = next(fits, "none")
+        if _TRIED[model] != "any":
+            apart = "each length" if _TRIED[model] == "equal" else "each prompt"
+            kind = model.config.model_type
+            console.print(f"{kind}: a batch changes its answers; {apart} is decoded apart")
+    return _TRIED[model]
+
+
+def _fits(model: PreTrainedModel, padding: int) -> bool:
+    """True if two tokens after a prompt are the same beside one longer by `padding`."""
+    rows = model.get_input_embeddings().weight.shape[0]
+    vocabulary = min(rows, getattr(model.config.get_text_config(), "vocab_size", None) or rows)
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(vocabulary, (2, PROBE_WIDTH), generator=generator)
+    mask = torch.ones_like(ids)
+    ids[1, :padding], mask[1, :padding] = 0, 0
+    config = GenerationConfig(
+        max_new_tokens=2, do_sample=False, return_dict_in_generate=True, output_logits=True,
+        pad_token_id=0,
+    )  # fmt: skip
+    both = _generate(model, ids, mask, config)
+    alone = _generate(model, ids[1:, padding:], mask[1:, padding:], config)
+    tolerance = PADDING_TOLERANCE.get(model.dtype, PADDING_COARSE)
+    for step, (beside, own) in enumerate(zip(both.logits, alone.logits, strict=True)):
+        difference = (beside[1] - own[0]).abs().max() / own.abs().max()
+        if not difference <= tolerance:
+            return False
+        if (
+            both.sequences[1, PROBE_WIDTH + step]
+            != alone.sequences[0, step + PROBE_WIDTH - padding]
+        ):
+            return True  # a tie: what follows cannot be compared
+    return True
 
 
 def _until_end(ids: list[int], stops: frozenset[int]) -> Decoded:

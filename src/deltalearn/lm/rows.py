@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -69,7 +69,8 @@ def choose_rows(
     attach(model)
     kind = "shared" if layout == "auto" else layout
     proved = model._proved
-    _prove_padded(model)
+    truth = _own_logits(model)
+    _prove_padded(model, truth)
     obstacle = sharing_obstacle(model, trees) or proved.ruled_out.get(kind, "")
     if proved.way != "head":
         obstacle = obstacle or "the model does more than its base model and head"
@@ -82,11 +83,15 @@ def choose_rows(
     before = attention_name(model)
     model.set_attn_implementation(ATTENTION)
     device_type = device_type or model.device.type
-    found = ""
-    for backend, reason in _attentions(model, device_type, trees, kind, attention):
+    backends = _attentions(model, device_type, trees, kind, attention)
+    # What is computed without a layout (answers, scores while tuning) goes through it as well.
+    found = _fault(model, PADDED, truth)
+    if found:  # sinks, say, that an ordinary attention does not have
+        found, backends = f"its own attention does more than an ordinary one ({found})", []
+    for backend, reason in backends:
         rows = RowLayout(kind, backend, found or reason)
         tried = rows if model.device.type == device_type else replace(rows, attention="sdpa")
-        found = _fault(model, tried)
+        found = _fault(model, tried, truth)
         if not found:
             return rows
     model.set_attn_implementation(before)
@@ -96,7 +101,21 @@ def choose_rows(
     return RowLayout("padded", None, found)
 
 
-def _prove_padded(model: PreTrainedModel) -> None:
+@dataclass(frozen=True)
+class _Truth:
+    """Log-probabilities (N,) of the probe's padded rows by the model's own logits; their dtype."""
+
+    logprobs: Tensor
+    dtype: torch.dtype
+
+    def difference(self, found: Tensor) -> float:
+        """Largest difference, relative to the largest log-probability."""
+        truth = self.logprobs
+        difference = ((found.double() - truth).abs().max() / truth.abs().max()).item()
+        return difference if difference == difference else float("inf")
+
+
+def _prove_padded(model: PreTrainedModel, truth: _Truth) -> None:
     """Find the cheapest way to compute padded rows that agrees with the model's own logits.
 
     UserError unless these are, in padded rows, what they are for each answer by itself: a model
@@ -104,8 +123,9 @@ def _prove_padded(model: PreTrainedModel) -> None:
     """
     proved = model._proved
     if not proved.way:
-        difference, dtype = _difference(model, lambda trees: plain_logprobs(model, trees))
-        if difference > PROBE_TOLERANCE.get(dtype, CAUSAL_COARSE):
+        with _computing(model):
+            difference = truth.difference(plain_logprobs(model, _probe_trees(model)))
+        if difference > PROBE_TOLERANCE.get(truth.dtype, CAUSAL_COARSE):
             raise UserError(
                 f"{model.config.model_type}: a token's log-probability changes by {difference:.1e} "
                 "with what follows it or stands in other rows, so this is no causal language "
@@ -113,7 +133,7 @@ def _prove_padded(model: PreTrainedModel) -> None:
             )
     for way in WAYS[WAYS.index(proved.way or WAYS[0]) :]:
         proved.way = way
-        if not _fault(model, PADDED):
+        if not _fault(model, PADDED, truth):
             return
 
 
@@ -183,16 +203,18 @@ def head_width(config: PretrainedConfig) -> int:
         return 0
 
 
-def _fault(model: PreTrainedModel, rows: RowLayout) -> str:
+def _fault(model: PreTrainedModel, rows: RowLayout, truth: _Truth) -> str:
     """What keeps `model` from computing in `rows`; empty if it was tried and agrees."""
     name = f"{rows.layout} rows" + (f" with {rows.attention} attention" if rows.attention else "")
     try:
-        difference, tolerance = _probe(model, rows)
+        with _computing(model):
+            layout = make_layout(_probe_trees(model), rows, model.device)
+            difference = truth.difference(layout_logprobs(model, layout, rows))
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # a compiler of kernels can fail in any way
         return f"{name} fail on this model ({brief(error)})"
-    if difference <= tolerance:
+    if difference <= PROBE_TOLERANCE.get(truth.dtype, PROBE_COARSE):
         return ""
     return f"{name} differ from padded ones by {difference:.1e} on this model"
 
@@ -213,41 +235,38 @@ def _precision(model: PreTrainedModel) -> Iterator[list[torch.dtype]]:
         handle.remove()
 
 
-def _probe(model: PreTrainedModel, rows: RowLayout) -> tuple[float, float]:
-    """(largest difference to the model's own logits, what rounding may make of it).
-
-    Both are relative to the largest log-probability.
-    """
-
-    def ours(trees: Sequence[Tree]) -> Tensor:
-        return layout_logprobs(model, make_layout(trees, rows, model.device), rows)
-
-    difference, dtype = _difference(model, ours)
-    return difference, PROBE_TOLERANCE.get(dtype, PROBE_COARSE)
-
-
-@torch.no_grad()
-def _difference(
-    model: PreTrainedModel, compute: Callable[[Sequence[Tree]], Tensor]
-) -> tuple[float, torch.dtype]:
-    """(largest difference to the model's own logits in padded rows, relative; their precision)."""
-    trees = _probe_trees(model)
+@contextmanager
+def _computing(model: PreTrainedModel) -> Iterator[None]:
+    """Evaluation mode without gradients."""
     was_training = model.training
     model.eval()
     try:
-        with _precision(model) as seen:
-            layout = make_layout(trees, PADDED, model.device)
-            truth = own_logprobs(model, layout, head_only=False).double()
-        found = compute(trees).double()
+        with torch.no_grad():
+            yield
     finally:
         model.train(was_training)
-    difference = ((found - truth).abs().max() / truth.abs().max()).item()
-    return (difference if difference == difference else float("inf")), seen[-1]
+
+
+def _own_logits(model: PreTrainedModel) -> _Truth:
+    """Compute what all else is held to; UserError if the model cannot, by its own forward."""
+    try:
+        with _computing(model), _precision(model) as seen:
+            layout = make_layout(_probe_trees(model), PADDED, model.device)
+            found = own_logprobs(model, layout, head_only=False)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # kernels that are missing, inputs besides ids, ...
+        raise UserError(
+            f"{model.config.model_type}: this model does not score a text from its ids alone "
+            f"({brief(error)}). Install what the error names, or use another model"
+        ) from error
+    return _Truth(found.double(), seen[-1])
 
 
 def _probe_trees(model: PreTrainedModel) -> list[Tree]:
     generator = torch.Generator().manual_seed(0)
-    vocabulary = model.get_input_embeddings().weight.shape[0]
+    rows = model.get_input_embeddings().weight.shape[0]  # more than logits, in some models
+    vocabulary = min(rows, getattr(model.config.get_text_config(), "vocab_size", None) or rows)
 
     def ids(size: int) -> list[int]:
         return torch.randint(vocabulary, (size,), generator=generator).tolist()

@@ -29,6 +29,7 @@ from deltalearn.lm.head import CHUNK_BYTES, CHUNK_BYTES_GPU, KEEP_BYTES
 from deltalearn.lm.rows import head_width
 from deltalearn.lm.torch_private import FakeTensorMode, storage_id
 from deltalearn.recipe import LoraSpec, TuneSpec
+from deltalearn.tune.lora import left_out, other_towers
 
 GIB = 1 << 30
 GPU_CONTEXT = GIB  # CUDA context, cuBLAS workspace, what the allocator cannot use: a rule of thumb
@@ -151,6 +152,9 @@ def _measured(
     head_params = rows * width if head is None else head.weight.numel()
     if lora is not None:
         _add_adapters(model, lora)
+    else:
+        for tower in other_towers(model):
+            model.get_submodule(tower).requires_grad_(False)
     text = config.get_text_config()
     heads = getattr(text, "num_attention_heads", 0)
     return ModelSize(
@@ -202,11 +206,11 @@ class _Adapted(nn.Module):
 def _add_adapters(model: PreTrainedModel, lora: LoraSpec) -> None:
     """Freeze `model` and give the linear maps that `lora` names adapters, as peft selects them."""
     model.requires_grad_(False)
-    head = model.get_output_embeddings()
+    head, excluded = model.get_output_embeddings(), set(left_out(model, lora))
     linear = [(n, m) for n, m in model.named_modules() if isinstance(m, (nn.Linear, Conv1D))]
     for name, module in linear:
         if lora.targets == ("all-linear",):
-            chosen = module is not head
+            chosen = module is not head and name not in excluded
         else:
             chosen = any(f".{name}".endswith(f".{target}") for target in lora.targets)
         if chosen:

@@ -10,20 +10,18 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 from transformers import BitsAndBytesConfig, PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from deltalearn.errors import UserError, needs
 from deltalearn.lm.load import Placement, load_model, require_device
 from deltalearn.lm.locate import ModelFiles
 from deltalearn.lm.quantized import trained_as
 from deltalearn.recipe import LoraSpec, TuneSpec
+from deltalearn.tune.lora import adapted, other_towers
 from deltalearn.tune.write import copy_tokenizer, write_model
 from deltalearn.util.files import replacing_directory
 
 if TYPE_CHECKING:
     from peft import PeftModel
-
-ALL_LINEAR = "all-linear"  # peft's name for every linear layer but the head
 
 
 def load_student(
@@ -32,7 +30,8 @@ def load_student(
     """Load the student in evaluation mode, with what is to be trained requiring gradients.
 
     Without `settings.lora` all weights train and are float32 on the CPU, whatever
-    `placement.dtype`: that is what mixed precision computes in. With it the weights are frozen in
+    `placement.dtype`: that is what mixed precision computes in. The parts of a multimodal model
+    that a text does not pass stay as they are. With it the weights are frozen in
     `placement.dtype`, and float32 adapters (Hu et al. 2021) train beside them. lora.bits 4 keeps
     the frozen weights as double-quantised nf4 (QLoRA, Dettmers et al. 2023), put on
     `placement.device` at once, since quantising happens there.
@@ -54,10 +53,10 @@ def load_student(
     lora = settings.lora
     trained_as(files, lora.bits if lora else None)
     if lora is None:
-        return load_model(files, Placement("cpu", "float32"), dequantize=True)
+        return _without_towers(load_model(files, Placement("cpu", "float32"), dequantize=True))
     if lora.bits is None:
         base = load_model(files, Placement("cpu", placement.dtype), dequantize=True)
-        return _adapted(base, lora, files, seed)
+        return adapted(base, lora, files, seed)
     needed = f"tune.lora.bits {lora.bits} needs bitsandbytes"
     with needs(needed, "qlora", ", or leave lora.bits out"):
         import bitsandbytes  # noqa: F401
@@ -68,7 +67,7 @@ def load_student(
         # without gradients, for a kernel through which none flow afterwards.
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
-    return _adapted(base, lora, files, seed)
+    return adapted(base, lora, files, seed)
 
 
 def _this_device(device: str) -> str:
@@ -85,48 +84,11 @@ def _quantization(lora: LoraSpec, placement: Placement) -> BitsAndBytesConfig:
     )
 
 
-def _adapted(base: PreTrainedModel, lora: LoraSpec, files: ModelFiles, seed: int) -> PeftModel:
-    """`base` frozen, in place, with fresh adapters that change nothing yet."""
-    with needs("tune.lora needs peft", "lora", ", or leave lora out to tune all weights"):
-        from peft import LoraConfig, get_peft_model
-    _check_targets(base, lora, files)
-    config = LoraConfig(
-        r=lora.r,
-        lora_alpha=lora.alpha if lora.alpha is not None else 2 * lora.r,
-        lora_dropout=lora.dropout,
-        target_modules=ALL_LINEAR if lora.targets == (ALL_LINEAR,) else list(lora.targets),
-        fan_in_fan_out=any(isinstance(module, Conv1D) for module in base.modules()),
-        task_type="CAUSAL_LM",
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        model = get_peft_model(base, config)
-    config.base_model_name_or_path = files.name
-    return model.eval()
-
-
-def _check_targets(base: PreTrainedModel, lora: LoraSpec, files: ModelFiles) -> None:
-    """UserError for a target that peft would pass over, or whose adapter could not be merged."""
-    layers = [
-        name
-        for name, module in base.named_modules()
-        if isinstance(module, nn.Linear | Conv1D | nn.Embedding)
-    ]
-    ends = (base.get_input_embeddings(), base.get_output_embeddings())
-    tied = ends[0].weight is ends[1].weight
-    for target in lora.targets:
-        meant = [name for name in layers if f".{name}".endswith(f".{target}")]
-        if not meant and lora.targets != (ALL_LINEAR,):
-            known = sorted({name.rpartition(".")[2] for name in layers})
-            raise UserError(
-                f"tune.lora.targets: {files.name} has no layer {target} that can be adapted, but "
-                f"{', '.join(known)}; name some of these, or {ALL_LINEAR} alone"
-            )
-        if tied and any(base.get_submodule(name) in ends for name in meant):
-            raise UserError(
-                f"tune.lora.targets: in {files.name}, {target} shares its weights with the other "
-                "end of the model, so its adapter could not be merged; leave it out"
-            )
+def _without_towers(model: PreTrainedModel) -> PreTrainedModel:
+    """Freeze what a text does not pass, in place: it would get no gradient."""
+    for tower in other_towers(model):
+        model.get_submodule(tower).requires_grad_(False)
+    return model
 
 
 def silence_dropout(model: nn.Module) -> None:
@@ -197,8 +159,9 @@ def save_student(
         out: The directory; replaced if it exists.
     """
     model = load_model(files, Placement("cpu", placement.dtype), dequantize=True)
+    _without_towers(model)
     if settings.lora is not None:
-        model = _adapted(model, settings.lora, files, seed=0)
+        model = adapted(model, settings.lora, files, seed=0)
     with torch.no_grad():
         for name, parameter in trainable_parameters(model).items():
             parameter.copy_(weights[name])

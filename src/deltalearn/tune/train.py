@@ -27,6 +27,7 @@ from deltalearn.tune.dataset import Examples
 from deltalearn.tune.distributed import base_model, make_accelerator, prepare, whole_weights
 from deltalearn.tune.fit import steps_on
 from deltalearn.tune.loop import Dev, Progress, Run
+from deltalearn.tune.lora import adapters_line
 from deltalearn.tune.memory import (
     MemoryEstimate,
     ModelSize,
@@ -103,6 +104,8 @@ def tune(
     # UserError, on every process, where what the run will write could not be read.
     informed("rehearsal of saving", partial(rehearse, student, placement.dtype, out), say)
     model = load_student(student, settings, placement, seed)
+    if settings.lora is not None:
+        say(adapters_line(model))
     silence_dropout(model)
     model.train()
     if settings.gradient_checkpointing:
