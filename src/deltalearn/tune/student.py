@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
-from deltalearn.errors import UserError, needs
+from deltalearn.errors import needs
 from deltalearn.lm.load import Placement, load_model, require_device
 from deltalearn.lm.locate import ModelFiles
 from deltalearn.lm.quantized import trained_as
