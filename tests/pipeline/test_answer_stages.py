@@ -18,8 +18,11 @@ from helpers.fault_server import FaultServer, Reply, answer_to, well
 from helpers.generation import counts_of_pairs, prompts_file, say_no_to_q2
 from helpers.stores import answer, failure, put, requests
 
+from deltalearn.errors import UserError
 from deltalearn.generate import stage
+from deltalearn.pairs.build import REASONS
 from deltalearn.pipeline.directory import RunDirectory
+from deltalearn.pipeline.pairs import REMEDIES, write_pairs_of_store
 from deltalearn.recipe import GENERATE, load_recipe
 from deltalearn.records import Response
 from deltalearn.responses.store import ResponseStore
@@ -272,6 +275,31 @@ def test_a_name_without_suffix_is_a_directory_that_generate_goes_on_with(
         tmp_path / "pairs.parquet",
     )  # fmt: skip
     assert "pairs 1" in made.stdout
+
+
+def test_a_pairing_without_a_pair_says_what_dropped_all_and_what_to_do(tmp_path):
+    """Nor is a file of earlier pairs lost to it."""
+    asked = {model: requests(model, "q1", "q2", "q3", "q4") for model in "AB"}
+    file = tmp_path / "pairs.parquet"
+    file.write_text("earlier pairs")
+    store = put(
+        tmp_path / "s.sqlite",
+        *(answer(r, f"a{i}") for i, r in enumerate(asked["A"])),
+        answer(asked["B"][0], "a0"),
+        answer(asked["B"][1], "cut", "length"),
+        failure(asked["B"][2]),
+        A="large",
+        B="small",
+    )
+    with pytest.raises(UserError) as error:
+        write_pairs_of_store(store, "large", "small", file)
+    assert str(error.value).startswith("no pair of large over small is left of 4 candidates\n")
+    for said in ("  missing: 1 (rejected 1); let both", "  error: 1 (rejected 1); see `deltalearn",
+                 "  truncated: 1 (rejected 1); raise generate.max_tokens",
+                 "  identical: 1; both models say the same"):  # fmt: skip
+        assert said in str(error.value)
+    assert file.read_text() == "earlier pairs"
+    assert set(REMEDIES) == set(REASONS)
 
 
 @pytest.mark.parametrize("name", ["all.sqlite", "all.db"])

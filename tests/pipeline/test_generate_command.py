@@ -49,6 +49,10 @@ def test_answers_then_nothing_to_do(command, tmp_path):
     assert "requests 3" in first.stdout and "generated 3" in first.stdout
     assert again.returncode == 0
     assert "nothing to do" in again.stdout
+    store = tmp_path / "out" / "responses.sqlite"
+    for said in (first.stdout, again.stdout):
+        assert said.endswith(f"answers: {store}; next: `deltalearn responses export {store} "
+                             "answers.jsonl`\n")  # fmt: skip
     assert sum(server.asked.values()) == 3
     assert first.stderr == "", "no bars where there is no terminal"
     listed = deltalearn("responses", "count", tmp_path / "out").stdout

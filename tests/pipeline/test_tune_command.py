@@ -274,6 +274,29 @@ class TestWhatIsLeft:
         counts = run["stages"]["tune"]["counts"]
         assert (counts["steps"], counts["reference_scored"]) == (3, 12)
 
+    @pytest.mark.parametrize("best", [(), ("--set", "keep_best=true")])
+    def test_the_closing_line_has_the_numbers_of_held_out_pairs(self, tune, base, tmp_path, best):
+        """Of the model that is kept, which is not the last one's where the best is kept."""
+        out = tmp_path / "out"
+        ended = tune(*base, "--eval-pairs", "2", "--set", "eval_every=1", *best, "--out", out)
+        assert ended.code == 0, ended.err
+        evals = [json.loads(line) for line in (out / "evals.jsonl").read_text().splitlines()]
+        counts = json.loads((out / "run.json").read_text())["stages"]["tune"]["counts"]
+        kept = next(e for e in evals if e["step"] == counts["last"]["final_step"])
+        said = ended.out.rstrip().rpartition("; ")[2]
+        assert said == (
+            f"held-out pairs: loss {kept['eval_loss']:.4f}, margin {kept['eval_margin']:.4f}, "
+            f"accuracy {kept['eval_accuracy']:.4f}"
+        )
+
+    def test_questions_that_are_trained_on_are_said(self, tune, base, tmp_path):
+        rows = [{"prompt": question, "answer": "a"} for question in QUESTIONS]
+        dev = written([*rows, {"prompt": "another one", "answer": "a"}], tmp_path / "dev.jsonl")
+        options = ["--set", f"dev.source={dev}", "--set", "eval_every=3"]
+        ended = tune(*base, *options, "--out", tmp_path / "out")
+        assert f"CONTAMINATED: {len(rows)} of {len(rows) + 1} items of tune.dev" in ended.out
+        assert "; dev: " in ended.out.rstrip().splitlines()[-1]
+
     def test_the_resolved_recipe_says_where_values_are_from_and_runs_again(
         self, tune, base, tmp_path
     ):

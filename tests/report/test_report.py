@@ -278,6 +278,31 @@ def test_every_dropped_count_is_on_the_page(plain_run):
     assert f"p.jsonl:3 {SCRIPT}" in text and f"not a prompt {IMAGE}" in text
 
 
+def test_evaluated_items_among_the_prompts_are_on_the_page_and_in_the_notes(tmp_path):
+    run = make_run(tmp_path / "run", effects={"up": 0.2}, steps=3, pairs=3)
+    one = {"items": 40, "any": 12, "exact": 11, "8-gram": 12, "13-gram": 10, "prompts": 13}
+    first = {"item": f"7{SCRIPT}", "prompt": "prompt 3", "kind": "exact", "text": f"why{IMAGE}"}
+    overlap = {
+        "prompts": 8001,
+        "sets": {"mine": {**one, "first": [first]}},
+        "not_compared": {"arc_easy": "it is a task of lm_eval"},
+    }
+    write_json(run / "overlap.json", overlap)
+    manifest = json.loads((run / "run.json").read_text())
+    manifest["stages"]["overlap"] = {**manifest["stages"]["prompts"], "counts": {}}
+    write_json(run / "run.json", manifest)
+    summary = summarize(run)
+    assert summary["overlap"] == overlap
+    assert "12 of 40 items of mine are among the training prompts" in summary["notes"][-1]
+    page = Page(page_of(run))
+    assert not {"script", "img"} & set(page.tags)
+    for said in ("12 of 40 items of mine", "Compared with 8,001 training prompts", "prompt 3",
+                 "arc_easy is not compared: it is a task of lm_eval"):  # fmt: skip
+        assert said in page.text
+    (run / "overlap.json").unlink()
+    assert summarize(run)["overlap"] is None
+
+
 def test_lengths_and_samples_of_pairs(plain_run):
     text = Page(page_of(plain_run)).text
     assert "4.0 3.0 100% / 0% / 0%" in text

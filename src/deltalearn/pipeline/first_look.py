@@ -10,6 +10,7 @@ from typing import Any
 from deltalearn.errors import UserError
 from deltalearn.formats.questions import read_items
 from deltalearn.lm.locate import ModelFiles, has_chat_template
+from deltalearn.pipeline.contamination import check_dev
 from deltalearn.pipeline.directory import check_directory
 from deltalearn.pipeline.evaluate_stage import check_evaluation
 from deltalearn.pipeline.generate import STORE_FILES
@@ -105,6 +106,7 @@ def faults(
             found += [f"arms.{arm}: {fault}" for fault in _launched(tune)] if launched else []
             if tune.dev is not None and local_path(tune.dev.source).exists():
                 _note(found, lambda dev=tune.dev: read_items(**dev.reading))  # type: ignore[misc]
+        _note(found, lambda: check_dev(recipe))
     if "evaluate" in stages and recipe.evaluate is not None:
         _note(found, lambda: check_evaluation(recipe, out))
         for name in recipe.evaluate.questions:

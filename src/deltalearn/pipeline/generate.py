@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -282,6 +282,17 @@ def _not_left_empty(directory: RunDirectory) -> Iterator[None]:
         raise
 
 
+def _what_comes_next(out: Path, models: Sequence[str]) -> str:
+    """Where the answers are, and the command that goes on with them."""
+    file = out / STORE
+    if len(models) < 2:
+        return f"answers: {file}; next: `deltalearn responses export {file} answers.jsonl`"
+    return (
+        f"answers: {file}; next: `deltalearn pairs {file} --chosen {models[0]} --rejected "
+        f"{models[1]} --out {out / 'pairs.parquet'}`"
+    )
+
+
 def run_generate(
     loaded: LoadedRecipe,
     out: Path | None = None,
@@ -325,4 +336,5 @@ def run_generate(
                 )
         if not directory.done_now:
             say(f"{out}: everything is answered already, nothing to do")
+        say(_what_comes_next(out, asked_models(recipe)))
         return directory.errors()

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
@@ -15,6 +16,21 @@ from deltalearn.pipeline.generate import STORE, Answers
 from deltalearn.pipeline.stage import Stage, counts_line
 from deltalearn.recipe import PairRules
 from deltalearn.recipe.load import OPTIONS, explain
+
+if TYPE_CHECKING:
+    from deltalearn.pairs import PairCounts
+
+
+REMEDIES = {
+    "missing": "let both models answer the same prompts with the same number of samples",
+    "error": "see `deltalearn responses errors`, and ask again with --retry-errors",
+    "empty": "read some (`deltalearn responses export`): a wrong chat template, or reasoning that "
+    "never ended, has no answer",
+    "truncated": "raise generate.max_tokens, or keep them (--truncated keep, pairs.truncated)",
+    "identical": "both models say the same: are they the same model? Take others, or sample "
+    "(generate.temperature)",
+    "length_difference": "raise pairs.max_length_difference (--max-length-difference)",
+}
 
 
 def pairs_name(chosen: str, rejected: str) -> str:
@@ -90,8 +106,26 @@ def _write(
     from deltalearn.pairs import PairCounts, build_pairs, write_pairs
 
     counts = PairCounts()
-    write_pairs(out, build_pairs(candidates, counts, **spec.model_dump()), chosen, rejected)
+    pairs = build_pairs(candidates, counts, **spec.model_dump())
+    first = next(pairs, None)
+    if first is None:
+        raise UserError(_no_pair(counts, chosen, rejected))
+    write_pairs(out, chain([first], pairs), chosen, rejected)
     return counts.as_dict()
+
+
+def _no_pair(counts: PairCounts, chosen: str, rejected: str) -> str:
+    """Say what dropped every pair, and what can be done about each reason."""
+    head = f"no pair of {chosen} over {rejected} is left of {counts.candidates:,} candidates"
+    if not counts.candidates:
+        return f"{head}: no prompt has answers of both"
+    lines = []
+    for reason, number in counts.dropped.most_common():
+        by_side = [(*key.split(":"), n) for key, n in sorted(counts.by_side.items())]
+        sides = ", ".join(f"{side} {n:,}" for of, side, n in by_side if of == reason)
+        told = f" ({sides})" if sides else ""
+        lines.append(f"  {reason.replace('_', ' ')}: {number:,}{told}; {REMEDIES[reason]}")
+    return "\n".join([head, *lines])
 
 
 def _check_settings(settings: str | None) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from deltalearn.errors import UserError
+from deltalearn.pipeline.contamination import overlap_stage
 from deltalearn.pipeline.contents import contents_of
 from deltalearn.pipeline.context import Context
 from deltalearn.pipeline.directory import RunDirectory
@@ -125,6 +126,12 @@ class Pipeline(Context):
         self.run(self._prompts)
         if found := unfilled_batches(self.recipe, self.directory.counts("prompts")["prompts"]):
             raise UserError("\n".join(found))
+        self._overlap()
+
+    def _overlap(self) -> None:
+        """Say whether evaluated items are among the training prompts: overlap.json."""
+        if stage := overlap_stage(self):
+            self.run(stage)
 
     @property
     def _at_once(self) -> int:
@@ -142,6 +149,8 @@ class Pipeline(Context):
 
     def tune(self) -> None:
         """Tune every arm once per seed: arms/<arm>/seed-<seed>/final is a model directory."""
+        if not self.recipe.generators:  # else it was said beside the prompts
+            self._overlap()
         jobs = [
             self._job(arm, seed) for arm in self.recipe.tuned_arms for seed in self.recipe.seeds
         ]

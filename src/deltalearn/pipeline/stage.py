@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from deltalearn.pipeline.manifest import StageRecord
-from deltalearn.util.files import digest
+from deltalearn.util.files import digest, read_jsonl
 
 Say = Callable[[str], None]
 SHOWN_OF_LAST_STEP = ("loss", "margin", "accuracy")
@@ -99,8 +99,8 @@ def last_step(record: Mapping[str, Any]) -> str:
 def tuned_line(final: Path, record: StageRecord) -> str:
     """Write the steps taken, which of them `final` is if not the last, and what the last showed.
 
-    Time is that of the steps, over all starts of the run, or of the last start where a log has no
-    times.
+    Of a run that evaluates, what held-out pairs and development questions gave for `final`. Time
+    is that of the steps, over all starts of the run, or of the last start where a log has no times.
     """
     counts = record.counts
     last, steps = counts["last"], counts["steps"]
@@ -110,4 +110,20 @@ def tuned_line(final: Path, record: StageRecord) -> str:
     parts = [f"{taken} in {last.get('seconds', record.seconds):,.1f} s"]
     if last.get("final_step", steps) != steps:
         parts.append(f"final is step {last['final_step']:,}")
-    return f"{final}: {'; '.join([*parts, 'last step: ' + last_step(last)])}"
+    parts.append(f"last step: {last_step(last)}")
+    step = last.get("final_step", steps)
+    return f"{final}: {'; '.join([*parts, *_evaluated(final.with_name('evals.jsonl'), step)])}"
+
+
+def _evaluated(file: Path, step: int) -> list[str]:
+    """What the evaluations on the way gave, at `step` or else at the last one before the end."""
+    records = read_jsonl(file) if file.is_file() else []
+    if not records:
+        return []
+    record = next((r for r in records if r["step"] == step), records[-1])
+    at = "" if record["step"] == step else f" at step {record['step']:,}"
+    held_out = last_step({k.removeprefix("eval_"): v for k, v in record.items()})
+    dev = {k.removeprefix("dev_"): v for k, v in record.items() if k.startswith("dev_")}
+    scores = ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in dev.items())
+    found = {"held-out pairs": held_out, "dev": scores}
+    return [f"{what}{at}: {said}" for what, said in found.items() if said]

@@ -18,6 +18,7 @@ from filelock import FileLock
 from deltalearn.errors import UserError
 from deltalearn.formats.rows import source_digest
 from deltalearn.lm.locate import ModelFiles, locate
+from deltalearn.pipeline.contamination import say_overlap_with_dev
 from deltalearn.pipeline.directory import RunDirectory
 from deltalearn.pipeline.generator import model_record
 from deltalearn.pipeline.job import Doing, Job
@@ -283,6 +284,8 @@ def run_tune(
 
             def prepare() -> None:
                 tuning.prepare()
+                if recipe.tune.dev is not None:
+                    say_overlap_with_dev(pairs, recipe.tune.dev, say)
                 manifest = directory.manifest
                 manifest.models[STUDENT] = model_record(spec.path, student)
                 manifest.machine |= {"device": tuning.device, "dtype": tuning.placement.dtype}

@@ -115,6 +115,30 @@ def _sides(by_side: Mapping[str, int]) -> str:
     return "; ".join(f"{reason}: {', '.join(sides)}" for reason, sides in parts.items())
 
 
+def overlap(view: RunView) -> dict[str, Any] | None:
+    """Evaluated items among the training prompts: a row for each set, and the first items."""
+    found = view.summary["overlap"]
+    if found is None:
+        return None
+    sets = found["sets"].items()
+    columns = ["any", "exact", "8-gram", "13-gram"]
+    return {
+        "prompts": count(found["prompts"]),
+        "columns": columns,
+        "rows": [
+            {
+                "name": name,
+                "items": count(one["items"]),
+                "cells": [_cell(key, {key: one[key], "read": one["items"]}) for key in columns],
+                "prompts": count(one["prompts"]),
+            }
+            for name, one in sets
+        ],
+        "first": [{"set": name, **entry} for name, one in sets for entry in one["first"]],
+        "not_compared": list(found["not_compared"].items()),
+    }
+
+
 def first_rejects(view: RunView) -> list[dict[str, str]]:
     """The first rejected prompts: where and why."""
     path = view.path / "prompts.rejects.jsonl"

@@ -47,6 +47,7 @@ def render_page(run: Path, summary: dict[str, Any]) -> str:
         without_log=[arm.name for arm in view.arms if arm not in [log.arm for log in logs]],
         samples=samples.samples(view),
         count_tables=counts.count_tables(view),
+        overlap=counts.overlap(view),
         rejects=counts.first_rejects(view),
         timings=counts.timings(view),
         stage_rows=counts.stage_rows(view),

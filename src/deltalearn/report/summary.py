@@ -63,7 +63,8 @@ def summarize(run: Path) -> dict[str, Any]:
         `arms`: per arm each benchmark as {mean, lo, hi}; the same of the paired difference from
         base under `diff_vs_base`, each seed's difference under `per_seed`, and the first two per
         stratum under `by_task`. `teachers`: the weak models' own scores. Ends of an interval are
-        None where nothing can be known of it. `intervals`: the method. `pairs`: counts.
+        None where nothing can be known of it. `intervals`: the method. `pairs`: counts. `overlap`:
+        evaluated items among the training prompts, as in overlap.json; None if nobody looked.
 
     Raises:
         UserError: If scores that the recipe asks for are not there, or do not belong together.
@@ -83,6 +84,7 @@ def summarize(run: Path) -> dict[str, Any]:
         else:
             entries[name] = table.arm(places[f"arms/{name}"], base)
     notes = [note for one in table.matched for note in one.notes]
+    overlap = _overlap(run, manifest)
     return {
         "format": FORMAT,
         "name": manifest["name"],
@@ -90,7 +92,8 @@ def summarize(run: Path) -> dict[str, Any]:
         "benchmarks": table.benchmarks(),
         "seeds": list(recipe["seeds"]),
         "intervals": _method(entries, table.settings),
-        "notes": [*notes, *table.constants()],
+        "notes": [*notes, *table.constants(), *_contaminated(overlap)],
+        "overlap": overlap,
         "arms": entries,
         "teachers": {n: table.scores(places[m.name]) for n, m in models.items() if n != STUDENT},
         "pairs": {
@@ -100,6 +103,25 @@ def summarize(run: Path) -> dict[str, Any]:
         },
         "scores_digest": digest(table.plain(list(places))),
     }
+
+
+def _overlap(run: Path, manifest: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What the run found of evaluated items among its training prompts, if it looked."""
+    path = run / "overlap.json"
+    if "overlap" not in manifest["stages"] or not path.is_file():
+        return None
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _contaminated(overlap: Mapping[str, Any] | None) -> list[str]:
+    """A sentence for each set of items that are among the training prompts."""
+    sets = overlap["sets"].items() if overlap else ()
+    return [
+        f"{one['any']:,} of {one['items']:,} items of {name} are among the training prompts: "
+        "their scores are no evidence"
+        for name, one in sets
+        if one["any"]
+    ]
 
 
 def _read(run: Path, recipe: Mapping[str, Any]) -> tuple[dict[str, Arm], dict[str, Arm]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -21,6 +22,7 @@ from deltalearn.evaluate.tulu3 import (
     truthfulqa,
 )
 from deltalearn.evaluate.tulu3.benchmark import Benchmark
+from deltalearn.evaluate.tulu3.sources import NoData, data_directory
 
 ALL: tuple[Benchmark, ...] = (
     mmlu.LIKELIHOOD,
@@ -71,10 +73,44 @@ class Asked:
 
 def asked(benchmark: Benchmark) -> Asked:
     """Read from a benchmark's YAML, without lm_eval, how it is asked."""
-    file = Path(__file__).parent / _folder(benchmark) / f"{benchmark.task}.yaml"
-    config = yaml.safe_load(file.read_text(encoding="utf-8").replace("!function ", ""))
+    config = _config(benchmark)
     tokens = (config.get("generation_kwargs") or {}).get("max_gen_toks", 0)
     return Asked(tokens, config.get("repeats", 1))
+
+
+def questions_on_disk(name: str, data_dir: str | Path | None) -> list[tuple[str, str]]:
+    """Read the questions of a benchmark from local data, without lm_eval.
+
+    Args:
+        name: Of the benchmark.
+        data_dir: As for `sources.data_directory`.
+
+    Returns:
+        (id, question) of every item.
+
+    Raises:
+        NoData: If its data is not on this disk.
+    """
+    benchmark = BY_NAME[name]
+    directory = data_directory(data_dir)
+    if directory is None:
+        raise NoData("its data is not on this disk (evaluate.data_dir)")
+    config = _config(benchmark)
+    module, _, function = config["custom_dataset"].rpartition(".")
+    load = getattr(import_module(module), function)
+    parts = config.get("task")
+    tasks = parts if isinstance(parts, list) else [config]
+    return [
+        (row["id"], row["question"])
+        for task in tasks
+        for row in load(data_dir=str(directory), **(task.get("dataset_kwargs") or {}))["test"]
+    ]
+
+
+def _config(benchmark: Benchmark) -> dict[str, Any]:
+    """A benchmark's YAML, read without lm_eval."""
+    file = Path(__file__).parent / _folder(benchmark) / f"{benchmark.task}.yaml"
+    return yaml.safe_load(file.read_text(encoding="utf-8").replace("!function ", ""))
 
 
 def _folder(benchmark: Benchmark) -> str:

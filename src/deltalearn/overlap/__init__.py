@@ -1,0 +1,1 @@
+"""Texts that occur in other texts: whole, or by runs of words. It knows nothing of prompts."""

@@ -1,0 +1,161 @@
+"""Protects that a score is evidence: evaluated items among the training prompts are said.
+
+Before anything is asked or tuned, in overlap.json, in the summary and on the page; and questions
+that choose when to stop are never those that are reported, whatever file they are in.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from helpers.data import GOLDEN
+
+from deltalearn.errors import UserError
+from deltalearn.pipeline.contamination import compare_items, overlap_lines
+from deltalearn.pipeline.run import run_recipe
+from deltalearn.pipeline.run_options import RunOptions
+from deltalearn.recipe import load_recipe
+from deltalearn.report.summary import _contaminated
+
+QUESTIONS = [
+    f"How many apples are left when {i} of the {i + 20} in a box are eaten?" for i in range(9)
+]
+OTHERS = [
+    f"Which of the rivers in country number {i} is the one that is longest by far?"
+    for i in range(9)
+]
+
+
+def rows(path: Path, questions: list[str], **more: str) -> Path:
+    lines = (json.dumps({"prompt": q, "answer": "a", **more}) for q in questions)
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def recipe(tiny_model, tmp_path):
+    """`recipe(evaluate={...})` writes one, with other sections than those here."""
+    return lambda **sections: write_recipe(str(tiny_model), tmp_path, **sections)
+
+
+def write_recipe(model: str, folder: Path, **sections) -> Path:
+    values = {
+        "name": "r",
+        "student": {"path": model},
+        "models": {"larger": {"path": model}, "smaller": {"path": model}},
+        "prompts": {"source": str(folder / "prompts.jsonl")},
+        "arms": {"base": {}, "delta": {"chosen": "larger", "rejected": "smaller"}},
+        "tune": {"batch_size": 2},
+        "evaluate": {"questions": {"mine": {"source": str(folder / "questions.jsonl")}}},
+        **sections,
+    }
+    (folder / "r.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
+    return folder / "r.yaml"
+
+
+def read_prompts(file: Path) -> list[str]:
+    """What a run says that reads prompts and stops; it is kept in `out`."""
+    said: list[str] = []
+    options = RunOptions(out=file.parent / "out", until="prompts")
+    run_recipe(load_recipe(str(file)), options, say=said.append)
+    return said
+
+
+def test_items_among_the_prompts_are_said_before_anything_is_asked(recipe, tmp_path):
+    rows(tmp_path / "prompts.jsonl", [*OTHERS, f"Think. {QUESTIONS[3]}", QUESTIONS[5]])
+    rows(tmp_path / "questions.jsonl", QUESTIONS)
+    said = read_prompts(recipe())
+    (line,) = [line for line in said if line.startswith("CONTAMINATED")]
+    assert "2 of 9 items of mine are among the training prompts" in line
+    assert "(exact 1, 8-gram 2, 13-gram 2; in 2 prompts)" in line
+    assert any("8-gram: item 3 in prompt" in x and QUESTIONS[3] in x for x in said)
+    found = json.loads((tmp_path / "out" / "overlap.json").read_text())
+    assert found["prompts"] == 11
+    assert [found["sets"]["mine"][k] for k in ("items", "any", "exact")] == [9, 2, 1]
+    assert [e["item"] for e in found["sets"]["mine"]["first"]] == ["3", "5"]
+    assert not read_prompts(tmp_path / "r.yaml"), "it is said once, and not computed again"
+    (note,) = _contaminated(found)
+    assert note.startswith("2 of 9 items of mine are among the training prompts")
+
+
+def test_that_nothing_is_shared_is_said_too(recipe, tmp_path):
+    rows(tmp_path / "prompts.jsonl", OTHERS)
+    rows(tmp_path / "questions.jsonl", QUESTIONS)
+    said = read_prompts(recipe())
+    clean = "no evaluated item is among the 9 training prompts, by text, 8-grams or 13-grams"
+    assert f"{clean}: mine (9)" in said
+    assert not any("CONTAMINATED" in line for line in said)
+
+
+def test_other_items_are_compared_anew(recipe, tmp_path):
+    rows(tmp_path / "prompts.jsonl", OTHERS)
+    rows(tmp_path / "questions.jsonl", QUESTIONS)
+    file = recipe()
+    read_prompts(file)
+    rows(tmp_path / "questions.jsonl", [*QUESTIONS, OTHERS[0]])
+    options = RunOptions(out=tmp_path / "out", until="prompts", update=True)
+    said: list[str] = []
+    run_recipe(load_recipe(str(file)), options, say=said.append)
+    assert any(line.startswith("CONTAMINATED: 1 of 10 items of mine") for line in said)
+
+
+def test_the_suite_is_compared_where_it_is_on_this_disk(recipe, tmp_path):
+    first = json.loads((GOLDEN / "gsm8k" / "test.jsonl").open(encoding="utf-8").readline())
+    rows(tmp_path / "prompts.jsonl", [*OTHERS, first["question"]])
+    evaluate = {
+        "benchmarks": ["gsm8k", "ifeval", "arc_easy"],
+        "data_dir": str(GOLDEN),
+        "limit": 10**6,
+    }
+    said = read_prompts(recipe(evaluate=evaluate))
+    assert any(line.startswith("CONTAMINATED: 1 of ") and "gsm8k" in line for line in said)
+    assert any("no evaluated item" in line and "ifeval (" in line for line in said)
+    assert any(line.startswith("arc_easy is not compared") for line in said)
+    evaluate = {"benchmarks": ["gsm8k"], "data_dir": str(tmp_path)}
+    (tmp_path / "out").rename(tmp_path / "before")
+    said = read_prompts(recipe(evaluate=evaluate))
+    assert any(
+        line.startswith("gsm8k is not compared") and "no data of gsm8k" in line for line in said
+    )
+
+
+def test_pairs_from_outside_and_raw_text_are_prompts_too():
+    raw, turns = f"Q: {QUESTIONS[0]}\nA:", [{"role": "user", "content": QUESTIONS[1]}]
+    talk = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}, *turns]
+    prompts = [("a", raw), ("b", turns), ("c", talk)]
+    found = compare_items(prompts, {"mine": list(zip("xyz", QUESTIONS, strict=False))}, {})
+    one = found["sets"]["mine"]
+    assert (one["items"], one["any"], one["exact"], one["prompts"]) == (3, 2, 1, 3)
+    assert [(e["item"], e["prompt"]) for e in one["first"]] == [("x", "a"), ("y", "b")]
+
+
+def test_what_is_said_is_made_visible():
+    prompts = [("a\x1b[31m", QUESTIONS[0])]
+    lines = overlap_lines(compare_items(prompts, {"mine": [("1\x07", QUESTIONS[0])]}, {}))
+    assert "\x1b" not in "".join(lines) and "\x07" not in "".join(lines)
+
+
+@pytest.mark.parametrize("questions", [QUESTIONS, QUESTIONS[:6], [f"{q}  " for q in QUESTIONS]])
+def test_questions_that_choose_are_not_those_that_are_reported_whatever_their_file(
+    recipe, tmp_path, questions
+):
+    rows(tmp_path / "prompts.jsonl", OTHERS)
+    rows(tmp_path / "questions.jsonl", QUESTIONS)
+    dev = rows(tmp_path / "dev.jsonl", questions, source="another column")
+    file = recipe(tune={"dev": {"source": str(dev)}, "eval_every": 1})
+    said: list[str] = []
+    options = RunOptions(out=tmp_path / "out")
+    with pytest.raises(UserError, match=r"of evaluate.questions.mine: what chooses when to stop"):
+        run_recipe(load_recipe(str(file), []), options, say=said.append)
+
+
+def test_an_arms_own_questions_are_looked_at_as_well(recipe, tmp_path):
+    rows(tmp_path / "prompts.jsonl", OTHERS)
+    rows(tmp_path / "questions.jsonl", QUESTIONS)
+    tune = {"dev": {"source": str(tmp_path / "questions.jsonl")}, "eval_every": 1}
+    arms = {"base": {}, "delta": {"chosen": "larger", "rejected": "smaller", "tune": tune}}
+    with pytest.raises(UserError, match="9 of 9 questions"):
+        run_recipe(load_recipe(str(recipe(arms=arms))), RunOptions(out=tmp_path / "out"))
