@@ -59,7 +59,7 @@ def test_an_arm_on_outside_pairs_stands_beside_one_on_answers(tmp_path, strong):
         run(recipe, tmp_path / "run")
     changed, _ = run(recipe, tmp_path / "run", update=True)
     again = {name for name in stages if changed[name] != stages[name]}
-    assert again == {"tune/strong/seed-0", "evaluate/arms/strong/seed-0", "report"}
+    assert again == {"overlap", "tune/strong/seed-0", "evaluate/arms/strong/seed-0", "report"}
 
 
 def test_a_run_on_outside_pairs_alone_asks_no_model(tmp_path, strong):

@@ -31,7 +31,7 @@ SIEVE = 24  # bits
 
 @dataclass(frozen=True)
 class Overlaps:
-    """What occurs in what.
+    """Where texts that were looked for occur.
 
     Attributes:
         found: Of each kind (number of the text looked for, number of the one it occurs in), (n, 2)
