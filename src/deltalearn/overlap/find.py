@@ -46,7 +46,7 @@ class Overlaps:
         return _unique(np.concatenate(parts))
 
     def count(self, kind: str | None = None) -> int:
-        """How many of the texts looked for occur, in this way or in any."""
+        """The number of texts looked for that occur, in this way or in any."""
         return len(np.unique(self.pairs(kind)[:, 0]))
 
 
