@@ -149,4 +149,4 @@ def test_a_first_stage_that_failed_holds_nothing(tmp_path):
     (tmp_path / "prompts.jsonl").write_text(good)
     run(tmp_path, until="prompts")
     (tmp_path / "prompts.jsonl").write_text(good + '{"prompt": "dup ab"}\n')
-    assert worked(run(tmp_path, "prompts.limit=3", until="prompts")) == ["prompts", "overlap"]
+    assert worked(run(tmp_path, "prompts.limit=4", until="prompts")) == ["prompts", "overlap"]

@@ -30,10 +30,7 @@ from deltalearn.util.signals import leave_if_asked
 RECIPE = "recipe.yaml"
 MADE_AGAIN = ("examples",)  # what a start that failed may lose without a loss to anybody
 REPLACED = "replaced"  # in a run: what --update took out of the way, by number
-CHEAP = (
-    "prompts",
-    "overlap",
-)  # stages that bind no run to its settings: they are as soon done again
+CHEAP = ("prompts", "overlap")  # bind no run to its settings: they are as soon done again
 
 
 class RunDirectory:
