@@ -2,8 +2,8 @@
 
 The reference applies no trick: one row at a time, unpadded, all logits in float64, one token after
 the other. By hand, for logits (0, ln 3) the second token has probability 3/4; an answer of two such
-tokens and an end of probability 1/2 has expected accuracy 9/32, and a log-likelihood per token of
-ln(9/32) / 3 (the end counts as a token).
+tokens and an end of probability 1/2 has expected accuracy 9/32, and a log-likelihood of
+ln(9/32) / 4 where it has four bytes (the end counts, and has none).
 """
 
 from __future__ import annotations
@@ -312,11 +312,24 @@ def test_scores_equal_a_slow_reference(score, loaded, lab_ladder):
         (ids,) = answer_ids(tokenizer, [answer], [True])
         assert ids[-1] == tokenizer.eos_token_id and len(ids) == len(answer) + 1
         logprobs = slow_logprobs(model, (prompt, ids))
-        # Accuracy is that of the whole answer and its end; loglik the mean of the same tokens.
+        # Accuracy is that of the whole answer and its end; loglik its logarithm, by bytes.
         assert row["expected_accuracy"] == pytest.approx(math.exp(sum(logprobs)), rel=1e-3)
-        assert row["loglik"] == pytest.approx(sum(logprobs) / len(ids), rel=1e-3)
+        assert row["loglik"] == pytest.approx(sum(logprobs) / len(answer), rel=1e-3)
     assert max(row["expected_accuracy"] for row in rows) > 0.1
     assert min(row["expected_accuracy"] for row in rows) < 1e-3
+
+
+@pytest.mark.parametrize("answer", ["answers", "你好世界", "weak answers"])
+def test_a_log_likelihood_does_not_depend_on_the_tokenizer(answer, tiny_model, loaded, cpu):
+    """It is a function of the answer's probability and its bytes, whatever the number of tokens."""
+    (ids,) = answer_ids(loaded(tiny_model)[1], [answer], [True])
+    one = Item("a", "all", ({"role": "user", "content": "question"},), answer)
+    asked = Asked(("expected_accuracy", "loglik"), SCORERS["exact"], 4, 999)
+    files = locate(str(tiny_model))
+    (row,) = score_model(files, [one], asked, placement=cpu, title="t")
+    assert len(ids) != len(answer.encode()), "or else nothing is shown"
+    expected = math.log(row["expected_accuracy"]) / len(answer.encode("utf-8"))
+    assert row["loglik"] == pytest.approx(expected, rel=1e-5)
 
 
 def test_expected_accuracy_is_the_frequency_of_that_answer(score, lab, cpu, lab_ladder, loaded):

@@ -29,6 +29,7 @@ from helpers.fake_run import (
     make_run,
 )
 
+from deltalearn.evaluate.harness.results import write_items
 from deltalearn.report.curves import Log, health
 from deltalearn.report.figures import spread
 from deltalearn.report.page import render_page
@@ -253,7 +254,7 @@ def test_verdict_over_all_arms(tmp_path, effects, verdict):
 def test_one_task_one_seed_and_log_likelihood_only(tmp_path):
     run = make_run(tmp_path, effects={"a": 0.2}, metrics=("loglik",), tasks=("all",), seeds=(8,))
     page = Page(page_of(run))
-    assert "gains 0.200 nats per token" in page.text
+    assert "gains 0.200 nats per byte" in page.text
     assert "points" not in page.text and "reaching 0.66" in page.text
     assert not [v for _, name, v in page.attributes if name == "id" and v == "tasks"]
     assert "one training seed" in page.text and "each seed" not in page.text
@@ -316,13 +317,32 @@ def test_long_runs_make_small_pages(tmp_path):
     assert len(page_of(run)) < 300_000
 
 
+def test_what_students_answer_is_shown_and_never_obeyed(tmp_path):
+    run = make_run(tmp_path, effects={"a": 0.1})
+    summary = summarize(run)
+    assert "What the students answer" not in render_page(run, summary)
+    for place in ("models/student", "arms/a/seed-0"):
+        rows = [
+            {"id": str(i), "stratum": "add", "cluster": "", "score": i % 2, "prompt": f"q {i}",
+             "output": f"{place} says {i} {SCRIPT}", "extracted": "", "gold": IMAGE}
+            for i in range(80)
+        ]  # fmt: skip
+        write_items(run / "scores" / place, "questions.greedy_accuracy", rows)
+    page = render_page(run, summary)
+    assert "What the students answer" in page and "6 of 80 questions" in page
+    assert page.count("models/student says") == page.count("arms/a/seed-0 says") == 6
+    assert SCRIPT not in page and IMAGE not in page
+
+
 def test_health_tells_what_the_log_shows():
     arm = Arm("a", "dpo_norm", "l", "s", 0, 1.0)
 
     def tell(chosen: float, rejected: float, accuracy: float = 0.8, loss: float = 0.5) -> dict:
         last = {"loss": loss, "margin": chosen - rejected, "accuracy": accuracy}
         last |= {"chosen_logratio": chosen, "rejected_logratio": rejected}
-        return health(Log(arm, {key: np.full((2, 30), value) for key, value in last.items()}))
+        values = {key: np.full((2, 30), value) for key, value in last.items()}
+        values["loss"][:, 0] = np.log(2)
+        return health(Log(arm, values))
 
     assert "usual for DPO" in tell(-0.1, -0.4)["words"] and not tell(-0.1, -0.4)["looks"]
     assert "usual for DPO" not in tell(0.1, -0.4)["words"]
@@ -330,7 +350,7 @@ def test_health_tells_what_the_log_shows():
     assert "not positive" in tell(-0.4, -0.1)["looks"][0]
     assert "hardly more than half" in tell(-0.1, -0.2, accuracy=0.52)["looks"][0]
     assert "lost more than 1 nat" in tell(-1.5, -3.0)["looks"][0]
-    assert "above ln 2" in tell(-0.1, -0.4, loss=0.8)["looks"][0]
+    assert "above 0.693, where it began" in tell(-0.1, -0.4, loss=0.8)["looks"][0]
 
 
 def test_curve_labels_never_overlap():

@@ -142,7 +142,7 @@ def test_the_suite_is_told_by_its_average_and_then_by_benchmark(suite_run, capsy
 def test_log_likelihoods_are_compared_in_their_own_unit(tmp_path, capsys):
     run = make_run(tmp_path / "run", effects={"a": 0.1}, metrics=("loglik",))
     text = compare_text(capsys, tmp_path / "run:a", tmp_path / "run:base", plot=tmp_path / "p")
-    assert "better than demo/models/student on questions loglik by 0.1005 in its own unit" in text
+    assert "better than demo/models/student on questions loglik by 0.1005 nats per byte" in text
     assert "points" not in text.partition("points, A minus B")[2]
     assert (tmp_path / "p.svg").stat().st_size > 10_000
     assert summarize(run)["benchmarks"]["questions.loglik"]["bounded"] is False

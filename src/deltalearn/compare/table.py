@@ -8,7 +8,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from deltalearn.compare.result import Comparison, Difference, Row
-from deltalearn.compare.verdict import amount, interval, is_bounded, p_text, points, verdict
+from deltalearn.compare.verdict import amount, interval, is_bounded, p_text, points, unit, verdict
 from deltalearn.util.terminal import console
 from deltalearn.util.text_format import GAIN, LOSS, NONE, count, listing, one_line, plain
 
@@ -96,7 +96,7 @@ def _how(comparison: Comparison) -> list[str]:
         parts = [_short(entry.get("metric")), _averaging(row)]
         parts += [f"{_short(entry['shots'])} shots"] if "shots" in entry else []
         parts += [] if entry.get("chat", True) else ["no chat template"]
-        parts += [] if row.bounded else ["in its own unit"]
+        parts += [] if row.bounded else [unit(row)]
         if entry.get("max_tokens") is not None:
             parts.append(f"{_short(entry['max_tokens'])} tokens")
         if stops := entry.get("stops"):

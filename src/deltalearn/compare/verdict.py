@@ -21,7 +21,10 @@ def is_bounded(one: Difference) -> bool:
 
 def unit(one: Difference) -> str:
     """Name of the unit that `points` counts."""
-    return "points" if is_bounded(one) else "in its own unit"
+    if is_bounded(one):
+        return "points"
+    known = one.entry.get("unit") if isinstance(one, Row) else None
+    return one_line(str(known), 40) if known else "in its own unit"
 
 
 def points(one: Difference, value: float) -> str:

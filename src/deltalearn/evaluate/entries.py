@@ -28,6 +28,7 @@ class Entry(TypedDict, total=False):
     metric: str
     aggregation: str  # macro or micro
     bounded: bool  # scores are in [0, 1]
+    unit: str  # of scores that are not, if it is known
     constant: bool  # all items have the same score
     score: float | None  # None: AlpacaEval that is not judged
     stderr: float | None

@@ -26,7 +26,7 @@ from deltalearn.evaluate.harness.results import (
 from deltalearn.evaluate.harness.run import Selection, Tasks, load_tasks, run
 from deltalearn.evaluate.harness.served import Unreachable
 from deltalearn.evaluate.harness.terminal import average_line, line, not_run
-from deltalearn.evaluate.harness.test_set_log import TestSetLog
+from deltalearn.evaluate.harness.test_set_log import TestSetLog, folder_of_log
 from deltalearn.evaluate.reference.benchmark import item_rows
 from deltalearn.evaluate.reference.kept import Kept
 from deltalearn.evaluate.reply import reply_notes
@@ -72,7 +72,7 @@ class _Evaluation:
         self.identity = options.backend.identity
         self.file = options.out / "results.json"
         self.results = self._resumed()
-        self.log = TestSetLog(options.test_set_log or options.out.parent)
+        self.log = TestSetLog(options.test_set_log or folder_of_log(options.out))
         self._model: Any = None
         self._server: Any = None
         self._answers: Any = None

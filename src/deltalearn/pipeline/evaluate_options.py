@@ -35,7 +35,7 @@ class Options:
         annotations: Verdicts of AlpacaEval given before; nobody is asked then.
         update: Replace results of other settings.
         only: Forget results of benchmarks that are not asked for.
-        test_set_log: Where it is noted who saw which items; default: beside `out`.
+        test_set_log: Where it is noted who saw which items; default: as `folder_of_log` says.
         recipe: The resolved recipe, written beside the results; None: none is.
         say: Gets a line for everything worth telling.
     """

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from deltalearn.errors import UserError
+from deltalearn.evaluate.reference.benchmark import PER_BYTE
 from deltalearn.formats.rows import source_digest
 from deltalearn.pipeline.context import Context
 from deltalearn.pipeline.job import Doing, Job
@@ -153,6 +154,8 @@ def score_stage(job: ScoreJob, scoring: Doing) -> Stage:
         "spec": job.spec.content(),
         "dtype": job.dtype,
     }
+    if any("loglik" in own.metrics for own in job.spec.questions.values()):
+        inputs["loglik"] = PER_BYTE  # scores of earlier versions were per token
     results = f"{SCORES}/{job.place}/results.json"
     return Stage(
         f"evaluate/{job.place}",

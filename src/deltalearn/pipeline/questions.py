@@ -51,7 +51,9 @@ class Questions:
     def settings(self, benchmark: QuestionBenchmark, dtype: str) -> dict[str, Any]:
         """Describe for the results how they are asked; other settings are another score."""
         greedy = benchmark.measure == "greedy_accuracy"
+        per = {} if benchmark.unit is None else {"unit": benchmark.unit}
         return {
+            **per,
             "n": len(self.items),
             "full_n": len(self._all),
             "subset": len(self.items) < len(self._all),

@@ -67,7 +67,8 @@ class QuestionsSpec(ReferenceSpec):
     """A set of own questions, and what to measure on them.
 
     expected_accuracy: probability of exactly the reference answer. greedy_accuracy: the scorer's
-    verdict on the greedy answer. loglik: mean log-likelihood per token of the reference.
+    verdict on the greedy answer. loglik: log-likelihood of the reference and its end, in nats for
+    each byte of the reference, so that models with other tokenizers can be compared.
     """
 
     task_column: str | None = Field(None, description="Scores are averaged over its values.")

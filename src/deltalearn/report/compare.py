@@ -30,7 +30,7 @@ def headline(view: RunView) -> dict[str, Any]:
     """The verdict on the first benchmark, one sentence per arm, and the key tiles."""
     if not view.main or not view.arms:
         verdict = "No score tells the students apart" if view.arms else "No student was tuned"
-        if not view.summary["benchmarks"]:
+        if view.arms and not view.summary["benchmarks"]:
             verdict = "Tuned, not scored: the recipe has no evaluate section"
         return {"verdict": verdict, "sentences": [], "tiles": _tiles(view, None)}
     first = view.main[0]
@@ -101,15 +101,28 @@ def _relation(view: RunView, models: list[str], first: Measure) -> str:
     if STUDENT in models or not all(map(view.is_scored, models)):
         return ""
     student = view.base[first.key]
-    scored = [view.scores(name)[first.key] for name in models]
-    both = "both " if len(models) > 1 else ""
-    if any(entry["lo"] is None for entry in [student, *scored]):
-        return f"; the student has {first.score(student['mean'])}"
-    if all(entry["hi"] < student["lo"] for entry in scored):
-        return f", {both}below the student ({first.score(student['mean'])})"
-    if any(entry["lo"] > student["hi"] for entry in scored):
-        return f", not weaker than the student ({first.score(student['mean'])})"
-    return f", not clearly below the student ({first.score(student['mean'])})"
+    shown = first.score(student["mean"])
+    scored = {name: view.scores(name)[first.key] for name in models}
+    if any(entry["lo"] is None for entry in [student, *scored.values()]):
+        return f"; the student has {shown}"
+    places = {name: _place(entry, student) for name, entry in scored.items()}
+    place, *others = dict.fromkeys(places.values())
+    if others:
+        told = listing(f"{one_line(name)} is {place} it" for name, place in places.items())
+        return f"; against the student ({shown}), {told}"
+    if len(places) > 1:
+        place = f"neither {place.removeprefix('not ')}" if place == UNCLEAR else f"both {place}"
+    return f", {place} the student ({shown})"
+
+
+BELOW, ABOVE, UNCLEAR = "below", "above", "not clearly apart from"
+
+
+def _place(entry: dict[str, Any], student: dict[str, Any]) -> str:
+    """A model is below or above the student where their intervals do not meet."""
+    if entry["hi"] < student["lo"]:
+        return BELOW
+    return ABOVE if entry["lo"] > student["hi"] else UNCLEAR
 
 
 def _tiles(view: RunView, first: Measure | None) -> list[dict[str, str]]:
@@ -121,8 +134,13 @@ def _tiles(view: RunView, first: Measure | None) -> list[dict[str, str]]:
         *(_score_tiles(view, first) if first else []),
         *([_tile("prompts", count(asked["counts"]["prompts"]), made)] if asked else []),
         *([_items_tile(view)] if view.summary["benchmarks"] else []),
-        _tile("time, all stages", duration(seconds), f"on {view.recipe['device']}"),
+        _tile("time, all stages", duration(seconds), f"on {_device(view)}"),
     ]
+
+
+def _device(view: RunView) -> str:
+    """What the run worked on, where that is known; what the recipe asked for, else."""
+    return str(view.manifest["machine"].get("device") or view.recipe["device"])
 
 
 def _score_tiles(view: RunView, first: Measure) -> list[dict[str, str]]:
@@ -135,7 +153,11 @@ def _score_tiles(view: RunView, first: Measure) -> list[dict[str, str]]:
     return [
         _tile("student, untouched", first.score(view.base[first.key]["mean"]), first.label),
         *([_tile("best weak model", first.score(means[weak]), weak)] if weak else []),
-        _tile("best tuned student", reached, f"{best.name}, {difference} {first.unit}"),
+        _tile(
+            "tuned student" if len(view.arms) == 1 else f"highest of {len(view.arms)} arms",
+            reached,
+            f"{best.name}, {difference} {first.unit}",
+        ),
     ]
 
 

@@ -19,6 +19,7 @@ STILL = 0.005  # nats per token: a side that moved less did not move
 FAR = 1.0  # nats per token that chosen answers may lose before it is worth a look
 HARDLY = 0.55  # margin positive on less than this share of pairs: little was learned
 LN2 = math.log(2)
+NEAR = 0.02  # of ln 2: a first loss so near began there
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,9 @@ def _plan(logs: Sequence[Log]) -> list[tuple[Panel, list[Log]]]:
     preference = [log for log in logs if not log.arm.supervised]
     supervised = [log for log in logs if log.arm.supervised]
     methods = list(dict.fromkeys(log.arm.method for log in preference))
-    start = (LN2, "ln 2: no preference")
+    # Where the loss begins is ln 2 for a sigmoid of the margin; others begin elsewhere.
+    sigmoid = all(abs(log.start("loss") - LN2) < NEAR for log in preference)
+    start = (LN2, "ln 2: no preference") if sigmoid else None
     plan = [(Panel("loss", "Preference loss", "lower is better", start), preference)]
     for method in methods:
         unit = "nats per token" if method.endswith("_norm") else "nats per answer"
@@ -161,7 +164,10 @@ def health(log: Log) -> dict[str, Any]:
     words, looks = tell(log)
     if "grad_norm" in log.values:
         clipped = (log.values["grad_norm"] > log.arm.max_grad_norm).mean()
-        words += f" Gradients were clipped in {share(clipped, 1)} of the steps."
+        words += (
+            f" Gradients were clipped in {share(clipped, 1)} of the steps, to a norm of "
+            f"{log.arm.max_grad_norm:g}: it bounds the length of a step and is no fault by itself."
+        )
     extent = f"{log.steps:,} steps, {plural(len(log.values['loss']), 'seed')}"
     return {"arm": log.arm, "extent": extent, "words": words, "looks": looks}
 
@@ -175,24 +181,34 @@ def _supervised(log: Log) -> tuple[str, list[str]]:
 
 def _preference(log: Log) -> tuple[str, list[str]]:
     unit = "nats per token" if log.arm.method.endswith("_norm") else "nats per answer"
-    loss, margin, accuracy = log.end("loss"), log.end("margin"), log.end("accuracy")
-    chosen, rejected = log.end("chosen_logratio"), log.end("rejected_logratio")
+    loss, start = log.end("loss"), log.start("loss")
     looks = []
-    if margin <= 0:
-        looks.append("the margin is not positive: the pairs were not learned")
-    elif accuracy < HARDLY:
-        looks.append("the margin is positive on hardly more than half of the pairs")
-    if loss > LN2:
-        looks.append("the loss is above ln 2, where it began: a lower learning rate may help")
-    if chosen < -FAR:
-        looks.append(
-            f"chosen answers lost more than {FAR:g} nat per token: read what this student writes"
+    words = f"Loss {start:.3f} → {loss:.3f}"
+    if "margin" in log.values:
+        margin, accuracy = log.end("margin"), log.end("accuracy")
+        if margin <= 0:
+            looks.append("the margin is not positive: the pairs were not learned")
+        elif accuracy < HARDLY:
+            looks.append("the margin is positive on hardly more than half of the pairs")
+        words += (
+            f"; margin {signed(margin, 3)} {unit}, positive on {share(accuracy, 1)} of the pairs"
         )
-    words = (
-        f"Loss {log.start('loss'):.3f} → {loss:.3f}; margin {signed(margin, 3)} {unit}, positive "
-        f"on {share(accuracy, 1)} of the pairs. Chosen {signed(chosen, 3)}, rejected "
-        f"{signed(rejected, 3)} nats per token: {_movement(chosen, rejected)}."
-    )
+    if loss > start:
+        looks.append(
+            f"the loss is above {start:.3f}, where it began: a lower learning rate may help"
+        )
+    words += "."
+    if "chosen_logratio" in log.values:  # of methods that have a reference
+        chosen, rejected = log.end("chosen_logratio"), log.end("rejected_logratio")
+        if chosen < -FAR:
+            looks.append(
+                f"chosen answers lost more than {FAR:g} nat per token: read what this student "
+                "writes"
+            )
+        words += (
+            f" Chosen {signed(chosen, 3)}, rejected {signed(rejected, 3)} nats per token: "
+            f"{_movement(chosen, rejected)}."
+        )
     return words, looks
 
 
@@ -200,7 +216,9 @@ def _movement(chosen: float, rejected: float) -> str:
     """How the two sides moved, in words."""
     if max(abs(chosen), abs(rejected)) < STILL:
         return "neither side moved"
-    if rejected >= chosen:
+    if rejected == chosen:
+        return "both moved alike"
+    if rejected > chosen:
         return "the rejected answers gained on the chosen ones"
     if chosen < -STILL:
         return "both became less likely, the rejected answers more so, which is usual for DPO"

@@ -46,6 +46,7 @@ def render_page(run: Path, summary: dict[str, Any]) -> str:
         health=[curves.health(log) for log in logs],
         without_log=[arm.name for arm in view.arms if arm not in [log.arm for log in logs]],
         samples=samples.samples(view),
+        student_answers=samples.student_answers(view),
         count_tables=counts.count_tables(view),
         overlap=counts.overlap(view),
         rejects=counts.first_rejects(view),

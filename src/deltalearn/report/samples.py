@@ -7,6 +7,7 @@ escapes it.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,8 @@ SAMPLES = 8  # per pairing, fewer when there are many pairings
 SAMPLES_IN_ALL = 64
 TEXT_LIMIT = 1500  # characters of one text
 TURNS = 6  # of one prompt
+ANSWERED = 6  # questions shown with the answers of all students
+GOLD_LIMIT = 200  # characters of a reference
 TEXTS = ["prompt", "chosen", "rejected"]
 FACTS = ["prompt_id", "sample"]
 FACTS += [f"{side}_{fact}" for side in TEXTS[1:] for fact in ("tokens", "finish_reason")]
@@ -157,6 +160,52 @@ def _sample(place: int, row: dict[str, Any]) -> dict[str, Any]:
             for side in ("chosen", "rejected")
         ],
     }
+
+
+def student_answers(view: RunView) -> dict[str, Any] | None:
+    """Some questions of a benchmark with the answers of the student, untouched and tuned.
+
+    Of the first benchmark of which answers are kept; the first seed of each arm. Questions are
+    evenly spread over the items, not picked.
+    """
+    scores = view.path / "scores"
+    seed = view.summary["seeds"][0]
+    who = {"base": scores / "models" / STUDENT}
+    who |= {arm.name: scores / "arms" / arm.name / f"seed-{seed}" for arm in view.arms}
+    for key, entry in view.summary["benchmarks"].items():
+        files = {name: folder / "items" / f"{key}.parquet" for name, folder in who.items()}
+        if entry["kind"] not in ("reference", "text", "judged"):
+            continue
+        if not all(file.is_file() for file in files.values()):
+            continue
+        tables = {name: _outputs(file) for name, file in files.items()}
+        shared = [i for i, row in tables["base"].items() if row["output"]]
+        shared = [i for i in shared if all(i in table for table in tables.values())]
+        if not shared:
+            continue
+        places = {len(shared) * (2 * n + 1) // (2 * ANSWERED) for n in range(ANSWERED)}
+        rows = [
+            {
+                "id": shared[at],
+                "question": _text(tables["base"][shared[at]]["prompt"]),
+                "gold": one_line(tables["base"][shared[at]]["gold"], GOLD_LIMIT),
+                "answers": [
+                    {"name": name, **_answer(table[shared[at]])} for name, table in tables.items()
+                ],
+            }
+            for at in sorted(places)
+        ]
+        return {"title": entry["title"], "rows": rows, "total": count(len(shared)), "seed": seed}
+    return None
+
+
+def _outputs(file: Path) -> dict[str, dict[str, Any]]:
+    rows = pq.read_table(file, columns=["id", "prompt", "output", "gold", "score"]).to_pylist()
+    return {row["id"]: row for row in rows}
+
+
+def _answer(row: dict[str, Any]) -> dict[str, Any]:
+    return {"score": f"{row['score']:.3g}", **_text(row["output"])}
 
 
 def _text(text: str) -> dict[str, Any]:

@@ -192,7 +192,7 @@ class _Table:
         }
         sets = {m.name.rpartition(".")[0] if _is_own(m) else None for m in self.matched}
         for one in self.matched:
-            kept = ("kind", "metric", "aggregation", "subset", "full_n", "judge")
+            kept = ("kind", "metric", "unit", "aggregation", "subset", "full_n", "judge")
             known: Mapping[str, Any] = one.entry
             entry = {key: known[key] for key in kept if key in known}
             bounded = one.entry.get("bounded", True)

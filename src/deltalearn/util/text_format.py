@@ -196,13 +196,12 @@ def measure(key: str, entry: dict[str, Any], differences: Iterable[dict[str, Any
     """Choose how a benchmark's numbers are written: fine enough for its narrowest interval.
 
     Args:
-        key: its name, which for questions of one's own ends in `.` and their metric.
-        entry: what the summary says of it: title, kind, bounded.
+        key: its name.
+        entry: what the summary says of it: title, bounded, unit.
         differences: of it, each with `lo` and `hi`.
     """
-    metric = key.rpartition(".")[2] if entry.get("kind") == "reference" else ""
     percent = entry.get("bounded", True)
-    unit = "points" if percent else "nats per token" if metric == "loglik" else "units"
+    unit = "points" if percent else entry.get("unit") or "units"
     scale, suffix = (100, "%") if percent else (1, "")
     widths = [scale * (d["hi"] - d["lo"]) for d in differences if d["lo"] is not None]
     finest = min((w for w in widths if w > 1e-6), default=1.0)  # narrower is rounding error

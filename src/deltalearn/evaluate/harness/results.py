@@ -109,6 +109,8 @@ def summary(benchmark: Measured, rows: Sequence[ItemRow]) -> Entry:
         "bounded": getattr(benchmark, "bounded", True),
         "n": len(rows),
     }
+    if unit := getattr(benchmark, "unit", None):
+        entry["unit"] = unit
     if np.isnan(scores).any():
         return {"score": None, "stderr": None, "constant": False, **entry}
     entry["constant"] = len(scores) > 1 and bool(np.ptp(scores) == 0)

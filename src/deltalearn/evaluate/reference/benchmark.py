@@ -12,8 +12,9 @@ from deltalearn.formats.questions import Item
 
 LIKELIHOOD = {  # metrics of the reference answer's own probability: what results call them
     "expected_accuracy": "probability of the reference answer",
-    "loglik": "log-likelihood per token of the reference answer",
+    "loglik": "log-likelihood per byte of the reference answer",  # of models with any tokenizers
 }
+PER_BYTE = "nats per byte"
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,11 @@ class QuestionBenchmark:
     def metric(self) -> str:
         """The score, in a few words."""
         return LIKELIHOOD.get(self.measure, self.scorer.title)
+
+    @property
+    def unit(self) -> str | None:
+        """Unit of its scores, None for shares in [0, 1]."""
+        return None if self.bounded else PER_BYTE
 
     @property
     def bounded(self) -> bool:

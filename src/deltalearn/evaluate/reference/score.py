@@ -65,10 +65,11 @@ def score_model(
     Returns:
         One row per item, in their order, with its prompt as text and the metrics.
         expected_accuracy: probability of exactly the reference answer and the end of the turn, in
-        [0, 1], no sampling noise. loglik: its mean log-likelihood per token (nats, end of turn
-        included). greedy_accuracy: the scorer's verdict on the greedy answer, which is kept as
-        `greedy_answer`, with the `reasoning` before it, the `fault` if there is no answer (see
-        `Reply`), and what the scorer found in it as `extracted`.
+        [0, 1], no sampling noise. loglik: the logarithm of that, in nats for each byte of the
+        answer in UTF-8: tokens are not the same for two tokenizers. greedy_accuracy: the scorer's
+        verdict on the greedy answer, which is kept as `greedy_answer`, with the `reasoning` before
+        it, the `fault` if there is no answer (see `Reply`), and what the scorer found in it as
+        `extracted`.
 
     Raises:
         UserError: The chat template refuses an item, it does not fit into the model's context, or
@@ -108,7 +109,7 @@ def score_loaded(
                 if "expected_accuracy" in likelihood:
                     scored[i]["expected_accuracy"] = math.exp(logprob)
                 if "loglik" in likelihood:
-                    scored[i]["loglik"] = logprob / len(rows[i][1])
+                    scored[i]["loglik"] = logprob / len(items[i].answer.encode())
         if "greedy_accuracy" in asked.metrics:
             found = _greedy(model, tokenizer, prompts, names, asked, kept, bar)
             for i, (reply, ended) in found.items():
