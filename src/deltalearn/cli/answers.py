@@ -12,6 +12,7 @@ from deltalearn.cli.settings import RunPlace, Setting, settings_of_recipe
 
 if TYPE_CHECKING:
     from deltalearn.pipeline.directory import RunDirectory
+    from deltalearn.pipeline.run_options import RunOptions
 
 SUFFIXES = (".sqlite", ".db")  # of a store that is a file by itself
 EXIT_WITH_ERRORS = 3  # everything was asked, and some requests ended in errors
@@ -69,14 +70,14 @@ def generate(
     """Let models answer prompts; run it again to resume. Exit code 3 if some ended in errors."""
     from deltalearn.pipeline.generate import run_generate
     from deltalearn.pipeline.generate_estimate import dry_run as report_dry_run
+    from deltalearn.pipeline.run_options import RunOptions
     from deltalearn.recipe import GENERATE, load_recipe
     from deltalearn.recipe.load import read_values
     from deltalearn.recipe.options import named_models, refuse_local
 
     if recipe is not None and "arms" in read_values(recipe)[1]:
-        _of_whole_recipe(
-            recipe, model, settings, set_, out, retry=retry_errors, update=update, dry=dry_run
-        )
+        options = RunOptions(out=out, update=update, until="generate", retry_errors=retry_errors)
+        _of_whole_recipe(recipe, model, settings, set_, options, dry=dry_run)
         return
     refuse_local(settings)
     settings = named_models(model or []) | settings
@@ -90,35 +91,30 @@ def generate(
 def _of_whole_recipe(
     recipe: str,
     models: list[str] | None,
-    options: dict[str, object],
+    settings: dict[str, object],
     set_: list[str] | None,
-    out: Path | None,
+    options: RunOptions,
     *,
-    retry: bool,
-    update: bool,
     dry: bool,
 ) -> None:
     """The generate stage of a recipe of `run`, in that run's directory."""
     from deltalearn.errors import UserError
     from deltalearn.pipeline.generate_estimate import dry_run
     from deltalearn.pipeline.run import run_recipe
-    from deltalearn.pipeline.run_options import RunOptions
     from deltalearn.recipe import load_recipe
 
     if models:
         raise UserError(f"{recipe}: it names its models already; change them with --set models.X=")
-    for key, value in options.items():
+    for key, value in settings.items():
         if key.startswith("models.*.") and value is not None:
             raise UserError(
                 f"{recipe}: a server belongs to one model: --set models.NAME{key[8:]}={value}"
             )
-    loaded = load_recipe(recipe, set_ or (), options=options)
+    loaded = load_recipe(recipe, set_ or (), options=settings)
     if dry:
-        typer.echo(dry_run(loaded, out, retry_errors=retry))
+        typer.echo(dry_run(loaded, options.out, retry_errors=options.retry_errors))
         return
-    directory = run_recipe(
-        loaded, RunOptions(out=out, update=update, until="generate", retry_errors=retry)
-    )
+    directory = run_recipe(loaded, options)
     if directory is None:  # one of several processes, and not the one that speaks
         return
     if not directory.done_now:

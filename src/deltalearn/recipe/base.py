@@ -36,3 +36,14 @@ class Spec(BaseModel):
         """
         default = type(self).model_fields[key].get_default(call_default_factory=True)
         return key in self.model_fields_set and getattr(self, key) != default
+
+    def idle(self, why: str, *keys: str) -> None:
+        """Raise ValueError for the first of some keys that was changed: it would have no effect.
+
+        Args:
+            why: Beside or without what, and what to do about it.
+            keys: Of this part.
+        """
+        for key in keys:
+            if self.changed(key):
+                raise ValueError(f"{key} has no effect {why}")

@@ -51,9 +51,8 @@ class ReferenceSpec(Spec):
         return self.source, self.split, None
 
     def _check(self, metrics: tuple[str, ...]) -> None:
-        for key in ("scorer", "pattern"):
-            if self.changed(key) and "greedy_accuracy" not in metrics:
-                raise ValueError(f"{key} has no effect without the metric greedy_accuracy")
+        if "greedy_accuracy" not in metrics:
+            self.idle("without the metric greedy_accuracy", "scorer", "pattern")
         if (self.scorer == "regex") != (self.pattern is not None):
             raise ValueError("pattern belongs to scorer: regex; give both or neither")
         if self.pattern is not None:
@@ -80,8 +79,8 @@ class QuestionsSpec(ReferenceSpec):
     def _effective(self) -> QuestionsSpec:
         if len(set(self.metrics)) != len(self.metrics):
             raise ValueError("metrics names one twice")
-        if self.changed("max_tokens") and "greedy_accuracy" not in self.metrics:
-            raise ValueError("max_tokens has no effect without the metric greedy_accuracy")
+        if "greedy_accuracy" not in self.metrics:
+            self.idle("without the metric greedy_accuracy", "max_tokens")
         self._check(self.metrics)
         return self
 
@@ -106,9 +105,7 @@ class BackendSpec(Spec):
     def _effective(self) -> BackendSpec:
         served = ("url", "key_env", "concurrency", "tokenizer")
         idle = ("device", "batch_size") if self.kind == "openai" else served
-        for key in idle:
-            if self.changed(key):
-                raise ValueError(f"{key} has no effect on the back-end {self.kind}; remove it")
+        self.idle(f"on the back-end {self.kind}; remove it", *idle)
         return self
 
 
@@ -161,13 +158,13 @@ class EvaluateSpec(Spec):
             if self.benchmarks and name not in self.benchmarks:
                 raise ValueError(f"questions.{name} is not among benchmarks; add or remove it")
         others = set(self.benchmarks) - set(self.questions)
-        for key in ("include_path", "data_dir", "backend", "judge", "allow_code"):
-            if self.changed(key) and not others:
-                raise ValueError(f"{key} has no effect on own questions; remove it")
-        if self.judge and not others & {"alpaca_eval", "tulu3"}:
-            raise ValueError("judge has no effect without the benchmark alpaca_eval; remove it")
-        if self.unsafe and not self.allow_code:
-            raise ValueError("unsafe has no effect without allow_code; remove it")
+        if not others:
+            of_suite = ("include_path", "data_dir", "backend", "judge", "allow_code")
+            self.idle("on own questions; remove it", *of_suite)
+        if not others & {"alpaca_eval", "tulu3"}:
+            self.idle("without the benchmark alpaca_eval; remove it", "judge")
+        if not self.allow_code:
+            self.idle("without allow_code; remove it", "unsafe")
         return self
 
     @property

@@ -29,10 +29,10 @@ class PromptsSpec(Spec):
 
     @model_validator(mode="after")
     def _effective(self) -> PromptsSpec:
-        if self.changed("select") and self.limit is None:
-            raise ValueError("select has no effect without limit; give both or neither")
-        if self.changed("seed") and self.select != "random":
-            raise ValueError("seed has no effect unless select is random; remove it")
+        if self.limit is None:
+            self.idle("without limit; give both or neither", "select")
+        if self.select != "random":
+            self.idle("unless select is random; remove it", "seed")
         return self
 
 
@@ -90,16 +90,14 @@ class GenerateSpec(Spec):
     @model_validator(mode="after")
     def _effective(self) -> GenerateSpec:
         if self.temperature == 0:
-            for key in ("top_p", "seed", "samples"):
-                if self.changed(key):
-                    raise ValueError(f"{key} has no effect at temperature 0; remove it")
-        if self.engine != "ray" and self.changed("ray"):
-            raise ValueError(f"ray has no effect on the engine {self.engine}; remove it")
+            self.idle("at temperature 0; remove it", "top_p", "seed", "samples")
+        if self.engine != "ray":
+            self.idle(f"on the engine {self.engine}; remove it", "ray")
         uses_vllm = self.engine == "vllm" or (
             self.engine == "ray" and self.ray.engine in ("auto", "vllm")
         )
-        if self.changed("vllm") and not uses_vllm:
-            raise ValueError("vllm has no effect unless the engine is vllm; remove it")
-        if self.engine == "vllm" and self.changed("token_budget"):
-            raise ValueError("token_budget has no effect on vllm, which batches by itself")
+        if not uses_vllm:
+            self.idle("unless the engine is vllm; remove it", "vllm")
+        if self.engine == "vllm":
+            self.idle("on vllm, which batches by itself", "token_budget")
         return self

@@ -52,11 +52,9 @@ class PairsSpec(PairRules, PairsSource):
     @model_validator(mode="after")
     def _not_mixed(self) -> PairsSpec:
         given = self.source is not None
-        idle = PairRules.model_fields if given else PairsSource.model_fields
-        for key in idle:
-            if self.changed(key):
-                why = "on pairs from outside (source)" if given else "without source"
-                raise ValueError(f"{key} has no effect {why}; remove it")
+        others = PairRules.model_fields if given else PairsSource.model_fields
+        why = "on pairs from outside (source)" if given else "without source"
+        self.idle(f"{why}; remove it", *others)
         return self
 
     @property

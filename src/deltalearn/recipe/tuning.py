@@ -15,6 +15,7 @@ MethodName = Literal[
     "dpo_norm", "dpo", "ipo", "hinge", "robust", "apo_zero", "apo_down", "sppo", "simpo", "orpo",
     "sft",
 ]  # fmt: skip
+OF_METHODS = ("beta", "label_smoothing", "gamma", "nll_coef")  # settings of some methods alone
 
 
 class LoraSpec(Spec):
@@ -111,17 +112,15 @@ class TuneSpec(Spec):
     @model_validator(mode="after")
     def _effective(self) -> TuneSpec:
         method = METHODS[self.method]
-        if method.beta is None and self.beta is not None:
-            raise ValueError(f"beta has no effect on {self.method}; remove it")
-        for key in ("label_smoothing", "gamma", "nll_coef"):
-            if self.changed(key) and key not in method.options:
-                raise ValueError(f"{key} has no effect on {self.method}; remove it")
+        own = {"beta"} if method.beta is not None else set()
+        of_others = [key for key in OF_METHODS if key not in own | method.options]
+        self.idle(f"on {self.method}; remove it", *of_others)
         if self.method == "robust" and self.label_smoothing == 0:
             raise ValueError("robust with label_smoothing 0 is dpo; use dpo")
-        if self.scheduler == "constant" and self.changed("min_lr_ratio"):
-            raise ValueError("min_lr_ratio has no effect on a constant schedule; remove it")
-        if self.optimizer == "adafactor" and self.changed("adam_betas"):
-            raise ValueError("adam_betas has no effect on adafactor; remove it")
+        if self.scheduler == "constant":
+            self.idle("on a constant schedule; remove it", "min_lr_ratio")
+        if self.optimizer == "adafactor":
+            self.idle("on adafactor; remove it", "adam_betas")
         if self.shard and self.optimizer != "adamw":
             raise ValueError(f"shard cannot split the moments of {self.optimizer}; use adamw")
         if self.shard and self.lora is not None and self.lora.bits is not None:
@@ -131,11 +130,10 @@ class TuneSpec(Spec):
         if self.steps is not None and self.epochs is not None:
             raise ValueError("steps and epochs both set the length of the run; give one of them")
         if self.eval_pairs is None and self.dev is None:
-            for key in ("eval_every", "keep_best", "patience"):
-                if self.changed(key):
-                    raise ValueError(f"{key} has no effect without eval_pairs or dev; give one")
-        if self.layout == "padded" and self.changed("attention"):
-            raise ValueError("attention has no effect on padded rows; remove it")
+            why = "without eval_pairs or dev; give one"
+            self.idle(why, "eval_every", "keep_best", "patience")
+        if self.layout == "padded":
+            self.idle("on padded rows; remove it", "attention")
         return self
 
     @property
@@ -172,7 +170,7 @@ def replaced(method: str, own: Mapping[str, Any]) -> set[str]:
     gone = {key for key, other in (("steps", "epochs"), ("epochs", "steps")) if other in own}
     new = METHODS.get(str(own.get("method", method)))
     if new is not None and new != METHODS.get(str(method)):
-        gone |= {"beta", "label_smoothing", "gamma", "nll_coef"} - new.options
+        gone |= set(OF_METHODS) - new.options
     return gone
 
 

@@ -28,6 +28,17 @@ def item(**values: Any) -> Row:
     return {**EMPTY, **values}
 
 
+def examples(worked: Iterable[tuple[str, str]], of: str = "") -> list[Row]:
+    """Make the items of a prompt's examples.
+
+    Args:
+        worked: Question and answer of each.
+        of: What their names begin with.
+    """
+    named = enumerate(worked)
+    return [item(id=f"{of}example/{i}", question=q, target=answer) for i, (q, answer) in named]
+
+
 def gold(item: Row) -> Any:
     """Read what a grader needs from an item."""
     return json.loads(item["gold"])
@@ -43,16 +54,16 @@ def target(item: Row) -> str:
     return item["target"]
 
 
-def dataset(test: Iterable[Row], examples: Iterable[Row] = ()) -> Splits:
+def dataset(test: Iterable[Row], shown: Iterable[Row] = ()) -> Splits:
     """Make both splits, as lm_eval takes them.
 
     Args:
         test: Items to be asked.
-        examples: Items of the prompt, in its order; there is no such split without any.
+        shown: Examples of the prompt, in its order; there is no such split without any.
     """
     from datasets import Dataset, DatasetDict
 
     splits = {"test": Dataset.from_list(list(test))}
-    if examples := list(examples):
-        splits["examples"] = Dataset.from_list(examples)
+    if shown := list(shown):
+        splits["examples"] = Dataset.from_list(shown)
     return DatasetDict(splits)

@@ -9,7 +9,7 @@ from typing import Any
 from deltalearn.evaluate.tulu3.bbh import grader
 from deltalearn.evaluate.tulu3.benchmark import Benchmark
 from deltalearn.evaluate.tulu3.examples import lm_eval_task, published
-from deltalearn.evaluate.tulu3.items import Splits, dataset, gold, item
+from deltalearn.evaluate.tulu3.items import Splits, dataset, examples, gold, item
 from deltalearn.evaluate.tulu3.sources import Row, data_directory, files, hub, numbered, read_json
 
 LOCAL = "bbh/bbh/*.json"
@@ -56,12 +56,9 @@ def load(task: str, data_dir: str | None = None, **_: Any) -> Splits:
         item(id=name, stratum=task, question=row["input"], target=row["target"], gold=row["target"])
         for name, row in numbered(rows, f"{task}/")
     )
-    examples = [
-        item(id=f"{task}/example/{i}", question=row["input"], target=row["target"])
-        for i, row in enumerate(worked)
-    ]
-    examples[0]["head"] = f"{description}\n\n"
-    return dataset(test, examples)
+    shown = examples(((row["input"], row["target"]) for row in worked), f"{task}/")
+    shown[0]["head"] = f"{description}\n\n"
+    return dataset(test, shown)
 
 
 @cache

@@ -7,7 +7,7 @@ from typing import Any
 from deltalearn.evaluate.tulu3.benchmark import Benchmark, of_output
 from deltalearn.evaluate.tulu3.examples import lm_eval_task, published
 from deltalearn.evaluate.tulu3.gsm8k import grader
-from deltalearn.evaluate.tulu3.items import Splits, dataset, item
+from deltalearn.evaluate.tulu3.items import Splits, dataset, examples, item
 from deltalearn.evaluate.tulu3.sources import Row, numbered, rows
 
 LOCAL = "gsm8k/test.jsonl"
@@ -20,24 +20,20 @@ def load(data_dir: str | None = None, **_: Any) -> Splits:
         item(id=name, question=row["question"], target=row["answer"], gold=row["answer"])
         for name, row in numbered(found, "")
     )
-    examples = (
-        item(id=f"example/{i}", question=row["question"], target=row["answer"])
-        for i, row in enumerate(worked_examples())
-    )
-    return dataset(test, examples)
+    return dataset(test, examples((row["question"], row["answer"]) for row in worked_examples()))
 
 
 def worked_examples() -> list[Row]:
     """Eight: question, answer. (Wei et al. 2022, with OLMES's last sentence.)"""
     samples = lm_eval_task("gsm8k/gsm8k-cot.yaml")["fewshot_config"]["samples"]
-    examples = [
+    worked = [
         {
             "question": sample["question"],
             "answer": sample["target"].replace("The answer is", "So the answer is"),
         }
         for sample in samples
     ]
-    return published("gsm8k", examples, "07b82d8ff31e3c4b")
+    return published("gsm8k", worked, "07b82d8ff31e3c4b")
 
 
 BENCHMARK = Benchmark("gsm8k", "GSM8K", 1319, "exact match", "micro", grade=of_output(grader.grade))

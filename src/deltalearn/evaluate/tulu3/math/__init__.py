@@ -9,7 +9,7 @@ from typing import Any
 
 from deltalearn.evaluate.tulu3.benchmark import Benchmark, of_output
 from deltalearn.evaluate.tulu3.examples import published
-from deltalearn.evaluate.tulu3.items import Splits, dataset, item
+from deltalearn.evaluate.tulu3.items import Splits, dataset, examples, item
 from deltalearn.evaluate.tulu3.math import grader
 from deltalearn.evaluate.tulu3.sources import Row, data_directory, files, hub, read
 
@@ -47,11 +47,7 @@ def load(data_dir: str | None = None, **_: Any) -> Splits:
         )
         for row in rows
     )
-    examples = (
-        item(id=f"example/{i}", question=row["problem"], target=row["solution"])
-        for i, row in enumerate(worked_examples())
-    )
-    return dataset(test, examples)
+    return dataset(test, examples((row["problem"], row["solution"]) for row in worked_examples()))
 
 
 def worked_examples() -> list[Row]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from deltalearn.evaluate.tulu3.benchmark import Benchmark, of_output
-from deltalearn.evaluate.tulu3.items import Splits, dataset, item
+from deltalearn.evaluate.tulu3.items import Splits, dataset, examples, item
 from deltalearn.evaluate.tulu3.popqa import grader
 from deltalearn.evaluate.tulu3.sources import NoData, Row, data_directory, hub, read, rows
 from deltalearn.util.files import digest
@@ -29,11 +29,8 @@ def load(data_dir: str | None = None, **_: Any) -> Splits:
         for row in rows(data_dir, "popqa", LOCAL, *patterns, at=HUB)
         for aliases in [grader.gold(row)]
     )
-    examples = (
-        item(id=f"example/{i}", question=row["question"], target=row["obj"])
-        for i, row in enumerate(worked_examples(data_directory(data_dir)))
-    )
-    return dataset(test, examples)
+    worked = worked_examples(data_directory(data_dir))
+    return dataset(test, examples((row["question"], row["obj"]) for row in worked))
 
 
 def worked_examples(directory: Path | None) -> list[Row]:
