@@ -18,6 +18,7 @@ from transformers.utils import logging as transformers_logging
 
 from deltalearn.errors import UserError
 from deltalearn.lm.adapters import merged
+from deltalearn.lm.architecture import require_causal
 from deltalearn.lm.chat import end_of_turn
 from deltalearn.lm.locate import ModelFiles
 from deltalearn.lm.quantized import dequantizing, plain, stored_quantization
@@ -132,6 +133,7 @@ def load_model(
         UserError: If the files do not make a whole model, or if the device is not here.
     """
     require_device(placement.device)
+    require_causal(files)
     stored = stored_quantization(files.directory)
     dequantize = stored is not None and (dequantize or files.adapter is not None)
     options: dict[str, Any] = {}

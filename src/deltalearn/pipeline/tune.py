@@ -140,6 +140,7 @@ class Tuning:
         self.placement: Placement = place(job.device, job.dtype)
         self.device = device_name(self.placement)
         self.student = self._student()
+        config = read_config(self.student)  # of what kind it is, before pairs are prepared for it
         if stored := trained_as(self.student, settings.lora.bits if settings.lora else None):
             self.say(f"student: {stored}")
         if line := split_line(job.pairs):
@@ -150,7 +151,6 @@ class Tuning:
         train, held_out = split_held_out(self.examples, settings.eval_pairs or 0)
         steps_on(len(train), len(held_out), settings)
         lengths = PairLengths.of(self.examples)
-        config = read_config(self.student)
         if warning := check_fit(config, lengths, settings.method, self.examples.largest_id):
             self.say(warning)
 

@@ -131,6 +131,9 @@ def read_config(student: ModelFiles) -> PretrainedConfig:
     """Read the config of a model that is here; UserError if it has none."""
     from transformers import AutoConfig
 
+    from deltalearn.lm.architecture import require_causal
+
+    require_causal(student)
     try:
         return AutoConfig.from_pretrained(student.directory, trust_remote_code=False)
     except (OSError, ValueError) as error:

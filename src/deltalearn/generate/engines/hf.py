@@ -9,6 +9,7 @@ from typing import Any
 
 from deltalearn.generate.engines.local import LocalPrompts, answer_of
 from deltalearn.generate.stage import Stop, Window
+from deltalearn.lm.architecture import require_causal
 from deltalearn.lm.control import AnswerReader
 from deltalearn.lm.decode import decode_within_context
 from deltalearn.lm.load import Placement, context_length, load_model, load_tokenizer
@@ -40,6 +41,7 @@ class TransformersEngine:
             token_budget: Most tokens, prompts and full-length answers, in one batch.
             template: Further arguments of the chat template.
         """
+        require_causal(files)
         self._files = files
         self._placement = placement
         self._sampling = sampling
