@@ -60,6 +60,10 @@ def evaluate(
     annotations: Annotated[
         Path | None, typer.Option(help="Verdicts of AlpacaEval given before; nobody is asked.")
     ] = None,
+    outputs: Annotated[
+        Path | None,
+        typer.Option(help="Of --annotations without a model: the answers that were judged."),
+    ] = None,
     set_: Setting = None,
     update: Annotated[
         bool, typer.Option("--update", help="Replace results of other settings in --out.")
@@ -72,6 +76,11 @@ def evaluate(
     from deltalearn.recipe import EVALUATE, load_recipe
     from deltalearn.recipe.load import parse_override, read_values
 
+    if annotations is not None and model is None and recipe is None:
+        _of_files(annotations, outputs, out, settings, name, update)
+        return
+    if outputs is not None:
+        raise UserError("--outputs goes with --annotations and without a model; leave one out")
     known = read_values(recipe)[1] if recipe is not None else {}
     if model is None and not known.get("student"):
         raise UserError("give a model: a directory, a hub id, or a server's name of it")
@@ -100,6 +109,28 @@ def evaluate(
     )
     if not results["benchmarks"]:
         raise typer.Exit(NOTHING_RUN)
+
+
+def _of_files(
+    annotations: Path,
+    outputs: Path | None,
+    out: Path | None,
+    settings: dict[str, Any],
+    name: str | None,
+    update: bool,
+) -> None:
+    """AlpacaEval of answers and verdicts that are there already."""
+    from deltalearn.errors import UserError
+    from deltalearn.pipeline.evaluate_files import NAME, evaluate_files
+
+    data_dir = settings.pop("evaluate.data_dir")
+    if (settings.pop("evaluate.benchmarks") or [NAME]) != [NAME]:
+        raise UserError(f"--annotations without a model are of --benchmark {NAME} alone")
+    if given := [key for key, value in settings.items() if value is not None]:
+        raise UserError(f"{given[0]} has no effect on --annotations without a model; leave it out")
+    evaluate_files(
+        annotations, outputs, out, data_dir=data_dir, name=name, update=update, say=typer.echo
+    )
 
 
 def _check(

@@ -115,7 +115,7 @@ def judged(
     )
     _all_reached(annotations)
     write_annotations(directory / FOLDER / "annotations.json", annotations)
-    sides = _sides(data_dir)
+    sides = side_files(data_dir)
     return summary(annotations, sides), item_rows(annotations)
 
 
@@ -128,7 +128,8 @@ def _all_reached(annotations: Sequence[Annotation]) -> None:
         )
 
 
-def _sides(data_dir: Path | None) -> LengthControlData | None:
+def side_files(data_dir: Path | None) -> LengthControlData | None:
+    """Find the side files of the full length control, in local data or on the hub."""
     if data_dir is not None:
         return local_length_data(data_dir / FOLDER)
     return None if os.environ.get("HF_HUB_OFFLINE") else find_length_data()

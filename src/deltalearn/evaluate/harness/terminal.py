@@ -29,6 +29,9 @@ def line(title: str, entry: Mapping[str, Any], remark: str = "") -> str:
         asked += f", {entry['max_tokens']} tokens"
     if entry.get("judge"):
         asked += f", judged by {entry['judge']}"
+    if raw := entry.get("alpaca_eval", {}).get("win_rate"):
+        length = f"{raw['mean_length']:,.0f}"
+        asked += f", raw win rate {100 * raw['win_rate']:.1f}, mean length {length}"
     subset = f" of {entry['full_n']:,}: a SUBSET" if entry["subset"] else ""
     if entry["constant"]:
         subset += ", the SAME SCORE for every item"
