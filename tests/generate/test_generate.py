@@ -20,9 +20,10 @@ from transformers import PreTrainedTokenizerFast
 
 from deltalearn.errors import UserError
 from deltalearn.generate.engines.hf import TransformersEngine
-from deltalearn.generate.stage import Prices, Window, generate
+from deltalearn.generate.stage import Window, generate
 from deltalearn.lm.chat import answer_ids, answer_texts, prompt_ids
 from deltalearn.lm.locate import ModelFiles, locate
+from deltalearn.recipe import PricesSpec
 from deltalearn.records import Prompt, Request, Response, Sampling
 from deltalearn.responses.requests import RequestPlan, Settings, request_key
 from deltalearn.responses.store import ResponseStore
@@ -377,7 +378,7 @@ def test_asked_to_stop_it_finishes_what_is_in_flight_and_says_where_it_stands(st
 
 
 def test_cost_is_that_of_what_was_generated_now(store, requests):
-    prices = Prices(prompt=2_000_000, completion=1_000_000)  # a prompt token 2, an answer's 1
+    prices = PricesSpec(prompt=2_000_000, completion=1_000_000)  # a prompt token 2, an answer's 1
     assert generate(store, requests[:3], FakeEngine(), title="x", prices=prices)["cost"] == 9
     assert generate(store, requests, FakeEngine(), title="x", prices=prices)["cost"] == 12
     assert generate(store, requests, FakeEngine(), title="x", prices=prices)["cost"] == 0

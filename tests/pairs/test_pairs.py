@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from deltalearn.errors import UserError
 from deltalearn.pairs.build import REASONS, PairCounts, build_pairs
-from deltalearn.pairs.parquet import read_pairs, write_pairs
+from deltalearn.pairs.parquet import write_pairs
 from deltalearn.records import Pair, Prompt, Response
 
 PROMPT = Prompt("p", ({"role": "user", "content": "q"},))
@@ -238,7 +238,7 @@ def file(tmp_path):
 
 
 def test_rows_hold_the_conversation_and_where_it_came_from(file):
-    first, second = read_pairs(file)
+    first, second = pq.read_table(file).to_pylist()
     assert first == {
         "prompt": MESSAGES,
         "chosen": [{"role": "assistant", "content": " lead 你好\n"}],
@@ -255,8 +255,6 @@ def test_rows_hold_the_conversation_and_where_it_came_from(file):
         "rejected_key": "key of cut",
     }
     assert (second["prompt_id"], second["sample"]) == ("p2", 3)
-    assert read_pairs(file, limit=1) == [first]
-    assert read_pairs(file, limit=10) == [first, second]
 
 
 EXPECTED_TYPES = {
@@ -289,7 +287,7 @@ def test_no_pairs_at_all_still_write_a_table_with_the_schema(tmp_path):
     path = tmp_path / "empty.parquet"
     write_pairs(path, pairs, "big", "small")
     assert types_of(path) == EXPECTED_TYPES
-    assert read_pairs(path) == read_pairs(path, limit=5) == []
+    assert pq.read_table(path).to_pylist() == []
 
 
 def test_opens_in_datasets_with_the_columns_of_trl(file, tmp_path):
@@ -318,11 +316,6 @@ def test_a_failed_write_keeps_the_old_file(file, monkeypatch):
     with pytest.raises(OSError, match="full"):
         write_pairs(file, PAIRS[:1], "big", "small")
     assert file.read_bytes() == before
-
-
-def test_missing_pairs_are_a_user_error(tmp_path):
-    with pytest.raises(UserError, match=r"none\.parquet: no pairs here; run the pairs stage first"):
-        read_pairs(tmp_path / "none.parquet")
 
 
 def test_a_trace_without_an_answer_is_no_answer():

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deltalearn.generate.stage import WINDOW, Prices, survey
+from deltalearn.generate.stage import WINDOW, survey
 from deltalearn.openai_api.pacing import CHARACTERS
+from deltalearn.recipe import PricesSpec
 from deltalearn.records import Request
 from deltalearn.responses.store import ResponseStore
 
@@ -42,7 +43,7 @@ class GenerationEstimate:
     answer_tokens: float
     basis: str
     most: int
-    prices: Prices | None
+    prices: PricesSpec | None
 
     @property
     def answers(self) -> float:

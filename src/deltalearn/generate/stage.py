@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
+from deltalearn.recipe import PricesSpec
 from deltalearn.records import Request, Response
 from deltalearn.responses.store import ResponseStore
 from deltalearn.util.progress import Bar, progress
@@ -63,25 +64,13 @@ class Engine(Protocol):
         """Give back what the engine holds: memory, processes, connections."""
 
 
-@dataclass(frozen=True)
-class Prices:
-    """Prices of a million tokens, in any one currency."""
-
-    prompt: float = 0.0
-    completion: float = 0.0
-
-    def of(self, prompt_tokens: int, completion_tokens: int) -> float:
-        """Compute the cost of prompts and answers, in the currency of the prices."""
-        return (prompt_tokens * self.prompt + completion_tokens * self.completion) / 1e6
-
-
 def generate(
     store: ResponseStore,
     requests: Iterable[Request],
     engine: Callable[[], Engine],
     *,
     title: str,
-    prices: Prices | None = None,
+    prices: PricesSpec | None = None,
     retry_errors: bool = False,
 ) -> dict[str, int | float]:
     """Answer every request that the store does not hold yet.
@@ -186,7 +175,7 @@ def _answer(
     counts: _Counts,
     bar: Bar,
     stop: Stop,
-    prices: Prices | None,
+    prices: PricesSpec | None,
 ) -> None:
     asked: dict[str, Request] = {}
 
@@ -219,12 +208,12 @@ class _Counts(Counter[str]):
             self["new_prompt_tokens"] += response.prompt_tokens
             self["new_tokens"] += response.tokens
 
-    def cost(self, prices: Prices | None) -> float:
+    def cost(self, prices: PricesSpec | None) -> float:
         """What was generated now cost."""
         return prices.of(self["new_prompt_tokens"], self["new_tokens"]) if prices else 0.0
 
     def of_all(
-        self, store: ResponseStore, requests: Iterable[Request], prices: Prices | None
+        self, store: ResponseStore, requests: Iterable[Request], prices: PricesSpec | None
     ) -> dict[str, int | float]:
         """The counts of all requests, those answered earlier too."""
         found: Counter[str] = Counter()

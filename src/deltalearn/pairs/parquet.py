@@ -10,7 +10,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from deltalearn.errors import UserError
 from deltalearn.records import Message, Pair, Response
 from deltalearn.util.files import replacing
 
@@ -73,22 +72,3 @@ def _side(side: str, response: Response) -> dict[str, Any]:
         f"{side}_tokens": response.tokens,
         f"{side}_key": response.key,
     }
-
-
-def read_pairs(path: Path, limit: int | None = None) -> list[dict[str, Any]]:
-    """Read pairs that `write_pairs` wrote.
-
-    Args:
-        path: A Parquet file.
-        limit: Number of rows to read, from the first; default all.
-
-    Returns:
-        Plain rows, with the columns of SCHEMA.
-
-    Raises:
-        UserError: If there is no such file.
-    """
-    if not path.is_file():
-        raise UserError(f"{path}: no pairs here; run the pairs stage first")
-    table = pq.read_table(path)
-    return (table if limit is None else table.slice(0, limit)).to_pylist()

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 from deltalearn.lm.locate import ModelFiles, locate
 from deltalearn.pipeline.manifest import Manifest, ModelRecord
 from deltalearn.pipeline.stage import Say
-from deltalearn.recipe import STUDENT, GenerateSpec, GeneratorSpec, Recipe, ServerSpec
+from deltalearn.recipe import STUDENT, GenerateSpec, GeneratorSpec, PricesSpec, Recipe
 from deltalearn.records import Prompt, Request, Sampling
 
 if TYPE_CHECKING:
-    from deltalearn.generate.stage import Engine, Prices
+    from deltalearn.generate.stage import Engine
     from deltalearn.lm.load import Placement
     from deltalearn.openai_api import Endpoint
     from deltalearn.responses.requests import Settings
@@ -93,12 +93,9 @@ class Generator:
         return Endpoint(**values, model=server.model or self.model.path)
 
     @property
-    def prices(self) -> Prices | None:
+    def prices(self) -> PricesSpec | None:
         """Prices of its tokens, if the recipe has them."""
-        from deltalearn.generate.stage import Prices
-
-        server: ServerSpec | None = self.model.server
-        return Prices(**server.prices.model_dump()) if server and server.prices else None
+        return self.model.server.prices if self.model.server else None
 
     def requests(self, prompts: Iterable[Prompt], number: int) -> Iterable[Request]:
         """Plan what it is asked of `number` prompts; the result can be read again."""

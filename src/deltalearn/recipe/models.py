@@ -34,6 +34,15 @@ class PricesSpec(Spec):
     prompt: float = Field(0.0, ge=0, description="Of prompts.")
     completion: float = Field(0.0, ge=0, description="Of answers.")
 
+    def of(self, prompt_tokens: int, completion_tokens: int) -> float:
+        """Compute the cost of prompts and answers, in the currency of the prices.
+
+        Args:
+            prompt_tokens: Of all prompts.
+            completion_tokens: Of all answers.
+        """
+        return (prompt_tokens * self.prompt + completion_tokens * self.completion) / 1e6
+
 
 class ServerSpec(Spec):
     """An OpenAI-compatible server behind which a model runs (vLLM, SGLang, llama.cpp, a cloud)."""

@@ -13,7 +13,6 @@ import os
 import socket
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 from deltalearn.errors import UserError, needs
@@ -22,6 +21,7 @@ from deltalearn.generate.engines.vllm_offline import VllmOptions
 from deltalearn.generate.stage import Stop, Window
 from deltalearn.lm.load import Placement
 from deltalearn.lm.locate import ModelFiles
+from deltalearn.recipe import RaySpec
 from deltalearn.records import Prompt, Request, Response, Sampling
 from deltalearn.util.distributed import alone
 
@@ -32,24 +32,10 @@ STILLBORN = 8  # workers that die while they start, before the run ends
 PATIENCE = 600.0  # seconds without any worker
 
 
-@dataclass(frozen=True)
-class RayOptions:
-    """Options of a Ray cluster and its workers.
+class RayOptions(RaySpec):
+    """The section `generate.ray`, and the options of workers that have vLLM."""
 
-    Attributes:
-        address: Of a cluster; "auto" is the one this machine is part of, None a local one.
-        workers: Number of workers; default as many as the resources allow.
-        engine: "transformers", "vllm" or "auto", which is vllm where there are GPUs.
-        cpus: CPUs of each worker.
-        gpus: GPUs of each worker; default one where the engine is vllm and the cluster has any.
-    """
-
-    address: str | None = None
-    workers: int | None = None
-    engine: str = "auto"
-    cpus: float = 1.0
-    gpus: float | None = None
-    vllm: VllmOptions = field(default_factory=VllmOptions)
+    vllm: VllmOptions = VllmOptions()
 
 
 class RayEngine:
