@@ -65,7 +65,7 @@ class TestBadInput:
 
     def test_missing_prompts(self, tmp_path):
         recipe = small(tmp_path, prompts={"source": str(tmp_path / "no.jsonl")})
-        fails(deltalearn("run", recipe, "--out", tmp_path / "run"), "no.jsonl", "no such file")
+        fails(deltalearn("run", recipe, "--out", tmp_path / "run"), "no.jsonl", "not on this disk")
 
     def test_empty_prompts(self, tmp_path):
         recipe = small(tmp_path)

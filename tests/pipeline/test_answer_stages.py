@@ -67,7 +67,7 @@ def test_errors_that_a_merge_mended_are_errors_no_more(generate, tmp_path):
         merged = generate(server)
         assert server.asked.total() == asked
     assert merged.returncode == 0, merged.stdout
-    assert "errors" not in merged.stdout and "cached 3" in merged.stdout
+    assert "errors " not in merged.stdout and "cached 3" in merged.stdout
     assert stage_of(tmp_path / "out")["counts"]["errors"] == 0
 
 

@@ -90,6 +90,16 @@ def test_that_nothing_is_shared_is_said_too(recipe, tmp_path):
     assert not any("CONTAMINATED" in line for line in said)
 
 
+def test_the_files_of_questions_are_named(recipe, tmp_path):
+    rows(tmp_path / "prompts.jsonl", OTHERS)
+    (tmp_path / "mine").mkdir()
+    for split in ("train", "test"):
+        rows(tmp_path / "mine" / f"{split}.jsonl", QUESTIONS)
+    source = {"source": str(tmp_path / "mine"), "split": "test"}
+    said = read_prompts(recipe(evaluate={"questions": {"mine": source}}))
+    assert f"split test of {tmp_path / 'mine'}: test.jsonl; not read: train.jsonl" in said
+
+
 def test_other_items_are_compared_anew(recipe, tmp_path):
     rows(tmp_path / "prompts.jsonl", OTHERS)
     rows(tmp_path / "questions.jsonl", QUESTIONS)

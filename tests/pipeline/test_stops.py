@@ -91,7 +91,7 @@ def test_in_the_only_batch_of_a_model_that_is_here(tmp_path, monkeypatch):
     out = tmp_path / "out"
     with pytest.raises(Stopped, match="generate/s is done; stopped"):
         run_recipe(load_recipe(small(tmp_path)), RunOptions(out), say=lambda line: None)
-    assert stages(out) == ["prompts", "generate/s"]
+    assert stages(out) == ["prompts", "overlap", "generate/s"]
 
 
 def test_in_the_last_step_of_a_seed_the_next_is_not_begun_and_nothing_is_scored(

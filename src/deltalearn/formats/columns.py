@@ -70,10 +70,9 @@ def whole_question(
         Unusable: If the row has a system turn in two places, or more of the question in a column
             that is not read. Text that the turns have as well is no more.
     """
-    said = "\n".join(texts_in([dict(turn) for turn in turns]))
-    for name in CHANGING:
-        if name in (prompt, *used) or not row.get(name):
-            continue
+    others = [n for n in CHANGING if n in row and row[n] and n != prompt and n not in used]
+    said = "\n".join(texts_in([dict(turn) for turn in turns])) if others else ""
+    for name in others:
         if not all(text in said for text in texts_in(row[name])):
             raise Unusable(
                 f"{prompt or 'the prompt'} and {name}: the question is in both; join them into one "

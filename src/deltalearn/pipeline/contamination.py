@@ -35,6 +35,10 @@ def overlap_stage(context: Context) -> Stage | None:
     spec = recipe.evaluate
 
     def work() -> dict[str, Any]:
+        from deltalearn.pipeline.questions import question_files
+
+        for line in question_files(spec) if spec else ():
+            context.say(line)
         sets, absent = evaluated(recipe)
         found = compare_items(list(training_prompts(context)), sets, absent)
         write_json(context.path(OVERLAP), found)

@@ -8,6 +8,7 @@ from typing import Any
 from deltalearn.lm.locate import locate
 from deltalearn.pipeline.evaluate import evaluate
 from deltalearn.pipeline.evaluate_options import Options, backend_of
+from deltalearn.pipeline.questions import question_files
 from deltalearn.pipeline.stage import Say
 from deltalearn.recipe import LoadedRecipe
 
@@ -48,6 +49,8 @@ def evaluate_recipe(
         place = str(locate(student.path, student.revision).directory)
     shown = name or student.path.rstrip("/").rpartition("/")[2]
     out = out or Path("evals") / shown
+    for file_line in question_files(spec):
+        say(file_line)
     backend = backend_of(spec, place, device=recipe.device, dtype=recipe.dtype)
     return evaluate(
         Options(

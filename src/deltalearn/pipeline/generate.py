@@ -334,7 +334,8 @@ def run_generate(
                     f"errors; see `deltalearn responses errors {out / STORE}`, and ask them again "
                     "with --retry-errors"
                 )
-        if not directory.done_now:
+        if directory.done_now:
+            say(_what_comes_next(out, asked_models(recipe)))
+        else:
             say(f"{out}: everything is answered already, nothing to do")
-        say(_what_comes_next(out, asked_models(recipe)))
         return directory.errors()

@@ -12,12 +12,19 @@ from deltalearn.evaluate.reference.benchmark import QuestionBenchmark
 from deltalearn.evaluate.reference.kept import Kept
 from deltalearn.evaluate.reference.scorers import scorer
 from deltalearn.formats.questions import Item, read_items
+from deltalearn.formats.rows import files_line
 from deltalearn.lm.locate import ModelFiles
-from deltalearn.recipe.evaluation import QuestionsSpec
+from deltalearn.recipe.evaluation import EvaluateSpec, QuestionsSpec
 from deltalearn.util.files import digest
 
 if TYPE_CHECKING:
     from deltalearn.lm.load import Placement
+
+
+def question_files(spec: EvaluateSpec) -> list[str]:
+    """Write which files are read of every folder of own questions that is asked."""
+    asked = [own for name, own in spec.questions.items() if name in spec.names]
+    return [line for own in asked if (line := files_line(*own.place))]
 
 
 @dataclass(frozen=True)

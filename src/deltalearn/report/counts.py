@@ -12,13 +12,19 @@ from deltalearn.util.text_format import count, duration, share
 
 REJECTS = 3  # rejected prompts shown
 KEPT = {"read", "prompts", "requests", "generated", "cached", "tokens", "candidates", "pairs"}
-KEPT |= {"examples", "final_answers_removed", "altered_answers"}  # counts that are no loss
+KEPT |= {
+    "examples",
+    "final_answers_removed",
+    "transcripts",
+    "altered_answers",
+}  # counts that are no loss
 KEPT |= {"special_token_answers", "assumed_ends", "cut_pairs"}
 # Counts of the tune stage that tell how it ran, not what it dropped.
 NOT_DROPS = {"steps", "resumed_at", "reference_scored", "last", "rows", "held_out", "best_step"}
 MEANINGS = {
     "duplicates": "the same conversation a second time",
     "not selected": "beyond prompts.limit",
+    "transcripts": "text of Human: and Assistant: that became turns",
     "final answers removed": "a last assistant turn cut off, the prompt kept",
     "errors": "requests that the engine could not answer",
     "missing": "no response to one side",
