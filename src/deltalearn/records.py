@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypedDict
 
@@ -133,6 +133,24 @@ class Sampling:
     temperature: float
     top_p: float
     max_tokens: int
+
+
+@dataclass(frozen=True)
+class Rendering:
+    """Arguments and day with which the chat template of one model is rendered, wherever it is.
+
+    Attributes:
+        arguments: Arguments of the template, `enable_thinking` for example.
+        day: The day that the template takes for today, YYYY-MM-DD; None is the clock's.
+    """
+
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    day: str | None = None
+
+    def content(self) -> dict[str, Any]:
+        """Make JSON of what is given, for keys and records; empty for a template left alone."""
+        given = {"template": dict(self.arguments), "day": self.day}
+        return {name: value for name, value in given.items() if value}
 
 
 @dataclass(frozen=True, slots=True)

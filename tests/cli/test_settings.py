@@ -20,14 +20,27 @@ from deltalearn.theory.options import Options
 
 RUNNER = CliRunner()
 OWN = {  # options that are no field of a recipe
-    "tune": {"recipe", "out", "seed", "set", "reference", "update", "preview", "dry-run", "tflops"},
-    "generate": {"model", "out", "set", "retry-errors", "update", "dry-run"},
+    "tune": {
+        "recipe",
+        "template",
+        "out",
+        "seed",
+        "set",
+        "reference",
+        "update",
+        "preview",
+        "dry-run",
+        "tflops",
+    },
+    "generate": {"model", "template", "out", "set", "retry-errors", "update", "dry-run"},
     "evaluate": {
         "recipe",
+        "template",
         "out",
         "name",
         "concurrency",
         "backend-option",
+        "outputs",
         "annotations",
         "set",
         "update",

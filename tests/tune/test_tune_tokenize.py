@@ -7,9 +7,9 @@ same, its ids are the judge.
 from __future__ import annotations
 
 import json
-from types import SimpleNamespace
 
 import pytest
+from helpers.trl import trl_ids
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -18,7 +18,8 @@ from transformers import PreTrainedTokenizerFast
 
 from deltalearn.errors import UserError
 from deltalearn.formats.preferences import PairRow
-from deltalearn.lm.chat import answer_ids, end_of_turn, prompt_ids
+from deltalearn.lm.chat import answer_ids, prompt_ids
+from deltalearn.lm.turn import end_of_turn
 from deltalearn.tune.dataset import Example
 from deltalearn.tune.tokenize import prepare_examples
 
@@ -62,31 +63,6 @@ def variant(tiny_tokenizer, template: str, post_processor=None, **special):
 @pytest.fixture(scope="module")
 def chatml(tiny_tokenizer):
     return variant(tiny_tokenizer, CHATML)
-
-
-def trl_ids(tokenizer, *rows: PairRow) -> list[tuple[list[int], list[int], list[int]]]:
-    """What TRL's own preparation makes of the same pairs."""
-    datasets = pytest.importorskip("datasets")
-    trainer = pytest.importorskip("trl.trainer.dpo_trainer")
-    cells = [
-        {"prompt": row.prompt, "chosen": row.chosen, "rejected": row.rejected}
-        if isinstance(row.prompt, str)
-        else {
-            "prompt": list(row.prompt),
-            "chosen": [{"role": "assistant", "content": row.chosen}],
-            "rejected": [{"role": "assistant", "content": row.rejected}],
-        }
-        for row in rows
-    ]
-    settings = SimpleNamespace(dataset_num_proc=None, max_length=None, truncation_mode="keep_start")
-    prepared = trainer.DPOTrainer._prepare_dataset(
-        SimpleNamespace(_tokenizer=tokenizer),
-        datasets.Dataset.from_list(cells),
-        tokenizer,
-        settings,
-        "train",
-    )
-    return [(r["prompt_ids"], r["chosen_ids"], r["rejected_ids"]) for r in prepared]
 
 
 class TestAnswers:

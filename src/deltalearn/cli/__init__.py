@@ -16,6 +16,7 @@ from deltalearn.cli.settings import (
     Recipe,
     RunPlace,
     Setting,
+    Template,
     settings_of_options,
     settings_of_recipe,
 )
@@ -162,6 +163,7 @@ def run(
 def tune(
     settings: dict[str, Any],
     recipe: Recipe = None,
+    template: Template = None,
     out: RunPlace = None,
     seed: Annotated[int | None, typer.Option(help="Of training. [default: 0]")] = None,
     set_: Setting = None,
@@ -183,10 +185,12 @@ def tune(
     from deltalearn.pipeline.tune import run_tune
     from deltalearn.pipeline.tune_preview import check_modes, preview_pairs, report_dry_run
     from deltalearn.recipe import TUNE, load_recipe
+    from deltalearn.recipe.template import given_arguments
     from deltalearn.util.distributed import is_first_process
 
     check_modes(preview=preview, dry_run=dry_run, tflops=tflops, reference=reference, update=update)
     settings["seeds"] = None if seed is None else [seed]
+    settings |= given_arguments(template or [], "student")
     loaded = load_recipe(recipe, set_ or (), command=TUNE, options=settings)
     if not (preview or dry_run):
         run_tune(loaded, out, reference=reference, update=update)

@@ -8,7 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from deltalearn.cli.settings import RunPlace, Setting, settings_of_recipe
+from deltalearn.cli.settings import (
+    RunPlace,
+    Setting,
+    Template,
+    settings_of_recipe,
+)
 
 if TYPE_CHECKING:
     from deltalearn.pipeline.directory import RunDirectory
@@ -55,6 +60,7 @@ def generate(
         list[str] | None,
         typer.Option(metavar="NAME=PATH", help="A model that answers; repeat for a ladder."),
     ] = None,
+    template: Template = None,
     out: RunPlace = None,
     set_: Setting = None,
     retry_errors: Annotated[
@@ -74,7 +80,9 @@ def generate(
     from deltalearn.recipe import GENERATE, load_recipe
     from deltalearn.recipe.load import read_values
     from deltalearn.recipe.options import named_models, refuse_local
+    from deltalearn.recipe.template import given_arguments
 
+    settings |= given_arguments(template or [], "models.*")
     if recipe is not None and "arms" in read_values(recipe)[1]:
         options = RunOptions(out=out, update=update, until="generate", retry_errors=retry_errors)
         _of_whole_recipe(recipe, model, settings, set_, options, dry=dry_run)
@@ -108,7 +116,7 @@ def _of_whole_recipe(
     for key, value in settings.items():
         if key.startswith("models.*.") and value is not None:
             raise UserError(
-                f"{recipe}: a server belongs to one model: --set models.NAME{key[8:]}={value}"
+                f"{recipe}: that belongs to one model: --set models.NAME{key[8:]}={value}"
             )
     loaded = load_recipe(recipe, set_ or (), options=settings)
     if dry:

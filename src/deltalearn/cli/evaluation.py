@@ -7,8 +7,14 @@ from typing import Annotated, Any
 
 import typer
 
-from deltalearn.cli.settings import Recipe, Setting, settings_of_recipe
+from deltalearn.cli.settings import (
+    Recipe,
+    Setting,
+    Template,
+    settings_of_recipe,
+)
 
+OF_A_MODEL = ("path", "revision", "template")  # what is asked here may have been a generator
 NOTHING_RUN = 3  # exit code: every benchmark was left out
 
 
@@ -45,6 +51,7 @@ def evaluate(
         ),
     ] = None,
     recipe: Recipe = None,
+    template: Template = None,
     out: Annotated[
         Path | None, typer.Option(help="Where results go; default evals/<name of the model>.")
     ] = None,
@@ -75,6 +82,7 @@ def evaluate(
     from deltalearn.pipeline.evaluate_recipe import evaluate_recipe
     from deltalearn.recipe import EVALUATE, load_recipe
     from deltalearn.recipe.load import parse_override, read_values
+    from deltalearn.recipe.template import given_arguments
 
     if annotations is not None and model is None and recipe is None:
         _of_files(annotations, outputs, out, settings, name, update)
@@ -100,9 +108,9 @@ def evaluate(
         keys, value = parse_override(text)
         settings.setdefault("evaluate.backend.options", {})[".".join(keys)] = value
     if model is not None and model != "student":
-        settings["student"] = {
-            "path": (known.get("models") or {}).get(model, {}).get("path", model)
-        }
+        named = (known.get("models") or {}).get(model, {"path": model})
+        settings["student"] = {k: named[k] for k in OF_A_MODEL if k in named}
+    settings |= given_arguments(template or [], "student")
     loaded = load_recipe(recipe, set_ or (), command=EVALUATE, options=settings)
     results = evaluate_recipe(
         loaded, out, name=name, annotations=annotations, update=update, say=typer.echo

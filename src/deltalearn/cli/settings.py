@@ -19,6 +19,10 @@ import typer
 from typer.core import TyperGroup
 
 Recipe = Annotated[str | None, typer.Option(help="A recipe, file or name; options win over it.")]
+Template = Annotated[
+    list[str] | None,
+    typer.Option(metavar="KEY=VALUE", help="An argument of a model's chat template."),
+]
 Setting = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Any other setting of a recipe, by its key."),

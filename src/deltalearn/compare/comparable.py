@@ -18,7 +18,7 @@ from deltalearn.util.text_format import listing, one_line
 # What moves scores by itself, of a benchmark. `limit` is of the whole evaluation.
 ASKED = ("metric", "shots", "chat", "max_tokens", "stops", "samples", "temperature")
 WORTH_A_NOTE = ("backend", "data")  # of an evaluation: may move scores a little
-RAN_WITH = ("dtype", "arguments")  # of a benchmark: likewise
+RAN_WITH = ("dtype", "arguments", "template", "day")  # of a benchmark: likewise
 CUT = re.compile("^the context left .* less than the limit$|to fit the context$")  # of its notes
 MAX_LINES = 8  # lines of an error
 

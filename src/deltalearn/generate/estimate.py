@@ -138,5 +138,5 @@ def _prompt_tokens(generator: Any, requests: Iterable[Request]) -> tuple[float, 
     from deltalearn.generate.engines.local import LocalPrompts
     from deltalearn.lm.load import load_tokenizer
 
-    prompts = LocalPrompts(load_tokenizer(generator.files), generator.spec.template)
+    prompts = LocalPrompts(load_tokenizer(generator.files), generator.rendering)
     return sum(prompts.sizes(some)) / len(some), f"counted on {len(some):,} of them"

@@ -19,10 +19,10 @@ from transformers.utils import logging as transformers_logging
 from deltalearn.errors import UserError
 from deltalearn.lm.adapters import merged
 from deltalearn.lm.architecture import require_causal
-from deltalearn.lm.chat import end_of_turn
 from deltalearn.lm.locate import ModelFiles
 from deltalearn.lm.quantized import dequantizing, plain, stored_quantization
 from deltalearn.lm.tokenizer import read_tokenizer
+from deltalearn.lm.turn import end_of_turn
 
 transformers_logging.disable_progress_bar()
 

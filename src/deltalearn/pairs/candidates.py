@@ -66,6 +66,26 @@ def candidates_of_models(
         yield Prompt(name, tuple(turns)), sample, left and left[1], right and right[1]
 
 
+def shared_template(
+    store: ResponseStore, chosen: str, rejected: str, settings_json: str | None = None
+) -> dict[str, Any]:
+    """Find the arguments of the chat template with which both models were asked.
+
+    Args:
+        store: Where the answers are.
+        chosen: As for `candidates_of_models`, like the others.
+        rejected: Of the other side.
+        settings_json: Settings of both, or a part of them.
+
+    Returns:
+        The arguments; empty where the two were asked with different ones, which then are a model's
+        own and say nothing of the student's prompts.
+    """
+    groups = [_group(store, name, settings_json) for name in (chosen, rejected)]
+    one, other = (json.loads(group.settings_json).get("template") or {} for group in groups)
+    return one if one == other else {}
+
+
 Place = tuple[int, int]  # prompt, sample
 Found = tuple[str, Response]  # the prompt's name, the answer
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,13 @@ SCHEMA = pa.schema(
 )
 
 
-def write_pairs(path: Path, pairs: Iterable[Pair], chosen_model: str, rejected_model: str) -> None:
+def write_pairs(
+    path: Path,
+    pairs: Iterable[Pair],
+    chosen_model: str,
+    rejected_model: str,
+    template: Mapping[str, Any] | None = None,
+) -> None:
     """Write pairs atomically, some thousands at a time; none at all make an empty table.
 
     Args:
@@ -42,15 +48,22 @@ def write_pairs(path: Path, pairs: Iterable[Pair], chosen_model: str, rejected_m
         pairs: Read once.
         chosen_model: Name of the model of the chosen answers.
         rejected_model: Name of the model of the rejected answers.
+        template: Arguments of the chat template with which the prompts are to be rendered; they are
+            written into each row, where TRL looks for them.
     """
-    rows = (_row(pair, chosen_model, rejected_model) for pair in pairs)
+    more = {"chat_template_kwargs": dict(template)} if template else {}
+    schema = SCHEMA
+    if more:
+        kind = pa.array([more["chat_template_kwargs"]]).type
+        schema = SCHEMA.append(pa.field("chat_template_kwargs", kind))
+    rows = ({**_row(pair, chosen_model, rejected_model), **more} for pair in pairs)
     with replacing(path) as temporary, pq.ParquetWriter(
-        temporary, SCHEMA, compression="zstd"
+        temporary, schema, compression="zstd"
     ) as writer:  # fmt: skip
         first = True
         while (group := list(itertools.islice(rows, ROW_GROUP))) or first:
             first = False
-            writer.write_table(pa.Table.from_pylist(group, schema=SCHEMA))
+            writer.write_table(pa.Table.from_pylist(group, schema=schema))
 
 
 def _row(pair: Pair, chosen_model: str, rejected_model: str) -> dict[str, Any]:

@@ -84,8 +84,9 @@ class RunDirectory:
         self._new = existing is None
         self.manifest = Manifest(loaded.recipe.name, recipe, recipe.get("seeds", []))
         if existing is not None:
-            for kept in ("machine", "created", "models", "stages", "answers", "contents"):
+            for kept in ("machine", "created", "day", "models", "stages", "answers", "contents"):
                 setattr(self.manifest, kept, getattr(existing, kept))
+        self.manifest.day = loaded.recipe.day or self.manifest.day
         changed = existing is None or existing.recipe != recipe
         self._unsaid = loaded.resolved_yaml() if changed else None
 

@@ -33,8 +33,10 @@ from deltalearn.evaluate.reply import reply_notes
 from deltalearn.evaluate.tulu3.benchmark import Benchmark
 from deltalearn.evaluate.tulu3.sources import NoData
 from deltalearn.evaluate.tulu3.suite import BY_NAME
+from deltalearn.lm.clock import today
 from deltalearn.lm.locate import locate
 from deltalearn.pipeline.evaluate_options import Options, check_options
+from deltalearn.pipeline.evaluate_settings import evaluated_rendering, sent_fields, settings_of
 from deltalearn.pipeline.judge import judge_key, judged, keep_answers
 from deltalearn.pipeline.lock import Hold
 from deltalearn.pipeline.questions import Questions
@@ -72,6 +74,8 @@ class _Evaluation:
         self.identity = options.backend.identity
         self.file = options.out / "results.json"
         self.results = self._resumed()
+        day = self.results.setdefault("day", options.day or today())  # of the first start
+        self.rendering = evaluated_rendering(options.backend, options.template, day)
         self.log = TestSetLog(options.test_set_log or folder_of_log(options.out))
         self._model: Any = None
         self._server: Any = None
@@ -107,6 +111,7 @@ class _Evaluation:
         options = self.options
         return {
             "format": FORMAT,
+            **({"day": options.day} if options.day else {}),
             "model": {
                 "name": options.name,
                 "path": options.backend.model,
@@ -176,7 +181,7 @@ class _Evaluation:
         if reason is not None:
             self._leave_out(name, title, reason)
             return
-        benchmark, settings = tasks.benchmark, self._settings(tasks)
+        benchmark, settings = tasks.benchmark, settings_of(tasks, self.options, self.rendering)
         if self._is_done(benchmark, settings):
             known = self.results["benchmarks"][name]
             self.options.say(line(title, known, "done before"))
@@ -196,7 +201,7 @@ class _Evaluation:
             reason = "own questions need the model here, not behind a server"
             self._leave_out(name, name, reason)
             return
-        questions = Questions(name, spec, self.selection)
+        questions = Questions(name, spec, self.selection, self.rendering)
         from deltalearn.lm.load import place
 
         placement = place(options.backend.device or "auto", options.backend.dtype)
@@ -318,47 +323,29 @@ class _Evaluation:
         self.options.say(line(benchmark.title, known, f"done before; now {remark}"))
         return True
 
-    def _settings(self, tasks: Tasks) -> dict[str, Any]:
-        benchmark, config = tasks.benchmark, tasks.config
-        asked = config.generation_kwargs or {}
-        chosen = tasks.chosen(self.selection)
-        number = sum(map(len, chosen.values()))
-        full = benchmark.full or sum(len(tasks.ids(name)) for name in tasks.tasks)
-        return {
-            "n": number,
-            "full_n": full,
-            "subset": number < full,
-            "docs": tasks.content(chosen),
-            "shots": config.num_fewshot or benchmark.worked,
-            "chat": benchmark.chat,
-            "max_tokens": asked.get("max_gen_toks"),
-            "stops": list(asked.get("until") or []),
-            "samples": config.repeats,
-            "temperature": asked.get("temperature", 0.0),
-            "context": self.options.backend.context,
-            "dtype": self.options.backend.dtype,
-            "arguments": self.options.backend.options,
-        }
-
     def _loaded(self, benchmark: Benchmark, settings: dict[str, Any]) -> Any:
         """The model as `run` takes it, loaded once; who sees which items is written down first."""
         from deltalearn.evaluate.harness.model import CachedLM
+        from deltalearn.evaluate.harness.prompts import prompts_of
         from deltalearn.evaluate.harness.served import Server
 
         asked = self.options.backend
+        sent = sent_fields(asked, self.rendering)
         if self._model is None:
             self._model = loaded(asked)
-            self._server = Server(self._model) if asked.kind == "openai" else None
+            self._server = Server(self._model, sent) if asked.kind == "openai" else None
         if benchmark.chat:
             needs_template(self._model, asked.model)
         # All that may change an answer and does not show in the request itself.
-        identity = digest([asked.kind, self.identity, asked.dtype, asked.context, asked.options])
+        how = [asked.kind, self.identity, asked.dtype, asked.context, asked.options]
+        identity = digest(how + [sent] * bool(sent))
         return CachedLM(
             self._model,
             identity,
             self._kept(),
             benchmark.title,
             self._server,
+            prompts_of(self._model, self.rendering, scored=benchmark.kind == "choice"),
             group_size(asked),
             lambda: self._enter(benchmark, settings),
         )

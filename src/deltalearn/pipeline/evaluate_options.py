@@ -33,6 +33,8 @@ class Options:
         facts: What else results say of the model: run, arm, seed, and its path where that is
             another than the back-end's.
         annotations: Verdicts of AlpacaEval given before; nobody is asked then.
+        template: Arguments of the model's chat template.
+        day: That the template takes for today; None: the day of the directory's first start.
         update: Replace results of other settings.
         only: Forget results of benchmarks that are not asked for.
         test_set_log: Where it is noted who saw which items; default: as `folder_of_log` says.
@@ -46,6 +48,8 @@ class Options:
     name: str
     facts: Mapping[str, Any] = field(default_factory=dict)
     annotations: Path | None = None
+    template: Mapping[str, Any] = field(default_factory=dict)
+    day: str | None = None
     update: bool = False
     only: bool = False
     test_set_log: Path | None = None

@@ -58,6 +58,8 @@ def evaluate_recipe(
             backend=backend,
             out=out,
             name=shown,
+            template=student.template,
+            day=recipe.day,
             annotations=annotations,
             update=update,
             recipe=loaded.resolved_yaml(),

@@ -13,7 +13,8 @@ from deltalearn.pipeline.context import Context
 from deltalearn.pipeline.job import Doing, Job
 from deltalearn.pipeline.stage import Say, Stage, silent
 from deltalearn.recipe.evaluation import EvaluateSpec
-from deltalearn.recipe.schema import Recipe
+from deltalearn.recipe.schema import STUDENT, Recipe
+from deltalearn.records import Rendering
 
 if TYPE_CHECKING:
     from deltalearn.pipeline.evaluate_options import Options
@@ -74,6 +75,7 @@ class ScoreJob(Job):
         model_key: Its identity.
         sources: Identity of each set of own questions.
         facts: What the results say of the model.
+        rendering: Of its chat template.
         test_set_log: Folder of the log of who saw which test items, one for all.
     """
 
@@ -84,6 +86,7 @@ class ScoreJob(Job):
     model_key: str
     sources: dict[str, str]
     facts: dict[str, Any]
+    rendering: Rendering
     test_set_log: Path
 
     def begin(self, say: Say) -> Scoring:
@@ -120,7 +123,7 @@ def score_jobs(context: Context, spec: EvaluateSpec) -> Iterator[ScoreJob]:
     recipe, run = context.recipe, context.recipe.name
     sources = {name: source_digest(*q.place) for name, q in spec.questions.items()}
 
-    def job(place: str, model: Path, model_key: str, facts: dict[str, Any]) -> ScoreJob:
+    def job(place: str, model: Path, model_key: str, facts: dict[str, Any], like: str) -> ScoreJob:
         return ScoreJob(
             title=f"evaluate {place}",
             place=place,
@@ -129,6 +132,7 @@ def score_jobs(context: Context, spec: EvaluateSpec) -> Iterator[ScoreJob]:
             model_key=model_key,
             sources=sources,
             facts=facts,
+            rendering=context.generators[like].rendering,
             test_set_log=context.path(SCORES),
             device=recipe.device,
             dtype=recipe.dtype,
@@ -136,14 +140,14 @@ def score_jobs(context: Context, spec: EvaluateSpec) -> Iterator[ScoreJob]:
 
     for name, files in context.models.items():
         facts: dict[str, Any] = {"name": f"{run}/{name}", "path": recipe.model(name).path}
-        yield job(f"models/{name}", files.directory, files.fingerprint, facts)
+        yield job(f"models/{name}", files.directory, files.fingerprint, facts, name)
     for arm in recipe.tuned_arms:
         for seed in recipe.seeds:
             name = f"{arm}/seed-{seed}"
             final = context.path("arms", name, "final")
             who = {"name": f"{run}/{arm} seed {seed}", "path": str(final)}
             facts = {**who, "run": run, "arm": arm, "seed": seed}
-            yield job(f"arms/{name}", final, context.keys[f"tune/{name}"], facts)
+            yield job(f"arms/{name}", final, context.keys[f"tune/{name}"], facts, STUDENT)
 
 
 def score_stage(job: ScoreJob, scoring: Doing) -> Stage:
@@ -153,6 +157,7 @@ def score_stage(job: ScoreJob, scoring: Doing) -> Stage:
         "questions": job.sources,
         "spec": job.spec.content(),
         "dtype": job.dtype,
+        **job.rendering.content(),
     }
     if any("loglik" in own.metrics for own in job.spec.questions.values()):
         inputs["loglik"] = PER_BYTE  # scores of earlier versions were per token
@@ -177,6 +182,8 @@ def _options(job: ScoreJob, device: str, dtype: str) -> Options:
         out=job.test_set_log / job.place,
         name=job.facts.get("name", ""),
         facts=job.facts,
+        template=job.rendering.arguments,
+        day=job.rendering.day,
         update=True,  # the run's own settings say whether it goes on
         only=True,
         test_set_log=job.test_set_log,

@@ -80,7 +80,7 @@ def _side_by_side(context: Context, asked: Iterable[Answers], at_once: int) -> A
 
 
 class AskJob(Job):
-    """One model to ask; name, model, spec and pinned as a `Generator` has them.
+    """One model to ask; name, model, spec, day and pinned as a `Generator` has them.
 
     Attributes:
         prompts: The file of a run.
@@ -92,6 +92,7 @@ class AskJob(Job):
     name: str
     model: GeneratorSpec
     spec: GenerateSpec
+    day: str | None
     pinned: str | None
     prompts: Path
     number: int
@@ -105,9 +106,8 @@ class AskJob(Job):
         def placement() -> Placement:
             return place(self.device, self.dtype)
 
-        return Asking(
-            self, Generator(self.name, self.model, self.spec, placement, self.pinned), say
-        )
+        asked = self.name, self.model, self.spec, placement, self.day, self.pinned
+        return Asking(self, Generator(*asked), say)
 
     def requests(self, generator: Generator) -> Iterable[Request]:
         """All that the model is asked."""
@@ -164,6 +164,7 @@ class Answers:
             name=generator.name,
             model=generator.model,
             spec=generator.spec,
+            day=generator.day,
             pinned=generator.pinned,
             prompts=context.path(PROMPTS),
             number=context.directory.counts("prompts")["prompts"],

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from deltalearn.pipeline.generate import STORE
 from deltalearn.pipeline.generator import asked_models, make_generators
+from deltalearn.pipeline.manifest import MANIFEST, Manifest
 from deltalearn.recipe import LoadedRecipe, Recipe
 
 if TYPE_CHECKING:
@@ -49,7 +50,9 @@ def estimate_models(
     assert recipe.prompts is not None
     found = read_prompts(**recipe.prompts.model_dump())
     counts = ", ".join(f"{k.replace('_', ' ')} {v:,}" for k, v in found.counts.items() if v)
-    generators = make_generators(recipe, None, _nowhere)
+    file = store.parent / MANIFEST
+    manifest = Manifest.read(file) if file.is_file() else None  # its day, its commits
+    generators = make_generators(recipe, manifest, _nowhere)
     estimates = []
     for name in asked_models(recipe):
         requests = generators[name].requests(found.prompts, len(found.prompts))

@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from deltalearn.lm.clock import reads_clock, today
 from deltalearn.lm.locate import ModelFiles, locate
 from deltalearn.pipeline.manifest import Manifest, ModelRecord
 from deltalearn.pipeline.stage import Say
-from deltalearn.recipe import STUDENT, GenerateSpec, GeneratorSpec, PricesSpec, Recipe
-from deltalearn.records import Prompt, Request, Sampling
+from deltalearn.recipe import STUDENT, GenerateSpec, GeneratorSpec, ModelSpec, PricesSpec, Recipe
+from deltalearn.records import Prompt, Rendering, Request, Sampling
 
 if TYPE_CHECKING:
     from deltalearn.generate.stage import Engine
@@ -31,6 +32,7 @@ class Generator:
 
     Attributes:
         placement: Finds device and dtype; called when the model is loaded here.
+        day: That chat templates of the run take for today.
         pinned: Commit of a hub model with which the run began.
     """
 
@@ -38,6 +40,7 @@ class Generator:
     model: GeneratorSpec
     spec: GenerateSpec
     placement: Callable[[], Placement]
+    day: str | None = None
     pinned: str | None = None
 
     @cached_property
@@ -59,6 +62,11 @@ class Generator:
         name = self.model.server.model or self.model.path
         return f"served:{name}" + (f"@{self.model.revision}" if self.model.revision else "")
 
+    @cached_property
+    def rendering(self) -> Rendering:
+        """Arguments and day of its chat template; a server has a clock of its own."""
+        return rendering_of(self.model, self.files, self.day)
+
     @property
     def record(self) -> ModelRecord:
         """The model's entry in a manifest."""
@@ -78,7 +86,8 @@ class Generator:
             seed=spec.seed,
             samples=spec.samples,
             system=self.model.system or spec.system,
-            template=spec.template,
+            template=self.rendering.arguments,
+            day=self.rendering.day,
             body=server.body if server else {},
         )
 
@@ -106,15 +115,15 @@ class Generator:
 
     def engine(self, say: Say = print) -> Engine:
         """Make the engine that asks it; UserError if something is missing for that."""
-        spec, sampling, template = self.spec, self.settings.sampling, self.spec.template
+        spec, sampling, how = self.spec, self.settings.sampling, self.rendering
         if self.files is None:
             from deltalearn.generate.engines.openai_server import ServedEngine
 
-            return ServedEngine(self.endpoint, sampling, template, say)
+            return ServedEngine(self.endpoint, sampling, how.arguments, say)
         if spec.engine == "vllm":
             from deltalearn.generate.engines.vllm_offline import VllmEngine
 
-            return VllmEngine(self.files, sampling, self._vllm, template, say)
+            return VllmEngine(self.files, sampling, self._vllm, how, say)
         if spec.engine == "ray":
             from deltalearn.generate.engines.ray_cluster import RayEngine, RayOptions
 
@@ -122,13 +131,11 @@ class Generator:
             place = self.model.path, self.model.revision or self.pinned
             budget = spec.token_budget
             return RayEngine(
-                place, self.files, self.placement(), sampling, budget, options, template, say
+                place, self.files, self.placement(), sampling, budget, options, how, say
             )
         from deltalearn.generate.engines.hf import TransformersEngine
 
-        return TransformersEngine(
-            self.files, self.placement(), sampling, spec.token_budget, template
-        )
+        return TransformersEngine(self.files, self.placement(), sampling, spec.token_budget, how)
 
     @property
     def _vllm(self) -> Any:
@@ -142,6 +149,18 @@ class Generator:
         if spec.context is not None:
             engine["max_model_len"] = spec.context
         return VllmOptions(spec.python, engine | spec.options)
+
+
+def rendering_of(model: ModelSpec, files: ModelFiles | None, day: str | None) -> Rendering:
+    """Find the arguments and the day of a model's chat template in a run.
+
+    Args:
+        model: As in the recipe.
+        files: Of the model, or of one tuned from it; None behind a server.
+        day: The run's; one that the template does not read is left out, so that no key has it.
+    """
+    reads = files is not None and reads_clock(files.directory)
+    return Rendering(model.template, day if reads else None)
 
 
 def model_record(path: str, files: ModelFiles) -> ModelRecord:
@@ -164,7 +183,8 @@ def make_generators(
     found = {}
     for name, model in models.items():
         pinned = manifest.pinned(name, model.path) if manifest else None
-        found[name] = Generator(name, model, recipe.generate, placement, pinned)
+        day = recipe.day or (manifest.day if manifest else today())
+        found[name] = Generator(name, model, recipe.generate, placement, day, pinned)
     return found
 
 

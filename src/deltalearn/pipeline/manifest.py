@@ -13,6 +13,7 @@ from pydantic import TypeAdapter
 
 from deltalearn import __version__
 from deltalearn.errors import UserError
+from deltalearn.lm.clock import today
 from deltalearn.util.distributed import cores
 from deltalearn.util.files import now, write_json
 
@@ -83,7 +84,11 @@ class AnswersLeft:
 
 @dataclass
 class Manifest:
-    """The content of run.json, the record of a run."""
+    """The content of run.json, the record of a run.
+
+    Attributes:
+        day: The day that chat templates take for today, as long as the run lasts.
+    """
 
     name: str
     recipe: dict[str, Any]
@@ -96,6 +101,7 @@ class Manifest:
     python: str = field(default_factory=platform.python_version)
     machine: dict[str, Any] = field(default_factory=lambda: _machine())
     created: str = field(default_factory=now)
+    day: str = field(default_factory=lambda: today())
     models: dict[str, ModelRecord] = field(default_factory=dict)
     stages: dict[str, StageRecord] = field(default_factory=dict)
     answers: dict[str, AnswersLeft] = field(default_factory=dict)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,11 +50,14 @@ def pairs_stage(context: Context, chosen: str, rejected: str) -> Stage:
         sides = [Answers(context, context.generators[name]).requests for name in (chosen, rejected)]
         with ResponseStore(context.path(STORE)) as store:
             candidates = candidates_of_requests(store, *sides)
-            return _write(context.path(output), candidates, chosen, rejected, spec)
+            return _write(context.path(output), candidates, chosen, rejected, spec, template)
 
+    student = context.recipe.student
+    template = student.template if student else {}
     inputs = {
         "responses": [context.keys[f"generate/{name}"] for name in (chosen, rejected)],
         "spec": spec.model_dump(),
+        **({"template": template} if template else {}),
     }
     return Stage(name, inputs, (output,), work)
 
@@ -83,7 +86,7 @@ def write_pairs_of_store(
     Raises:
         UserError: If an argument is none, or the store has not these models' answers.
     """
-    from deltalearn.pairs.candidates import candidates_of_models
+    from deltalearn.pairs.candidates import candidates_of_models, shared_template
     from deltalearn.responses.store import ResponseStore
 
     try:
@@ -95,12 +98,18 @@ def write_pairs_of_store(
         raise UserError(f"{out}: pairs are written to a .parquet file")
     with ResponseStore(store, existing=True) as opened:
         candidates = candidates_of_models(opened, chosen, rejected, settings)
-        counts = _write(out, candidates, chosen, rejected, spec)
+        template = shared_template(opened, chosen, rejected, settings)
+        counts = _write(out, candidates, chosen, rejected, spec, template)
     return f"{out}: {counts_line(counts)}"
 
 
 def _write(
-    out: Path, candidates: Iterable[Any], chosen: str, rejected: str, spec: PairRules
+    out: Path,
+    candidates: Iterable[Any],
+    chosen: str,
+    rejected: str,
+    spec: PairRules,
+    template: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Pairs by the rules of `spec`, into a file; their counts."""
     from deltalearn.pairs import PairCounts, build_pairs, write_pairs
@@ -110,7 +119,7 @@ def _write(
     first = next(pairs, None)
     if first is None:
         raise UserError(_no_pair(counts, chosen, rejected))
-    write_pairs(out, chain([first], pairs), chosen, rejected)
+    write_pairs(out, chain([first], pairs), chosen, rejected, template)
     return counts.as_dict()
 
 

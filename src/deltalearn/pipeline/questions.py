@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from deltalearn.formats.questions import Item, read_items
 from deltalearn.formats.rows import files_line
 from deltalearn.lm.locate import ModelFiles
 from deltalearn.recipe.evaluation import EvaluateSpec, QuestionsSpec
+from deltalearn.records import Rendering
 from deltalearn.util.files import digest
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ class Questions:
     name: str
     spec: QuestionsSpec
     selection: Selection
+    rendering: Rendering = field(default_factory=Rendering)
 
     @property
     def benchmarks(self) -> list[QuestionBenchmark]:
@@ -76,6 +78,7 @@ class Questions:
             "context": None,
             "dtype": dtype,
             "arguments": {},
+            **self.rendering.content(),
         }
 
     def score(
@@ -91,7 +94,7 @@ class Questions:
         from deltalearn.evaluate.reference.score import Asked, score_model
 
         compare = scorer(self.spec.scorer, self.spec.pattern)
-        asked = Asked(metrics, compare, self.spec.max_tokens, token_budget)
+        asked = Asked(metrics, compare, self.spec.max_tokens, token_budget, self.rendering)
         try:
             return score_model(
                 model, self.items, asked, placement=placement, title=title, kept=kept

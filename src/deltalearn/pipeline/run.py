@@ -181,6 +181,7 @@ class Pipeline(Context):
             out=self.path("arms", arm, f"seed-{seed}"),
             examples=self.path("examples", f"{Path(called).name}-{ids}"),
             reference=self.path("reference"),
+            rendering=self.generators[STUDENT].rendering,
         )
 
     def _pairs_of(self, arm: str) -> tuple[PairsSource, Any, str]:

@@ -20,7 +20,7 @@ from deltalearn.formats.rows import source_digest
 from deltalearn.lm.locate import ModelFiles, locate
 from deltalearn.pipeline.contamination import say_overlap_with_dev
 from deltalearn.pipeline.directory import RunDirectory
-from deltalearn.pipeline.generator import model_record
+from deltalearn.pipeline.generator import model_record, rendering_of
 from deltalearn.pipeline.job import Doing, Job
 from deltalearn.pipeline.stage import Say, Stage, silent, tuned_line
 from deltalearn.pipeline.tune_inputs import (
@@ -33,6 +33,7 @@ from deltalearn.pipeline.tune_inputs import (
 )
 from deltalearn.recipe import STUDENT, LoadedRecipe, PairsSource, TuneSpec
 from deltalearn.recipe.methods import FREE_TO_CHANGE, METHODS
+from deltalearn.records import Rendering
 from deltalearn.util.distributed import Processes, free_gpus
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ CALLED = {
     "student": "student (content)",
     "dev": "tune.dev (content)",
     "spec": "settings",
+    "template": "student.template",
 }
 
 
@@ -58,6 +60,7 @@ class TuneJob(Job):
         out: Where the model goes.
         examples: Folder of the pairs as ids.
         reference: Folder of reference log-probabilities.
+        rendering: Of the student's chat template.
     """
 
     kind: Literal["tune"] = "tune"
@@ -69,6 +72,7 @@ class TuneJob(Job):
     out: Path
     examples: Path
     reference: Path
+    rendering: Rendering
 
     @property
     def alike(self) -> Any:
@@ -94,6 +98,7 @@ class TuneJob(Job):
             "dev": source_digest(*dev.place) if dev else None,
             "seed": self.seed,
             "dtype": self.dtype,
+            **self.rendering.content(),
         }
 
 
@@ -195,7 +200,11 @@ class Tuning:
         job = self.job
         with _one_at_a_time(job.examples.with_name(f".{job.examples.name}.lock")):
             return read_examples(
-                job.pairs, job.tune, self.student, kept=(job.examples, job.pairs_key)
+                job.pairs,
+                job.tune,
+                self.student,
+                job.rendering,
+                kept=(job.examples, job.pairs_key),
             )
 
     def _dev(self) -> Callable[[Any], dict[str, float]] | None:
@@ -204,7 +213,7 @@ class Tuning:
             return None
         from deltalearn.evaluate.reference.dev import dev_scores
 
-        return dev_scores(self.job.tune.dev, self.student)
+        return dev_scores(self.job.tune.dev, self.student, self.job.rendering)
 
 
 def follow(job: TuneJob, processes: Processes) -> None:
@@ -279,6 +288,7 @@ def run_tune(
                 out=out,
                 examples=out / "examples",
                 reference=reference or out / "reference",
+                rendering=rendering_of(spec, student, directory.manifest.day),
             )
             tuning = Tuning(job, processes, say)
 

@@ -6,7 +6,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from deltalearn.errors import UserError
+from deltalearn.lm.clock import today
 from deltalearn.lm.locate import ModelFiles
+from deltalearn.pipeline.generator import rendering_of
 from deltalearn.pipeline.tune_inputs import (
     counts_text,
     read_config,
@@ -15,6 +17,7 @@ from deltalearn.pipeline.tune_inputs import (
     tokenizer_files,
 )
 from deltalearn.recipe import ExpectSpec, LoraSpec, ModelSpec, PairsSource, Recipe, TuneSpec
+from deltalearn.records import Rendering
 from deltalearn.util.files import canonical_json
 from deltalearn.util.paths import local_path
 
@@ -134,11 +137,13 @@ def estimate_tuning(
     return TuneEstimate(settings, dtype, plan, sizes, warning)
 
 
-def read_lengths(pairs: PairsSource, settings: TuneSpec, student: ModelFiles) -> Lengths:
-    """Count the tokens of all usable pairs of a source."""
+def read_lengths(
+    pairs: PairsSource, settings: TuneSpec, student: ModelFiles, rendering: Rendering
+) -> Lengths:
+    """Count the tokens of all usable pairs of a source, rendered as the student's are."""
     from deltalearn.tune.fit import PairLengths
 
-    examples, counts = read_examples(pairs, settings, student)
+    examples, counts = read_examples(pairs, settings, student, rendering)
     about = "\n".join(filter(None, [counts_text(counts), split_line(pairs)]))
     return Lengths(PairLengths.of(examples), about, examples)
 
@@ -173,6 +178,8 @@ def lengths_of_source(
     """
     here = local_path(pairs.source).exists()
     if student is not None and (here or recipe.expect is None):
-        return read_lengths(pairs, settings, student)
+        assert recipe.student is not None
+        how = rendering_of(recipe.student, student, recipe.day or today())
+        return read_lengths(pairs, settings, student, how)
     why = "its pairs are here, but not the tokenizer" if here else "not on this disk"
     return assumed_lengths(recipe, settings, pairs.limit, why)

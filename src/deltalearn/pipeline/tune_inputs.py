@@ -10,6 +10,7 @@ from deltalearn.formats.rows import files_line, source_digest
 from deltalearn.lm.adapters import base_of
 from deltalearn.lm.locate import WANTED, ModelFiles, download, locate
 from deltalearn.recipe import ModelSpec, PairsSource, TuneSpec
+from deltalearn.records import Rendering
 from deltalearn.util.paths import local_path
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ def read_examples(
     pairs: PairsSource,
     tune: TuneSpec,
     student: ModelFiles,
+    rendering: Rendering,
     *,
     kept: tuple[Path, Any] | None = None,
     **some: int,
@@ -43,6 +45,10 @@ def read_examples(
     """Read pairs and tokenise them for the student; count what became of all of them.
 
     Args:
+        pairs: Where they are.
+        tune: Settings of the tuning.
+        student: Its tokenizer is taken.
+        rendering: Of its chat template.
         kept: A folder for the next start to find them in, and their digest.
         some: How `prepare_examples` stops early.
     """
@@ -59,6 +65,7 @@ def read_examples(
         tokenizer,
         read_pairs_from(pairs.source, **columns, limit=limit, text=text),
         tune.max_length,
+        rendering=rendering,
         truncation=tune.truncation,
         directory=folder,
         key={

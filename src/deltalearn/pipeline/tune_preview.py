@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from deltalearn.errors import UserError, refuse_idle
+from deltalearn.lm.clock import today
+from deltalearn.pipeline.generator import rendering_of
 from deltalearn.pipeline.tune_inputs import (
     read_config,
     read_examples,
@@ -60,7 +62,12 @@ def preview_pairs(loaded: LoadedRecipe) -> str:
     assert spec is not None and pairs is not None  # the command needs them
     files = tokenizer_files(spec)
     examples, counts = read_examples(
-        pairs, recipe.tune, files, enough=PREVIEW_PAIRS, batch=PREVIEW_FROM
+        pairs,
+        recipe.tune,
+        files,
+        rendering_of(spec, files, recipe.day or today()),
+        enough=PREVIEW_PAIRS,
+        batch=PREVIEW_FROM,
     )
     lengths = PairLengths.of(examples)
     warning = check_fit(read_config(files), lengths, recipe.tune.method, examples.largest_id)

@@ -76,13 +76,13 @@ RUN = Command(
 )
 GENERATE = Command(
     "generate",
-    ("name", "device", "dtype", "models", "prompts", "generate"),
+    ("name", "device", "dtype", "day", "models", "prompts", "generate"),
     {"models": "--model", "prompts.source": "--prompts"},
     {"name": "generate"},
 )
 TUNE = Command(
     "tune",
-    ("name", "seeds", "device", "dtype", "student", "pairs", "tune", "expect"),
+    ("name", "seeds", "device", "dtype", "day", "student", "pairs", "tune", "expect"),
     {"student.path": "--student", "pairs.source": "--pairs"},
     {"name": "tune", "seeds": [0]},
     home="tune",
@@ -90,7 +90,7 @@ TUNE = Command(
 )
 EVALUATE = Command(
     "evaluate",
-    ("name", "device", "dtype", "student", "evaluate"),
+    ("name", "device", "dtype", "day", "student", "evaluate"),
     {"student.path": "a model", "evaluate": "--benchmark"},
     {"name": "evaluate"},
     home="evaluate",

@@ -103,6 +103,12 @@ class BackendSpec(Spec):
 
     @model_validator(mode="after")
     def _effective(self) -> BackendSpec:
+        for key in ("enable_thinking", "chat_template_args", "chat_template"):
+            if key in self.options:
+                raise ValueError(
+                    f"options.{key} has no effect: prompts are rendered by deltalearn; give the "
+                    "arguments of a chat template to the model: student.template"
+                )
         served = ("url", "key_env", "concurrency", "tokenizer")
         idle = ("device", "batch_size") if self.kind == "openai" else served
         self.idle(f"on the back-end {self.kind}; remove it", *idle)

@@ -79,7 +79,7 @@ class GenerateSpec(Spec):
         None, min_length=1, description="System turn where a prompt has none."
     )
     template: dict[str, Any] = Field(
-        default_factory=dict, description="Arguments of the chat template."
+        default_factory=dict, description="Of models that set none themselves, everywhere."
     )
     token_budget: int = Field(
         16384, ge=1, description="Rows x (longest prompt + max_tokens) in a batch."

@@ -17,6 +17,7 @@ from pydantic.fields import FieldInfo
 from deltalearn.errors import UserError
 from deltalearn.recipe.commands import COMMANDS, RUN, Command
 from deltalearn.recipe.schema import Recipe
+from deltalearn.recipe.template import share_arguments, whose_arguments
 from deltalearn.recipe.tuning import TuneSpec, replaced
 
 SHIPPED = Path(__file__).parents[1] / "recipes"  # in a wheel
@@ -179,6 +180,7 @@ def load_recipe(
     _make_room(values, origins, {k[1]: v for k, v, _ in given if k[0] == "tune" and len(k) > 1})
     for keys, value, origin in given:
         override(values, origins, keys, value, origin)
+    share_arguments(values, origins)
     recipe = _validated({**command.defaults, **values}, where, command)
     return LoadedRecipe(command.part(recipe), origins, command)
 
@@ -322,7 +324,8 @@ def explain(
         where = ".".join(filter(None, [inside, *map(str, item["loc"])]))
         prefix = f"{path}: {where}: " if where else f"{path}: "
         if item["type"] == "extra_forbidden":
-            lines.append(prefix + "unknown key" + _suggestion(root, item["loc"]))
+            remedy = whose_arguments(str(item["loc"][-1]))
+            lines.append(prefix + "unknown key" + (remedy or _suggestion(root, item["loc"])))
         elif item["type"] == "missing":
             lines.append(prefix + "missing; the recipe must give it")
         else:

@@ -122,6 +122,9 @@ class ModelSpec(Spec):
         min_length=1, description="A directory, package://module/path, or a Hugging Face hub id."
     )
     revision: str | None = Field(None, description="Of a hub model: branch, tag or commit.")
+    template: dict[str, Any] = Field(
+        default_factory=dict, description="Arguments of its chat template, everywhere."
+    )
 
 
 class GeneratorSpec(ModelSpec):

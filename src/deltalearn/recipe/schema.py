@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from datetime import date
+from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -36,6 +37,9 @@ class Recipe(Spec):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="Precision of weights and forwards."
     )
+    day: str | None = Field(
+        None, description="That chat templates take for today; default: of the first start."
+    )
     student: ModelSpec | None = None
     models: dict[Name, GeneratorSpec] = Field(default_factory=dict)
     prompts: PromptsSpec | None = None
@@ -46,6 +50,16 @@ class Recipe(Spec):
     evaluate: EvaluateSpec | None = None
     compare: CompareSpec | None = None
     expect: ExpectSpec | None = None
+
+    @field_validator("day", mode="before")
+    @classmethod
+    def _is_day(cls, value: Any) -> Any:
+        if value is None or type(value) is date:  # as YAML reads it
+            return value and value.isoformat()
+        try:
+            return date.fromisoformat(value).isoformat()
+        except (TypeError, ValueError):
+            raise ValueError("expected a day such as 2026-11-26") from None
 
     @field_validator("seeds")
     @classmethod

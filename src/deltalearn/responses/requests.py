@@ -27,6 +27,7 @@ class Settings:
         samples: Number of answers to a prompt.
         system: A system turn for prompts that have none.
         template: Arguments of the chat template, `enable_thinking` for example.
+        day: That the template takes for today; None: it does not ask.
         body: Further fields of a request to a server.
     """
 
@@ -35,6 +36,7 @@ class Settings:
     samples: int = 1
     system: str | None = None
     template: Mapping[str, Any] = field(default_factory=dict)
+    day: str | None = None
     body: Mapping[str, Any] = field(default_factory=dict)
 
     def key(self) -> str:
@@ -44,7 +46,7 @@ class Settings:
         if sampling.temperature > 0:
             content |= {"temperature": sampling.temperature, "top_p": sampling.top_p}
             content["seed"] = self.seed
-        for name in ("system", "template", "body"):
+        for name in ("system", "template", "day", "body"):
             if value := getattr(self, name):
                 content[name] = value if isinstance(value, str) else dict(value)
         return canonical_json(content)

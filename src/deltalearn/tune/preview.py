@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from deltalearn.lm.chat import end_of_turn
+from deltalearn.lm.turn import end_of_turn
 from deltalearn.tune.dataset import Example, Examples
 from deltalearn.tune.tokenize import ExampleCounts
 

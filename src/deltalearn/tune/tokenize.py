@@ -1,8 +1,9 @@
 """Pairs as text to pairs as ids, with everything dropped, cut or altered counted.
 
 The rules (docs/pitfalls.md): the prompt is what inference would see, each answer is tokenised by
-itself and joined at id level, its end-of-turn id is there exactly once and only if its generator
-stopped by itself, and what does not fit is dropped or cut on both sides alike.
+itself, behind what the template puts before answers, and joined at id level, its end-of-turn id is
+there exactly once and only if its generator stopped by itself, and what does not fit is dropped or
+cut on both sides alike.
 """
 
 from __future__ import annotations
@@ -18,22 +19,29 @@ from transformers import PreTrainedTokenizerBase
 
 from deltalearn.errors import UserError
 from deltalearn.formats.preferences import PairReader, PairRow
-from deltalearn.lm.chat import Refusal, answers_continue, end_of_turn, prompt_texts
 from deltalearn.lm.encode import Encoder, fingerprint, puts_space_first
+from deltalearn.lm.render import PLAIN, Refusal, prompt_texts
+from deltalearn.lm.turn import Turn, turn_of
+from deltalearn.records import Rendering
 from deltalearn.tune.dataset import Collector, Examples, read_about
 from deltalearn.util.files import digest
 
 BATCH = 2000  # pairs tokenised at a time
-RULES = 2  # raise it when the same pair becomes other ids, so that no older folder is used
+RULES = 3  # raise it when the same pair becomes other ids, so that no older folder is used
 SIDES = ("chosen", "rejected")
 REASONS = {  # why a pair is dropped, in the order in which it is tested
-    "refused": "the chat template does not take the prompt",
+    "refused": "the chat template does not take the prompt, or no thoughts behind it",
     "empty": "a side without text, or a prompt without tokens",
     "identical_ids": "both answers the same tokens",
     "prompt_too_long": "the prompt leaves no room for an answer in tune.max_length",
     "too_long": "prompt and answer exceed tune.max_length",
     "identical_after_cut": "both answers the same tokens once cut to tune.max_length",
 }
+
+THOUGHTS_CLOSED = (
+    "an answer begins with its reasoning, which the chat template closes in the prompt; make pairs "
+    "without it (pairs.reasoning: strip), or let the template leave it open (student.template)"
+)
 
 
 @dataclass
@@ -89,6 +97,7 @@ def prepare_examples(
     rows: Iterable[PairRow],
     max_length: int,
     *,
+    rendering: Rendering = PLAIN,
     truncation: str = "drop",
     directory: Path | None = None,
     key: object = None,
@@ -101,6 +110,8 @@ def prepare_examples(
         tokenizer: The student's.
         rows: Pairs as text.
         max_length: Most tokens of a prompt with one answer.
+        rendering: The student's: arguments of its chat template, which win over those of a row,
+            as inference has no row; and the template's day.
         truncation: Of pairs that exceed it on either side: "drop" both answers, "cut" both to the
             same number of tokens and leave out their end-of-turn ids (so that cutting teaches
             neither a length nor an end; a prompt is never cut), or "error".
@@ -114,15 +125,17 @@ def prepare_examples(
         The examples, and counts of what became of all pairs.
 
     Raises:
-        UserError: If no pair is left, or, with truncation "error", if one is too long.
+        UserError: If no pair is left, if, with truncation "error", one is too long, or if the chat
+            template has no place for an answer behind its prompt (`lm.turn`).
     """
     about = {}
     if directory is not None:
-        settings = [key, fingerprint(tokenizer), max_length, truncation, RULES]
+        how = rendering.content()
+        settings = [key, fingerprint(tokenizer), max_length, truncation, how, RULES]
         about = {"key": digest(settings)}
         if key is not None and (found := _prepared(directory, about["key"])):
             return found
-    work = _Preparation(tokenizer, max_length, truncation)
+    work = _Preparation(tokenizer, rendering, max_length, truncation)
     with Collector(directory) as collector:
         for part in _batches(rows, batch):
             collector.add(work.ids(part))
@@ -158,10 +171,15 @@ class _Preparation:
     """One run of `prepare_examples`: the tokenizer's ways, and the counts so far."""
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, max_length: int, truncation: str
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        rendering: Rendering,
+        max_length: int,
+        truncation: str,
     ) -> None:
         self.counts = ExampleCounts()
         self._tokenizer = tokenizer
+        self._rendering = rendering
         self._max_length = max_length
         self._truncation = truncation
         self._longest = (0, "")  # tokens of the longest prompt with an answer, and its place
@@ -169,12 +187,12 @@ class _Preparation:
         self._continued = self._text
         if puts_space_first(tokenizer):
             self._continued = Encoder(tokenizer, continuing=True)
-        self._answers = self._continued if answers_continue(tokenizer) else self._text
-        ends = {True: tokenizer.eos_token_id, False: end_of_turn(tokenizer)}
-        self._ends = {raw: np.array([end], dtype=np.int32) for raw, end in ends.items()}
-        self._end_texts = tuple(tokenizer.convert_ids_to_tokens(sorted(set(ends.values()))))
+        self._turns: dict[str, Turn] = {}  # by the arguments of rows
+        self._raw = Turn(tokenizer.eos_token_id, continuing=True)
         self._start = _start_of_text(tokenizer)
         self._special = _special_ids(tokenizer)
+        self._control = {"": 0}  # control tokens in texts that templates put before answers
+        self._end_texts: dict[int, tuple[str, ...]] = {}  # ends of turn in text, by a turn's end
 
     def ids(self, rows: Sequence[PairRow]) -> list[np.ndarray]:
         """Prompt, chosen and rejected ids of each pair that is kept, one after the other.
@@ -187,15 +205,26 @@ class _Preparation:
         self.counts.plain += sum(row.plain for row in rows)
         self.counts.transcribed += sum(row.transcribed for row in rows)
         prompts = self._raw_prompts(rows) if raw else self._chat_prompts(rows)
-        encoder = self._continued if raw else self._answers
-        chosen, rejected = self._answer_ids(rows, encoder)
+        turns = [self._raw if raw else self._turn(row) for row in rows]
+        chosen, rejected = (self._answer_ids(rows, turns, side) for side in SIDES)
         kept = []
-        for row, prompt, *answers in zip(rows, prompts, chosen, rejected, strict=True):
+        for row, turn, prompt, *answers in zip(rows, turns, prompts, chosen, rejected, strict=True):
             ended = [row.chosen_finish_reason != "length", row.rejected_finish_reason != "length"]
-            if fitted := self._fit(row, prompt, answers, ended, self._ends[raw]):
+            if fitted := self._fit(row, prompt, answers, ended, np.array([turn.end], np.int32)):
                 kept += fitted
                 self.counts.examples += 1
         return kept
+
+    def _rendered(self, row: PairRow) -> Rendering:
+        """How a row's conversation is rendered: its arguments under the student's own."""
+        return Rendering({**row.template, **self._rendering.arguments}, self._rendering.day)
+
+    def _turn(self, row: PairRow) -> Turn:
+        """How answers stand behind a row's prompt."""
+        arguments = json.dumps(row.template, default=str)
+        if arguments not in self._turns:
+            self._turns[arguments] = turn_of(self._tokenizer, self._rendered(row))
+        return self._turns[arguments]
 
     def _raw_prompts(self, rows: Sequence[PairRow]) -> list[np.ndarray | Refusal]:
         """Raw text after what the tokenizer itself puts before a text, its BOS."""
@@ -214,43 +243,64 @@ class _Preparation:
             groups.setdefault(k[0], {})[k] = row
         texts: dict[tuple[str, str], str | Refusal] = {}
         for members in groups.values():
-            arguments = next(iter(members.values())).template
+            how = self._rendered(next(iter(members.values())))
             prompts = [p for row in members.values() if not isinstance(p := row.prompt, str)]
-            texts |= zip(members, prompt_texts(self._tokenizer, prompts, arguments), strict=True)
+            texts |= zip(members, prompt_texts(self._tokenizer, prompts, how), strict=True)
         accepted = {k: text for k, text in texts.items() if isinstance(text, str)}
         found = {k: text for k, text in texts.items() if not isinstance(text, str)}
         ids = dict(zip(accepted, self._text.encode(list(accepted.values())), strict=True))
         return [ids[k] if k in ids else found[k] for k in keys]
 
     def _answer_ids(
-        self, rows: Sequence[PairRow], encoder: Encoder
-    ) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        """Ids of chosen and rejected answers, less any end of turn that stands in their text."""
-        texts = [self._without_end(getattr(row, side)) for side in SIDES for row in rows]
-        encoded = encoder.encode(texts)
-        counts = self.counts
-        counts.altered_answers += int((~encoded.faithful).sum())
+        self, rows: Sequence[PairRow], turns: Sequence[Turn], side: str
+    ) -> list[np.ndarray | None]:
+        """Ids of one side's answers, less any end of turn in their text.
+
+        Empty for a blank answer; None if the prompt has closed the reasoning that it begins with.
+        """
+        bare = [
+            self._without_end(getattr(row, side), t) for row, t in zip(rows, turns, strict=True)
+        ]
+        placed = [
+            turn.text(text) if text.strip() else "" for turn, text in zip(turns, bare, strict=True)
+        ]
+        encoder = self._continued if turns[0].continuing else self._text
+        encoded = encoder.encode([text or "" for text in placed])
         special = np.flatnonzero(self._special[encoded.tokens])
         holders = np.searchsorted(encoded.ends, special, side="right")
-        counts.special_token_answers += len(np.unique(holders))
-        reasons = [
-            r for row in rows for r in (row.chosen_finish_reason, row.rejected_finish_reason)
+        found = np.bincount(holders, minlength=len(rows))
+        written = [
+            self._written(text[: -len(own)], encoder) if text and text.endswith(own) else 0
+            for text, own in zip(placed, bare, strict=True)
         ]
-        counts.assumed_ends += reasons.count(None)
-        answers = list(encoded)
-        return answers[: len(rows)], answers[len(rows) :]
+        counts = self.counts
+        counts.altered_answers += int((~encoded.faithful).sum())
+        counts.special_token_answers += int((found > written).sum())
+        counts.assumed_ends += [getattr(row, f"{side}_finish_reason") for row in rows].count(None)
+        return [None if text is None else i for text, i in zip(placed, encoded, strict=True)]
 
-    def _without_end(self, text: str) -> str:
+    def _written(self, before: str, encoder: Encoder) -> int:
+        """Control tokens in a text that the template writes before answers."""
+        if before not in self._control:
+            (ids,) = encoder.encode([before])
+            self._control[before] = int(self._special[ids].sum())
+        return self._control[before]
+
+    def _without_end(self, text: str, turn: Turn) -> str:
         """An answer whose text ends with an end of turn must not get a second one."""
-        while (bare := text.rstrip()).endswith(self._end_texts):
-            text = next(bare.removesuffix(e) for e in self._end_texts if bare.endswith(e))
+        if turn.end not in self._end_texts:
+            ids = sorted({turn.end, self._tokenizer.eos_token_id})
+            self._end_texts[turn.end] = tuple(self._tokenizer.convert_ids_to_tokens(ids))
+        ends = self._end_texts[turn.end]
+        while (bare := text.rstrip()).endswith(ends):
+            text = next(bare.removesuffix(e) for e in ends if bare.endswith(e))
         return text
 
     def _fit(
         self,
         row: PairRow,
         prompt: np.ndarray | Refusal,
-        answers: Sequence[np.ndarray],
+        sides: Sequence[np.ndarray | None],
         ended: Sequence[bool],
         end: np.ndarray,
     ) -> list[np.ndarray] | None:
@@ -258,8 +308,10 @@ class _Preparation:
         drop = self.counts.drop
         if isinstance(prompt, Refusal):
             return drop("refused", row, why=prompt.reason)
-        blank = [not getattr(row, side).strip() for side in SIDES]
-        if side := _at_fault([b or not len(i) for b, i in zip(blank, answers, strict=True)]):
+        if side := _at_fault([ids is None for ids in sides]):
+            return drop("refused", row, side, THOUGHTS_CLOSED)
+        answers = [ids for ids in sides if ids is not None]
+        if side := _at_fault([not len(ids) for ids in answers]):
             return drop("empty", row, side)
         if not len(prompt):
             return drop("empty", row, "prompt")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from deltalearn.errors import UserError
 from deltalearn.evaluate.harness.cache import Answers
@@ -14,6 +14,9 @@ from deltalearn.evaluate.reply import Reply, reply_notes
 from deltalearn.util.files import digest
 from deltalearn.util.progress import Bar, progress
 from deltalearn.util.signals import SafeStop
+
+if TYPE_CHECKING:
+    from deltalearn.evaluate.harness.prompts import Prompts
 
 GROUP_SIZE = 128  # requests of one call; one commit, but of servers, whose answers come singly
 STEP = 64  # tokens: answers that the context limits are grouped by their limit rounded down
@@ -55,6 +58,7 @@ class CachedLM:
         identity: Of the model's content and back-end.
         answers: What it has answered before.
         server: Who asks, where the model is behind one.
+        chat: Renders conversations; None: a server does.
         group_size: Requests of one call, which a kill may cost; of a server those in flight alone.
         before: Called before anything is asked, and not if everything is known.
     """
@@ -64,6 +68,7 @@ class CachedLM:
     answers: Answers
     title: str = ""
     server: Server | None = None
+    chat: Prompts | None = None
     group_size: int = GROUP_SIZE
     before: Callable[[], None] = lambda: None
     issues: RequestIssues = field(default_factory=RequestIssues)
@@ -76,9 +81,18 @@ class CachedLM:
         """Name of the tokenizer, for lm_eval's own records."""
         return str(getattr(self.inner, "tokenizer_name", ""))
 
-    def apply_chat_template(self, history: list[dict[str, str]], **options: Any) -> Any:
-        """A conversation as the inner model takes it."""
-        return self.inner.apply_chat_template(history, **options)
+    def apply_chat_template(
+        self, history: list[dict[str, str]], add_generation_prompt: bool = True
+    ) -> Any:
+        """A conversation as the inner model takes it; without a new turn its last one is begun."""
+        if self.chat is None:
+            return self.inner.apply_chat_template(
+                history, add_generation_prompt=add_generation_prompt
+            )
+        if add_generation_prompt:
+            return self.chat.text(history)
+        *asked, begun = history
+        return self.chat.text(asked, begun["content"])
 
     def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:
         """(log-likelihood, whether greedy) of each continuation."""

@@ -7,7 +7,7 @@ tried again is the client's business (`openai_api`).
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 from typing import Any
 
@@ -45,8 +45,9 @@ class Unreachable(UserError):
 class Server:
     """lm_eval's model at a server, with as many requests in flight as it was made for."""
 
-    def __init__(self, inner: Any) -> None:
+    def __init__(self, inner: Any, fields: Mapping[str, Any] | None = None) -> None:
         self.inner = inner
+        self._fields = dict(fields or {})  # further ones of every request
         url, chat, _ = inner.base_url.partition("/chat/completions")
         self._path = "chat/completions" if chat else "completions"
         self._endpoint = Endpoint(
@@ -127,7 +128,7 @@ class Server:
         if kind == "generate_until":
             context, options = request
             asked = {**options, "until": self._stops(context, options["until"])}
-            body = private.generation(self.inner, context, asked)
+            body = private.generation(self.inner, context, asked) | self._fields
             if not body["stop"]:
                 del body["stop"]
             return body | self._spelling, partial(self._reply, request)

@@ -20,7 +20,9 @@ from deltalearn.lm.decode import Sampling, decode_within_context
 from deltalearn.lm.load import Placement, context_length, load_model, load_tokenizer
 from deltalearn.lm.locate import ModelFiles
 from deltalearn.lm.logprobs import length_batches
+from deltalearn.lm.render import PLAIN
 from deltalearn.lm.scoring import score_answers
+from deltalearn.records import Rendering
 from deltalearn.util.progress import progress
 
 GROUP = 512  # answers whose probabilities are known together, or not at all
@@ -35,12 +37,14 @@ class Asked:
         scorer: Compares a greedy answer with the reference.
         max_tokens: Of a greedy answer.
         token_budget: Tokens of one batch.
+        rendering: Arguments of the model's chat template, and its day.
     """
 
     metrics: Sequence[str]
     scorer: Scorer
     max_tokens: int
     token_budget: int
+    rendering: Rendering = PLAIN
 
 
 def score_model(
@@ -91,7 +95,8 @@ def score_loaded(
 ) -> list[dict[str, Any]]:
     """Like `score_model`, of a model in memory and in evaluation mode; `name` is for errors."""
     names = [f"evaluation item {item.id!r}" for item in items]
-    prompts = prompt_ids(tokenizer, [item.messages for item in items], names)
+    rendering = asked.rendering
+    prompts = prompt_ids(tokenizer, [item.messages for item in items], names, rendering)
     texts = tokenizer.batch_decode([list(prompt) for prompt in prompts])
     scored: list[dict[str, Any]] = [
         {"id": item.id, "task": item.task, "prompt": text}
@@ -102,7 +107,8 @@ def score_loaded(
     passes = ("greedy_accuracy" in asked.metrics) + bool(likelihood)
     with progress(f"evaluate {title}", total=len(items) * passes, unit="items") as bar:
         if likelihood:
-            answers = answer_ids(tokenizer, [item.answer for item in items], [True] * len(items))
+            references = [item.answer for item in items]
+            answers = answer_ids(tokenizer, references, [True] * len(items), rendering)
             rows = list(zip(prompts, answers, strict=True))
             _check_context(model, rows, items, name)
             for i, logprob in _logprobs(model, rows, asked, kept, bar).items():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
-from typing import Any
 
 from deltalearn.generate.engines.local import LocalPrompts, answer_of
 from deltalearn.generate.stage import Stop, Window
@@ -15,7 +14,8 @@ from deltalearn.lm.decode import decode_within_context
 from deltalearn.lm.load import Placement, context_length, load_model, load_tokenizer
 from deltalearn.lm.locate import ModelFiles
 from deltalearn.lm.logprobs import length_batches
-from deltalearn.records import Request, Response, Sampling
+from deltalearn.lm.render import PLAIN
+from deltalearn.records import Rendering, Request, Response, Sampling
 from deltalearn.responses.requests import long_seed
 
 
@@ -30,7 +30,7 @@ class TransformersEngine:
         placement: Placement,
         sampling: Sampling,
         token_budget: int,
-        template: Mapping[str, Any] | None = None,
+        rendering: Rendering = PLAIN,
     ) -> None:
         """Prepare to answer; the model is not loaded yet.
 
@@ -39,7 +39,7 @@ class TransformersEngine:
             placement: Device and precision.
             sampling: Settings of the choice of tokens.
             token_budget: Most tokens, prompts and full-length answers, in one batch.
-            template: Further arguments of the chat template.
+            rendering: Arguments of the chat template, and its day.
         """
         require_causal(files)
         self._files = files
@@ -47,7 +47,7 @@ class TransformersEngine:
         self._sampling = sampling
         self._token_budget = token_budget
         self._tokenizer = load_tokenizer(files)
-        self._prompts = LocalPrompts(self._tokenizer, template)
+        self._prompts = LocalPrompts(self._tokenizer, rendering)
         self._reader = AnswerReader(self._tokenizer)
         self._model = None
 
@@ -108,6 +108,7 @@ class TransformersEngine:
                 answer.ids if answer else None,
                 answer is not None and answer.ended,
                 self._reader,
+                space=self._prompts.space,
                 context=context,
                 seconds=seconds,
                 seed=long_seed(r) if sampled else None,

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from functools import cached_property
 
 from transformers import PreTrainedTokenizerBase
 
-from deltalearn.lm.chat import Refusal, prompt_ids_or_refusals
+from deltalearn.errors import UserError
+from deltalearn.lm.chat import prompt_ids_or_refusals
 from deltalearn.lm.control import AnswerReader
-from deltalearn.records import Request, Response
+from deltalearn.lm.render import PLAIN, Refusal
+from deltalearn.lm.turn import turn_of
+from deltalearn.records import Rendering, Request, Response
 
 SHOWN = 300  # characters of an answer that is an error
 
@@ -18,18 +21,25 @@ SHOWN = 300  # characters of an answer that is an error
 class LocalPrompts:
     """Ids of the requests' prompts, by the model's own chat template."""
 
-    def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, template: Mapping[str, Any] | None = None
-    ) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, rendering: Rendering = PLAIN) -> None:
         self._tokenizer = tokenizer
-        self._template = dict(template or {})
+        self._rendering = rendering
         self._known: dict[str, list[int] | Refusal] = {}
+
+    @cached_property
+    def space(self) -> str:
+        """White space that the template puts before answers, so that the model writes it too."""
+        try:
+            before = turn_of(self._tokenizer, self._rendering).before
+        except UserError:  # a template that nothing can be trained with can be asked all the same
+            return ""
+        return before if before.isspace() else ""
 
     def _render(self, requests: Sequence[Request]) -> list[list[int] | Refusal]:
         missing = [r for r in requests if r.key not in self._known]
         if missing:
             messages = [r.messages for r in missing]
-            found = prompt_ids_or_refusals(self._tokenizer, messages, self._template)
+            found = prompt_ids_or_refusals(self._tokenizer, messages, self._rendering)
             # Only what was asked for last is kept: a window's prompts, whatever the number of all.
             known = {r.key: self._known[r.key] for r in requests if r.key in self._known}
             new = {r.key: ids for r, ids in zip(missing, found, strict=True)}
@@ -60,6 +70,7 @@ def answer_of(
     ended: bool,
     reader: AnswerReader,
     *,
+    space: str = "",
     context: int | None,
     seconds: float | None = None,
     seed: int | None = None,
@@ -72,6 +83,7 @@ def answer_of(
         ids: Ids of the answer, end-of-turn id excluded; None if there was no room for any.
         ended: True if the model ended its turn.
         reader: Takes the ids apart.
+        space: White space before the answer that is the template's and not the answer's.
         context: Most positions of the model, for the error message.
         seconds: Time from asking to having.
         seed: The seed that the engine was given.
@@ -86,7 +98,7 @@ def answer_of(
         return replace(fault, completion_tokens=len(ids), seconds=seconds, seed=seed)
     return Response(
         key,
-        parts.answer,
+        parts.answer if parts.reasoning else parts.answer.removeprefix(space),
         tuple(ids),
         "stop" if ended else "length",
         len(prompt),

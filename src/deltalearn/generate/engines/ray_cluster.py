@@ -12,7 +12,7 @@ import itertools
 import os
 import socket
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from deltalearn.errors import UserError, needs
@@ -21,8 +21,9 @@ from deltalearn.generate.engines.vllm_offline import VllmOptions
 from deltalearn.generate.stage import Stop, Window
 from deltalearn.lm.load import Placement
 from deltalearn.lm.locate import ModelFiles
+from deltalearn.lm.render import PLAIN
 from deltalearn.recipe import RaySpec
-from deltalearn.records import Prompt, Request, Response, Sampling
+from deltalearn.records import Prompt, Rendering, Request, Response, Sampling
 from deltalearn.util.distributed import alone
 
 VLLM_BATCH = 256  # requests a batch where vLLM does its own batching
@@ -51,7 +52,7 @@ class RayEngine:
         sampling: Sampling,
         token_budget: int,
         options: RayOptions,
-        template: Mapping[str, Any] | None = None,
+        rendering: Rendering = PLAIN,
         say: Callable[[str], None] = print,
     ) -> None:
         """Prepare to answer; workers start at the first request.
@@ -63,7 +64,7 @@ class RayEngine:
             sampling: Settings of the choice of tokens.
             token_budget: Most tokens in one batch of transformers.
             options: The cluster and its workers.
-            template: Further arguments of the chat template.
+            rendering: Arguments of the chat template, and its day, which is every worker's.
             say: Gets lines for people.
 
         Raises:
@@ -82,10 +83,10 @@ class RayEngine:
             "dtype": placement.dtype,
             "sampling": dataclasses.asdict(sampling),
             "token_budget": token_budget,
-            "template": dict(template or {}),
+            "rendering": dataclasses.asdict(rendering),
             "vllm": dataclasses.asdict(options.vllm),
         }
-        self._planner = (files, placement, sampling, token_budget, template)
+        self._planner = (files, placement, sampling, token_budget, rendering)
         self._ours = False  # whether the local cluster is ours to end
         self._pool: _Pool | None = None
 
@@ -277,19 +278,19 @@ class Worker:
         files = locate(*job["place"])
         if files.fingerprint != job["fingerprint"]:
             raise UserError(f"{files.name} on this node is not the model of the driver")
-        sampling = Sampling(**job["sampling"])
+        sampling, rendering = Sampling(**job["sampling"]), Rendering(**job["rendering"])
         if job["kind"] == "vllm":
             from deltalearn.generate.engines.vllm_offline import VllmEngine
 
             self._engine: Any = VllmEngine(
-                files, sampling, VllmOptions(**job["vllm"]), job["template"], lambda line: None
+                files, sampling, VllmOptions(**job["vllm"]), rendering, lambda line: None
             )
         else:
             from deltalearn.generate.engines.hf import TransformersEngine
 
             placement = Placement(job["device"], job["dtype"])
             self._engine = TransformersEngine(
-                files, placement, sampling, job["token_budget"], job["template"]
+                files, placement, sampling, job["token_budget"], rendering
             )
 
     def ready(self) -> int:

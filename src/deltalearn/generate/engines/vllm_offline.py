@@ -28,7 +28,8 @@ from deltalearn.lm.adapters import remedy
 from deltalearn.lm.control import AnswerReader
 from deltalearn.lm.load import end_ids_of_files, load_tokenizer
 from deltalearn.lm.locate import ModelFiles
-from deltalearn.records import Request, Response, Sampling
+from deltalearn.lm.render import PLAIN
+from deltalearn.records import Rendering, Request, Response, Sampling
 from deltalearn.responses.requests import short_seed
 from deltalearn.util.distributed import own_environment
 
@@ -62,7 +63,7 @@ class VllmEngine:
         files: ModelFiles,
         sampling: Sampling,
         options: VllmOptions,
-        template: Mapping[str, Any] | None = None,
+        rendering: Rendering = PLAIN,
         say: Callable[[str], None] = print,
     ) -> None:
         if files.adapter is not None:
@@ -72,7 +73,7 @@ class VllmEngine:
         self._options = options
         self._say = say
         self._tokenizer = load_tokenizer(files)
-        self._prompts = LocalPrompts(self._tokenizer, template)
+        self._prompts = LocalPrompts(self._tokenizer, rendering)
         self._reader = AnswerReader(self._tokenizer)
         self._end_ids = sorted(end_ids_of_files(files, self._tokenizer))
         self._worker: _Worker | None = None
@@ -181,6 +182,7 @@ class VllmEngine:
             line["ids"],
             line["finish_reason"] == "stop",
             self._reader,
+            space=self._prompts.space,
             context=context,
             seconds=line["seconds"],
             seed=short_seed(request) if self._sampling.temperature else None,
