@@ -4,6 +4,7 @@ tracebacks, and the log has exactly those models that were asked.
 
 from __future__ import annotations
 
+import json
 import os
 import sqlite3
 import subprocess
@@ -11,6 +12,7 @@ import sys
 import time
 from functools import partial
 
+import pyarrow.parquet as pq
 import pytest
 from helpers.fault_server import FaultServer, Reply, answer_to, well
 
@@ -125,6 +127,49 @@ def test_completions_are_asked_and_read_as_by_lm_eval(tiny_model, kind, argument
         assert ours == theirs
         first, second = server.bodies
         assert first == second
+
+
+# -- what is graded -------------------------------------------------------------------------------
+
+SAID = {  # ways in which servers give reasoning and answer
+    "apart": {"reasoning_content": "well, well", "content": "fine"},
+    "renamed": {"reasoning": "well, well", "content": "fine"},
+    "in parts": {"content": [{"type": "thinking", "thinking": "well, well"},
+                             {"type": "text", "text": "fine"}]},
+    "with marks": {"content": "<think>well, well</think>fine"},
+    "with other marks": {"content": "[THINK]well, well[/THINK]fine"},
+    "in channels": {"content": "<|channel|>analysis<|message|>well, well<|end|><|start|>assistant"
+                               "<|channel|>final<|message|>fine<|return|>"},
+}  # fmt: skip
+NOT_SAID = {
+    "unfinished": {"content": "<think>well, well"},
+    "apart alone": {"reasoning_content": "well, well", "content": None},
+    "run together": {"content": "analysiswell, wellassistantfinalfine"},
+}
+WAYS = list({**SAID, **NOT_SAID}.items())
+
+
+def test_the_answer_is_graded_and_judged_whatever_way_a_server_gives_it(suite):
+    """The questions ask for no comma, of which the reasoning has one."""
+
+    def plan(question, attempt):
+        message = WAYS[int(question.split()[1]) % len(WAYS)][1]
+        return Reply(200, answer_to(question, message=message))
+
+    with FaultServer(plan) as server:
+        found, said = suite.run(server)
+        assert not any("stop" in body for body in server.bodies), "they would end the reasoning"
+    for name, note in (("unfinished", "2 replies reasoned"), ("run together", "1 replies have")):
+        assert any(line.startswith(note) for line in found["benchmarks"]["ifeval"]["notes"]), name
+    assert "2 replies reasoned" in said
+    rows = pq.read_table(suite.out / "items" / "ifeval.parquet").to_pylist()
+    for row in rows:
+        way, _ = WAYS[int(row["id"]) % len(WAYS)]
+        assert row["output"] == ("fine" if way in SAID else ""), way
+        assert row["score"] == float(way in SAID), way
+        assert "well, well" in row["reasoning"], way
+    outputs = json.loads((suite.out / "alpaca_eval" / "model_outputs.json").read_text())
+    assert {row["output"] for row in outputs} == {"fine", ""}
 
 
 # -- faults ---------------------------------------------------------------------------------------
