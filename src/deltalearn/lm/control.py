@@ -29,7 +29,7 @@ class AnswerReader:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
-        added = tokenizer.added_tokens_decoder
+        added = getattr(tokenizer, "added_tokens_decoder", {})  # Mistral's own has none
         special = {i for i, token in added.items() if token.special} | set(
             tokenizer.all_special_ids
         )
