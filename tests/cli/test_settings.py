@@ -38,6 +38,7 @@ OWN = {  # options that are no field of a recipe
         "template",
         "out",
         "name",
+        "outputs",
         "concurrency",
         "backend-option",
         "outputs",

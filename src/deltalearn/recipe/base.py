@@ -47,3 +47,17 @@ class Spec(BaseModel):
         for key in keys:
             if self.changed(key):
                 raise ValueError(f"{key} has no effect {why}")
+
+
+class SourceSpec(Spec):
+    """Where rows of other people are read from, whatever they hold."""
+
+    source: str = Field(
+        min_length=1, description="JSON, CSV, Parquet, a folder of them, or a hub id."
+    )
+    split: str | None = Field(
+        None, description="Of a hub data set, or a folder with several; default train."
+    )
+    ignore_columns: Listed[tuple[str, ...]] = Field(
+        (), description="Leave out a column that would change the question; repeatable."
+    )

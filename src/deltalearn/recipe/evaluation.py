@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from deltalearn.recipe.base import Listed, Name, Spec
+from deltalearn.recipe.base import Listed, Name, SourceSpec, Spec
 
 Metric = Literal["expected_accuracy", "greedy_accuracy", "loglik"]
 ScorerName = Literal[
@@ -15,7 +15,7 @@ ScorerName = Literal[
 ]
 
 
-class ReferenceSpec(Spec):
+class ReferenceSpec(SourceSpec):
     """Questions with one reference answer each, and how a model's answer is compared with it.
 
     scorer: exact, the whole text but for space around it; contains, the reference stands in the
@@ -23,16 +23,10 @@ class ReferenceSpec(Spec):
     number behind ####; regex, what `pattern` finds last; ifeval, verifiable instructions.
     """
 
-    source: str = Field(
-        min_length=1, description="JSON, CSV, Parquet, a folder of them or a hub data set."
-    )
     split: str | None = Field(
         None, description="Of a hub data set or a folder; default: the only one there is."
     )
     prompt_column: str | None = Field(None, description="Default: by its usual names.")
-    ignore_columns: Listed[tuple[str, ...]] = Field(
-        (), description="Leave out a column that would change the question."
-    )
     answer_column: str = Field("answer", description="Of the reference answer.")
     scorer: ScorerName = Field("exact", description="Compares greedy answers with the reference.")
     pattern: str | None = Field(None, description="Of scorer regex; group 1 is the answer.")

@@ -6,22 +6,13 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from deltalearn.recipe.base import Listed, Spec
+from deltalearn.recipe.base import SourceSpec, Spec
 
 
-class PromptsSpec(Spec):
+class PromptsSpec(SourceSpec):
     """Where prompts come from: JSON, CSV, Parquet, a folder of them, or a Hugging Face data set."""
 
-    source: str = Field(
-        min_length=1, description="Prompts: JSON, CSV, Parquet, a folder of them, or a hub id."
-    )
-    split: str | None = Field(
-        None, description="Of a hub data set, or a folder with several; default train."
-    )
     column: str | None = Field(None, description="Of the prompts; default: by its usual names.")
-    ignore_columns: Listed[tuple[str, ...]] = Field(
-        (), description="Leave out a column that would change the question; repeatable."
-    )
     id_column: str = Field("id", description="Names of prompts.")
     limit: int | None = Field(None, ge=1, description="Use so many prompts.")
     select: Literal["first", "random"] = Field("first", description="Which ones, with limit.")

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from deltalearn.recipe.base import Listed, Spec
+from deltalearn.recipe.base import SourceSpec, Spec
 
 
 class PairRules(Spec):
@@ -21,21 +21,12 @@ class PairRules(Spec):
     )
 
 
-class PairsSource(Spec):
+class PairsSource(SourceSpec):
     """Where pairs are read from, and in which columns they stand."""
 
-    source: str = Field(
-        min_length=1, description="Pairs: Parquet, JSON, CSV, a folder of them, or a hub id."
-    )
-    split: str | None = Field(
-        None, description="Of a hub data set, or a folder with several; default train."
-    )
     prompt_column: str | None = Field(None, description="Default: by its usual names.")
     chosen_column: str | None = Field(None, description="Default: by its usual names.")
     rejected_column: str | None = Field(None, description="Default: by its usual names.")
-    ignore_columns: Listed[tuple[str, ...]] = Field(
-        (), description="Leave out a column that would change the question; repeatable."
-    )
     chat_template: Literal["auto", "yes", "no"] = Field(
         "auto", description="For pairs of plain text; auto: if the student has one."
     )
