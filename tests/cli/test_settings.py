@@ -38,7 +38,6 @@ OWN = {  # options that are no field of a recipe
         "template",
         "out",
         "name",
-        "outputs",
         "concurrency",
         "backend-option",
         "outputs",
