@@ -265,6 +265,13 @@ def test_what_the_question_has_already_is_no_more(reader, write_lines):
     assert read(reader, write_lines([row])) == [[Q]]
 
 
+@pytest.mark.parametrize("reader", READERS)
+def test_a_piece_of_a_word_is_not_what_the_question_says(reader, write_lines):
+    row = {"prompt": "Which of 15 articles?", "choices": ["5", "art"], **ANSWERS}
+    with pytest.raises((UserError, AssertionError), match="prompt and choices"):
+        read(reader, write_lines([row]))
+
+
 @pytest.mark.parametrize("reader", ["prompts", "questions", "imports"])
 @pytest.mark.parametrize(
     ("column", "cell"), [("tools", [{"name": "w"}]), ("chat_template_kwargs", {"date": "today"})]

@@ -51,7 +51,7 @@ def test_every_stage_leaves_its_artefacts(run):
     path, _, lines = run
     manifest = json.loads((path / "run.json").read_text())
     stages = {name.split("/")[0] for name in manifest["stages"]}
-    assert stages == {"prompts", "generate", "pairs", "tune", "evaluate", "report"}
+    assert stages == {"prompts", "overlap", "generate", "pairs", "tune", "evaluate", "report"}
     assert all(record["state"] == "done" for record in manifest["stages"].values())
     assert len(lines) >= len(manifest["stages"])
     assert "<svg" in (path / "report.html").read_text()

@@ -19,7 +19,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-STAGES = ("start", "prompts", "generate", "pairs", "tune", "evaluate", "report")
+STAGES = ("start", "prompts", "overlap", "generate", "pairs", "tune", "evaluate", "report")
 # Each kill comes at a random moment up to a second after its stage was reached.
 MOMENTS = (
     "prompts", "generate", "generate", "generate", "pairs",

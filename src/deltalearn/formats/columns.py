@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -55,6 +56,11 @@ def system_text(row: Mapping[str, Any]) -> str | None:
 LEAVE_OUT = "leave one out (ignore_columns, --ignore-column)"
 
 
+def _says(said: str, text: str) -> bool:
+    """Whether `text` is a part of `said` that is no piece of a word or number."""
+    return re.search(rf"(?<!\w){re.escape(text)}(?!\w)", said) is not None
+
+
 def whole_question(
     row: Mapping[str, Any], prompt: str | None, turns: Sequence[Message], used: Sequence[str] = ()
 ) -> tuple[Message, ...]:
@@ -73,7 +79,7 @@ def whole_question(
     others = [n for n in CHANGING if n in row and row[n] and n != prompt and n not in used]
     said = "\n".join(texts_in([dict(turn) for turn in turns])) if others else ""
     for name in others:
-        if not all(text in said for text in texts_in(row[name])):
+        if not all(_says(said, text) for text in texts_in(row[name])):
             raise Unusable(
                 f"{prompt or 'the prompt'} and {name}: the question is in both; join them into one "
                 f"column, or leave {name} out (ignore_columns, --ignore-column)"
