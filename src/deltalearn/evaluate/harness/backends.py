@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 from deltalearn.errors import UserError
@@ -61,6 +62,9 @@ def _hf(options: BackendOptions) -> Any:
     _refuse(options, READS, "reasoning is told from the answer by the model's own marks")
     files, here = locate(options.model), place(options.device or "auto", options.dtype)
     loads = bool(LOADS & options.options.keys())
+    known = inspect.signature(TransformersLM).parameters
+    if not loads and (idle := [name for name in options.options if name not in known]):
+        raise TypeError(f"lm_eval's model has no argument {idle[0]!r}")
     how: dict[str, Any] = {"dtype": options.dtype, "device": here.device} if loads else {}
     model = TransformersLM(
         pretrained=str(files.directory) if loads else load_model(files, here),

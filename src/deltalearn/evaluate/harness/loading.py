@@ -30,7 +30,7 @@ def check(options: BackendOptions) -> None:
 def loaded(options: BackendOptions) -> Any:
     """lm_eval's model. UserError with what the libraries below say of their arguments."""
     try:
-        _known_device(options)
+        _known(options)
         model = load(options)
         _on_device(model, options)
         return model
@@ -69,12 +69,16 @@ def group_size(options: BackendOptions) -> int:
     return GROUP_SIZE
 
 
-def _known_device(options: BackendOptions) -> None:
+def _known(options: BackendOptions) -> None:
     """What torch does not know raises; lm_eval would take another device without a word."""
-    if options.kind == "hf" and options.device:
-        import torch
+    if options.kind != "hf":
+        return
+    import torch
 
+    if options.device:
         torch.device(options.device)
+    if options.dtype != "auto" and not isinstance(getattr(torch, options.dtype, 0), torch.dtype):
+        raise ValueError(f"torch has no precision {options.dtype!r}")
 
 
 def _on_device(model: Any, options: BackendOptions) -> None:
