@@ -136,6 +136,7 @@ def evaluate(
     *,
     benchmarks: Sequence[str] = (),
     backend: Mapping[str, Any] | None = None,
+    template: Mapping[str, Any] | None = None,
     name: str | None = None,
     update: bool = False,
     say: Callable[[str], None] = print,
@@ -148,6 +149,7 @@ def evaluate(
         out: The result directory.
         benchmarks: Default: the suite.
         backend: Keys of the section `evaluate.backend`: device, dtype, batch_size, ...
+        template: Arguments of the model's chat template.
         name: Of the model, in tables; default: the last part of its path.
         update: Replace results of other settings.
         say: Gets a line for each benchmark.
@@ -162,7 +164,8 @@ def evaluate(
 
     section = {"benchmarks": list(benchmarks or DEFAULT), "backend": backend, **options}
     given = {f"evaluate.{k}": str(v) if isinstance(v, Path) else v for k, v in section.items()}
-    loaded = load_recipe(None, command=EVALUATE, options={"student.path": str(model), **given})
+    of_model = {"student.path": str(model), "student.template": template and dict(template)}
+    loaded = load_recipe(None, command=EVALUATE, options=of_model | given)
     return evaluate_recipe(loaded, Path(out), name=name, update=update, say=say)
 
 

@@ -157,6 +157,29 @@ class TestArguments:
         with chdir(tmp_path), pytest.raises(UserError, match=r"no effect.*student\.template"):
             load_recipe("small.yaml", [wrong])
 
+    def test_a_template_without_a_place_for_answers_is_told_before_anybody_is_asked(self, tmp_path):
+        models(tmp_path, "")
+        tokenizer = AutoTokenizer.from_pretrained(tmp_path / "m")
+        tokenizer.chat_template = tokenizer.chat_template.replace(
+            "{% if add_generation_prompt %}{{ '<|assistant|>'",
+            "{% if add_generation_prompt %}{{ '<|user|>'",
+        )
+        tokenizer.save_pretrained(tmp_path / "m")
+        recipe(tmp_path)
+        with pytest.raises(UserError, match="with an answer"):
+            run(tmp_path)
+        assert not (tmp_path / "run/responses.sqlite").exists()
+
+    def test_from_python(self, hybrid, tmp_path):
+        from deltalearn import api
+
+        given = {"questions": QUESTIONS, "benchmarks": ["lab"], "say": lambda line: None}
+        for out, template in (("a", {"enable_thinking": False}), ("b", None)):
+            api.evaluate(hybrid / "xs", tmp_path / out, template=template, **given)
+        a, b = (next((tmp_path / out / "items").glob("*.parquet")) for out in "ab")
+        starts = [pq.read_table(f)["prompt"][0].as_py().startswith(NOTHING) for f in (a, b)]
+        assert starts == [True, False]
+
     def test_on_the_command_line(self, hybrid, tmp_path, monkeypatch):
         from deltalearn import cli
 

@@ -9,12 +9,13 @@ from typing import Any
 
 from deltalearn.errors import UserError
 from deltalearn.formats.questions import read_items
+from deltalearn.lm.clock import today
 from deltalearn.lm.locate import ModelFiles, has_chat_template
 from deltalearn.pipeline.contamination import check_dev
 from deltalearn.pipeline.directory import check_directory
 from deltalearn.pipeline.evaluate_stage import check_evaluation
 from deltalearn.pipeline.generate import STORE_FILES
-from deltalearn.pipeline.generator import make_generators
+from deltalearn.pipeline.generator import make_generators, rendering_of
 from deltalearn.pipeline.missing import what_is_missing
 from deltalearn.pipeline.run_options import STAGES, RunOptions
 from deltalearn.pipeline.tune import free_settings
@@ -101,6 +102,7 @@ def faults(
     found = what_is_missing(recipe, stages, downloads=False)
     found += _templates(recipe, stages, files)
     if "tune" in stages:
+        _note(found, lambda: _turn(recipe, files))
         for arm in recipe.tuned_arms:
             tune = recipe.tune_of(arm)
             found += [f"arms.{arm}: {fault}" for fault in _launched(tune)] if launched else []
@@ -159,6 +161,22 @@ def _templates(
                 load_tokenizer(files[name])
             except UserError as error:
                 yield f"{name}: {error}"
+
+
+def _turn(recipe: Recipe, files: Mapping[str, ModelFiles]) -> None:
+    """Find out on the student's own template whether an answer has a place behind its prompts."""
+    student = files.get(STUDENT)
+    if student is None or not (recipe.pairings and has_chat_template(student)):
+        return
+    from deltalearn.lm.load import load_tokenizer
+    from deltalearn.lm.turn import turn_of
+
+    try:
+        tokenizer = load_tokenizer(student)
+    except UserError:
+        return  # told by `_templates`
+    assert recipe.student is not None  # it has files
+    turn_of(tokenizer, rendering_of(recipe.student, student, recipe.day or today()))
 
 
 def _launched(tune: TuneSpec) -> Iterator[str]:
