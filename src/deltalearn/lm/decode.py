@@ -127,7 +127,7 @@ def decode(
     seeds: Sequence[int] | None = None,
     stopped: Stopped | None = None,
 ) -> list[Decoded]:
-    """Answer every prompt in one batch.
+    """Answer some prompts: in one batch, unless company would change the model's answers.
 
     Args:
         model: In evaluation mode.
@@ -140,6 +140,45 @@ def decode(
     Returns:
         An answer for each prompt, in order.
     """
+    answers: dict[int, Decoded] = {}
+    for batch in _batches(model, prompts):
+        found = _decode(
+            model,
+            tokenizer,
+            [prompts[i] for i in batch],
+            sampling,
+            seeds and [seeds[i] for i in batch],
+            stopped and _renumbered(stopped, batch),
+        )
+        answers |= dict(zip(batch, found, strict=True))
+    return [answers[i] for i in range(len(prompts))]
+
+
+def _renumbered(stopped: Stopped, rows: Sequence[int]) -> Stopped:
+    """`stopped` for a batch of some rows."""
+    return lambda row, ids: stopped(rows[row], ids)
+
+
+def _batches(model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Places of the prompts that are decoded together: all, if the model lets them."""
+    everybody = list(range(len(prompts)))
+    company = best_company(model) if len(prompts) > 1 else "any"
+    if company == "any":
+        return [everybody]
+    if company == "none":
+        return [[i] for i in everybody]
+    lengths = sorted(set(map(len, prompts)))
+    return [[i for i in everybody if len(prompts[i]) == length] for length in lengths]
+
+
+def _decode(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Sequence[int]],
+    sampling: Sampling,
+    seeds: Sequence[int] | None,
+    stopped: Stopped | None,
+) -> list[Decoded]:
     width = max(map(len, prompts))
     input_ids = torch.zeros(len(prompts), width, dtype=torch.long)
     mask = torch.zeros_like(input_ids)
@@ -179,8 +218,7 @@ def decode_within_context(
     """Like `decode`, but no answer runs past the model's context.
 
     A prompt that leaves less room than max_tokens is decoded alone, up to the end of the context,
-    so that it does not shorten its neighbours' answers. Prompts of different lengths are decoded
-    apart by a model whose answers company would change.
+    so that it does not shorten its neighbours' answers.
 
     Args:
         model: In evaluation mode.
@@ -196,14 +234,8 @@ def decode_within_context(
     rooms = [min(context - len(prompt), sampling.max_tokens) for prompt in prompts]
     wide = [i for i, room in enumerate(rooms) if room == sampling.max_tokens]
     tight = [[i] for i, room in enumerate(rooms) if 0 < room < sampling.max_tokens]
-    together = [wide]
-    if len(wide) > 1 and (company := best_company(model)) != "any":
-        lengths = sorted({len(prompts[i]) for i in wide})
-        together = [[i for i in wide if len(prompts[i]) == length] for length in lengths]
-        if company == "none":
-            together = [[i] for i in wide]
     answers: list[Decoded | None] = [None] * len(prompts)
-    for batch in filter(None, [*together, *tight]):
+    for batch in filter(None, [wide, *tight]):
         decoded = decode(
             model,
             tokenizer,

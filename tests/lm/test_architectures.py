@@ -1,0 +1,48 @@
+"""Protects every causal model type of transformers: no traceback, no other numbers, as the page says.
+
+What docs/tuning.md says of a type is what happens: rows, adapters, batches of prompts. Log-probs are
+held to a plain loop in `architecture_sweep`. DELTALEARN_ARCHITECTURES=all tries all types (ten
+minutes); otherwise one of each row of the table, and a few more that change from day to day.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+import random
+
+import pytest
+from helpers.architecture_sweep import DOCS, Outcome, outcome, read_table
+from helpers.architectures import MODEL_TYPES
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+MORE = 5  # besides one of each kind
+SLOW = {"rwkv"}  # half a minute
+TABLE = read_table(DOCS.read_text())
+
+
+def tried() -> list[str]:
+    """One type of each row of the table and some of the others, or all."""
+    here = [name for name in MODEL_TYPES if name in TABLE]
+    if os.environ.get("DELTALEARN_ARCHITECTURES") == "all":
+        return here
+    here = [name for name in here if name not in SLOW]
+    rng = random.Random(datetime.date.today().isoformat())
+    rng.shuffle(here)
+    one_each = {TABLE[name]: name for name in here}
+    return sorted({*one_each.values(), *here[:MORE]})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", tried())
+def test_a_type_fares_as_the_page_says(name, tmp_path, tiny_tokenizer):
+    assert outcome(name, tmp_path, tiny_tokenizer) == TABLE[name]
+
+
+def test_the_page_has_every_type_that_transformers_had():
+    assert len(TABLE) >= 180
+    assert set(TABLE) <= set(CONFIG_MAPPING_NAMES) | set(MODEL_TYPES)
+    assert {found.tune for found in TABLE.values()} == {"shared", "padded", "refused", "not built"}
+    known = Outcome("shared", "yes", "any")
+    assert all(TABLE[name] == known for name in ("llama", "qwen2", "qwen3", "olmo2", "mistral"))
+    assert TABLE["gpt_oss"].tune == "padded"
