@@ -68,7 +68,7 @@ def outcome(model_type: str, folder: Path, tokenizer) -> Outcome:
     """
     try:
         student = _save(model_type, folder, tokenizer)
-    except (ImportError, AttributeError, TypeError, ValueError) as error:
+    except Exception as error:  # of transformers, which refuses the tiny config or lacks a package
         return Outcome("not built", "", "", f"no tiny config ({type(error).__name__})")
     pairs = _pairs(folder)
     said: list[str] = []

@@ -1,7 +1,7 @@
-"""Protects every causal model type of transformers: no traceback, no other numbers, as the page says.
+"""Protects every causal model type of transformers: no traceback, and no other numbers.
 
-What docs/tuning.md says of a type is what happens: rows, adapters, batches of prompts. Log-probs are
-held to a plain loop in `architecture_sweep`. DELTALEARN_ARCHITECTURES=all tries all types (ten
+What docs/tuning.md says of a type is what happens: rows, adapters, batches of prompts. Log-probs
+are held to a plain loop in `architecture_sweep`. DELTALEARN_ARCHITECTURES=all tries all types (ten
 minutes); otherwise one of each row of the table, and a few more that change from day to day.
 """
 

@@ -184,6 +184,20 @@ def test_figures_cannot_style_the_page_and_are_described(hostile_page):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("part", ["curves.panels", "samples.samples", "counts.timings"])
+def test_a_figure_that_fails_leaves_the_report(plain_run, part, monkeypatch, capfd):
+    """Scores and verdict are worth more than a plot: what is missing is said in one line."""
+
+    def fails(*_):
+        raise RuntimeError("no font\nwas found")
+
+    monkeypatch.setattr(f"deltalearn.report.{part}", fails)
+    page = page_of(plain_run)
+    assert "</html>" in page and "delta" in page
+    said = [line for line in capfd.readouterr().err.splitlines() if "not known" in line]
+    assert len(said) == 1 and "RuntimeError: no font was found" in said[0]
+
+
 def test_two_processes_write_the_same_page(plain_run):
     code = (
         "import sys; from pathlib import Path; from deltalearn.report.page import render_page;"

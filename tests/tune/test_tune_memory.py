@@ -14,6 +14,7 @@ from dataclasses import replace
 import peft
 import pytest
 import torch
+from helpers.architectures import tiny_config
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, Qwen2Config
 
 from deltalearn.lm.forward import layout_logprobs, make_layout
@@ -229,3 +230,17 @@ def test_the_line_before_the_start_adds_up():
     line = format_estimate(estimate)
     assert line.startswith(f"memory estimated per device: {estimate.total / GIB:.2f} GiB (weights")
     assert "copies" not in line  # there are none in float32
+
+
+@pytest.mark.parametrize("kind", ["gemma3", "gemma4_text", "rwkv", "gpt_oss", "bart", "dbrx"])
+def test_no_architecture_stops_the_estimate(kind):
+    """Weights that cannot be drawn on shapes, widths that differ by layer, experts, no layers."""
+    config = tiny_config(kind, 64)
+    counted = measure_model(config, "float32")
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    assert counted.total == sum(p.numel() for p in model.parameters())
+    assert counted.saved is None or counted.saved > 0
+    found = estimate_memory(counted, TuneSpec(), "float32", tokens=1000)
+    assert found.complete == (counted.saved is not None)
+    assert ("not included" in format_estimate(found)) != found.complete

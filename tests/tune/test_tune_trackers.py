@@ -55,6 +55,18 @@ def test_tensorboard_holds_the_values_at_their_steps(tmp_path):
     assert curve(events, "tokens") == [(1, 10), (2, 20), (3, 30)]
 
 
+def test_a_tracker_that_fails_under_way_stops_nothing(tmp_path, monkeypatch, capfd):
+    """The network of W&B is gone in the night: said once, and the training goes on."""
+
+    def fails(*_, **__):
+        raise ConnectionError("gone")
+
+    monkeypatch.setattr(Accelerator, "log", fails)
+    send("tensorboard", tmp_path, {1: 0.7, 2: 0.5, 3: 0.25})
+    said = " ".join(capfd.readouterr().err.split())
+    assert said.count("tensorboard has failed and gets nothing more (ConnectionError: gone)") == 1
+
+
 def test_tensorboard_is_one_run_and_shows_the_settings(tmp_path):
     send("tensorboard", tmp_path, {1: 0.7})
     send("tensorboard", tmp_path, {2: 0.5}, start=1)

@@ -96,7 +96,7 @@ class Manifest:
     format: int = FORMAT
     deltalearn: str = __version__
     versions: dict[str, str] = field(
-        default_factory=lambda: {name: metadata.version(name) for name in PACKAGES}
+        default_factory=lambda: {name: _version(name) for name in PACKAGES}
     )
     python: str = field(default_factory=platform.python_version)
     machine: dict[str, Any] = field(default_factory=lambda: _machine())
@@ -140,6 +140,13 @@ class Manifest:
 
 def _given(values: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:  # installed in a way that leaves no record
+        return "unknown"
 
 
 def _machine() -> dict[str, Any]:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from markupsafe import Markup
 
 from deltalearn.report import compare, counts, curves, samples
 from deltalearn.report.view import RunView
+from deltalearn.util.failure import informed
 from deltalearn.util.page import page_template
+from deltalearn.util.progress import console
 from deltalearn.util.text_format import count, visible
+
+Shown = TypeVar("Shown")
 
 
 def render_page(run: Path, summary: dict[str, Any]) -> str:
@@ -24,7 +29,7 @@ def render_page(run: Path, summary: dict[str, Any]) -> str:
         One HTML file that needs nothing else.
     """
     view = RunView.load(run, summary)
-    logs = curves.read_logs(view)
+    logs = _shown("the logs of tuning", lambda: curves.read_logs(view))
     # Everything printed is made visible, then escaped; only our own figures are markup.
     template = page_template("deltalearn.report", finalize=_finalize)
     return template.render(
@@ -35,27 +40,33 @@ def render_page(run: Path, summary: dict[str, Any]) -> str:
         benchmark_table=compare.benchmark_table(view),
         several_seeds=len(view.summary["seeds"]) > 1,
         headline=compare.headline(view),
-        delta_figures=samples.delta_figures(view),
+        delta_figures=_shown("figures of the answers", lambda: samples.delta_figures(view)),
         generators=samples.generator_rows(view),
         pairings=samples.pairing_rows(view),
-        forests=compare.forests(view),
+        forests=_shown("forest plots", lambda: compare.forests(view)),
         arm_rows=compare.arm_rows(view) if view.main else [],
         arms=view.arms,
         task_tables=compare.task_tables(view),
-        panels=curves.panels(view, logs),
-        health=[curves.health(log) for log in logs],
+        panels=_shown("curves", lambda: curves.panels(view, logs)),
+        health=_shown("notes on the curves", lambda: [curves.health(log) for log in logs]),
         without_log=[arm.name for arm in view.arms if arm not in [log.arm for log in logs]],
-        samples=samples.samples(view),
-        student_answers=samples.student_answers(view),
-        count_tables=counts.count_tables(view),
+        samples=_shown("samples", lambda: samples.samples(view)),
+        student_answers=_shown("the student's answers", lambda: samples.student_answers(view)),
+        count_tables=_shown("counts", lambda: counts.count_tables(view)),
         overlap=counts.overlap(view),
         rejects=counts.first_rejects(view),
-        timings=counts.timings(view),
+        timings=_shown("timings", lambda: counts.timings(view)),
         stage_rows=counts.stage_rows(view),
         facts=counts.facts(view),
         models=counts.models(view),
         recipe=counts.recipe_text(view),
     )
+
+
+def _shown(what: str, find: Callable[[], Shown]) -> Shown | tuple[()]:
+    """A part of the page that shows what the summary's numbers do not need; empty if it fails."""
+    found = informed(f"report: {what}", find, console.print)
+    return () if found is None else found
 
 
 def _finalize(value: Any) -> Any:

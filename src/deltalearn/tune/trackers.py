@@ -13,7 +13,9 @@ from accelerate import Accelerator
 
 from deltalearn.errors import UserError
 from deltalearn.recipe import TuneSpec
+from deltalearn.util.failure import brief
 from deltalearn.util.files import write_text
+from deltalearn.util.progress import console
 
 PROJECT = "deltalearn"
 Track = Callable[[Mapping[str, float], int], None]
@@ -59,7 +61,8 @@ def start_trackers(
         start: Steps already done.
 
     Returns:
-        (track, finish): track(values, step) sends numbers, finish() closes the tracker.
+        (track, finish): track(values, step) sends numbers, finish() closes the tracker. What fails
+        in them is said once, and nothing more is sent.
 
     Raises:
         UserError: If the tracker does not start.
@@ -71,12 +74,28 @@ def start_trackers(
         shown = json.loads(json.dumps({**settings.model_dump(exclude=set()), **config}))
         _open(accelerator, name, out / "tracker", shown, start)
 
+    failed = False
+
+    def softly(work: Callable[[], None]) -> None:
+        nonlocal failed
+        if failed:
+            return
+        try:
+            work()
+        except Exception as error:  # a network that is gone, say: log.jsonl has every number
+            failed = True
+            console.print(
+                f"tune.tracker {name} has failed and gets nothing more ({brief(error)}); the "
+                "training goes on, and log.jsonl has every number",
+                markup=False,
+            )
+
     def finish() -> None:
         # accelerator.end_training() would also end the process group, which is still needed.
         for tracker in accelerator.trackers:
-            tracker.finish()
+            softly(tracker.finish)
 
-    return lambda values, step: accelerator.log(dict(values), step=step), finish
+    return lambda values, step: softly(lambda: accelerator.log(dict(values), step=step)), finish
 
 
 def _open(
