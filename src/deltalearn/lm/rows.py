@@ -115,6 +115,25 @@ class _Truth:
         return difference if difference == difference else float("inf")
 
 
+def require_gradients(model: PreTrainedModel) -> None:
+    """Check that the log-probabilities of a model depend on what is to be trained.
+
+    Args:
+        model: The bare model of transformers, after `choose_rows`.
+
+    Raises:
+        UserError: If they do not: a layer of its own kind (Reformer's) cuts adapters off, say.
+    """
+    tree = _probe_trees(model)[1]
+    with torch.enable_grad():
+        found = layout_logprobs(model, make_layout([tree], PADDED, model.device), PADDED)
+    if not found.requires_grad:
+        raise UserError(
+            f"{model.config.model_type}: no gradient reaches what is to be trained; leave "
+            "tune.lora out to tune all weights, or use another model"
+        )
+
+
 def _prove_padded(model: PreTrainedModel, truth: _Truth) -> None:
     """Find the cheapest way to compute padded rows that agrees with the model's own logits.
 

@@ -18,7 +18,7 @@ from deltalearn.lm.forward import RowLayout
 from deltalearn.lm.layout import Tree
 from deltalearn.lm.load import Placement
 from deltalearn.lm.locate import ModelFiles
-from deltalearn.lm.rows import choose_rows
+from deltalearn.lm.rows import choose_rows, require_gradients
 from deltalearn.recipe import LoraSpec, TuneSpec
 from deltalearn.recipe.methods import FREE_TO_CHANGE, METHODS
 from deltalearn.tune.checkpoint import Checkpoints
@@ -117,6 +117,7 @@ def tune(
         settings.attention,
         accelerator.device.type,
     )
+    require_gradients(base_model(model))
     say(f"layout: {rows}")
     if settings.compile:
         compile_layers(base_model(model), accelerator.device.type)
