@@ -42,10 +42,10 @@ REASONS = {  # what is found in a reason, and the words of the table
     "a causal language model is needed": "its text model has no type that can be loaded by itself",
     "no causal language model": "looks ahead (an encoder, unless its config has `is_decoder`)",
     "does not score a text": "its forward wants more than ids",
+    "more than an ordinary one": "attention with sinks, or the like",
     "layers without full attention": "layers without full attention",
     "attention functions": "takes no attention function",
     "differ from padded ones": "positions or masks of its own",
-    "more than an ordinary one": "attention with sinks, or the like",
     "fail on this model": "computes in a way of its own",
     "more than its base model": "does more than its base model and head",
 }

@@ -80,6 +80,14 @@ def test_a_named_layer_that_cannot_be_adapted_is_named_in_one_line(kind, target,
     assert "\n" not in str(error.value) and "tune.lora" in str(error.value)
 
 
+def test_a_layer_that_multiplies_by_itself_is_adapted():
+    """Falcon has a class of its own for ordinary products."""
+    names = trained(adapted(build("falcon"), LoraSpec(r=2), FILES, seed=0))
+    assert {name.split(".lora_")[0].rpartition(".")[2] for name in names} == {
+        "query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h",
+    }  # fmt: skip
+
+
 def test_stacked_experts_without_adapters_are_said_to_stay_frozen():
     """peft knows the experts of some types; of others they are one tensor, and no layer."""
     line = adapters_line(adapted(build("llama4_text"), LoraSpec(r=2), FILES, seed=0))

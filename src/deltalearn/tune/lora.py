@@ -88,9 +88,21 @@ def left_out(model: nn.Module, lora: LoraSpec) -> list[str]:
 
 
 def _computes_otherwise(module: nn.Module) -> bool:
-    """True for a Linear of transformers with a forward of its own; that of bitsandbytes is none."""
+    """True for a Linear of transformers whose forward is no product: a router, or grouped.
+
+    That of Falcon has a forward of its own, and is one.
+    """
     own = isinstance(module, nn.Linear) and type(module).forward is not nn.Linear.forward
-    return own and type(module).__module__.startswith("transformers.models.")
+    if not own or not type(module).__module__.startswith("transformers.models."):
+        return False
+    shape = 1, 2, module.weight.shape[1]
+    given = torch.ones(shape, dtype=module.weight.dtype, device=module.weight.device)
+    try:
+        with torch.no_grad():
+            result = module(given)
+    except Exception:  # it wants more than one input
+        return True
+    return not isinstance(result, torch.Tensor) or result.shape != (1, 2, module.weight.shape[0])
 
 
 def other_towers(model: Any) -> list[str]:
