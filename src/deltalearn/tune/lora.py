@@ -92,17 +92,18 @@ def _computes_otherwise(module: nn.Module) -> bool:
 
     That of Falcon has a forward of its own, and is one.
     """
-    own = isinstance(module, nn.Linear) and type(module).forward is not nn.Linear.forward
-    if not own or not type(module).__module__.startswith("transformers.models."):
+    if not isinstance(module, nn.Linear) or type(module).forward is nn.Linear.forward:
         return False
-    shape = 1, 2, module.weight.shape[1]
-    given = torch.ones(shape, dtype=module.weight.dtype, device=module.weight.device)
+    if not type(module).__module__.startswith("transformers.models."):
+        return False  # bitsandbytes' are products
+    weight = module.weight
+    given = torch.ones(1, 2, weight.shape[1], dtype=weight.dtype, device=weight.device)
     try:
         with torch.no_grad():
             result = module(given)
     except Exception:  # it wants more than one input
         return True
-    return not isinstance(result, torch.Tensor) or result.shape != (1, 2, module.weight.shape[0])
+    return not isinstance(result, torch.Tensor) or result.shape != (1, 2, weight.shape[0])
 
 
 def other_towers(model: Any) -> list[str]:
