@@ -17,7 +17,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from deltalearn.errors import UserError
-from deltalearn.lm.load import load_model, load_tokenizer
+from deltalearn.lm.load import check_files, load_model, load_tokenizer
 from deltalearn.lm.locate import locate
 from deltalearn.lm.weights import stored_tensors
 
@@ -193,6 +193,34 @@ def test_a_head_of_its_own_counts_whatever_the_config_says(model, cpu, tmp_path)
     assert (
         json.loads((tmp_path / "written/config.json").read_text())["tie_word_embeddings"] is False
     )
+
+
+@pytest.mark.parametrize("change", [lacking, without_a_head, with_a_value_head, of_another_width])
+def test_what_others_load_is_looked_at_before(model, change):
+    check_files(locate(str(model)), "vLLM")
+    edit_weights(model, change)
+    with pytest.raises(UserError, match="the model does not load: "):
+        check_files(locate(str(model)), "vLLM")
+
+
+def test_a_head_that_others_would_tie_is_refused(model):
+    edit_json(model / "config.json", tie_word_embeddings=True)
+    with pytest.raises(UserError, match="vLLM would believe the config; set tie_word_embeddings"):
+        check_files(locate(str(model)), "vLLM")
+
+    def same(tensors) -> None:
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+
+    edit_weights(model, same)
+    check_files(locate(str(model)), "vLLM")
+    edit_weights(model, without_a_head)
+    check_files(locate(str(model)), "vLLM")
+
+
+def test_an_adapter_is_not_given_to_others_as_its_base(model, tmp_path):
+    place = adapter(model, tmp_path / "adapter")
+    with pytest.raises(UserError, match=r"is an adapter, which vLLM is not given\. Merge"):
+        check_files(locate(str(place)), "vLLM")
 
 
 # -- adapters ------------------------------------------------------------------------------------

@@ -17,12 +17,13 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from deltalearn.errors import UserError
-from deltalearn.lm.adapters import merged
+from deltalearn.lm.adapters import merged, remedy
 from deltalearn.lm.architecture import require_causal
 from deltalearn.lm.locate import ModelFiles
 from deltalearn.lm.quantized import dequantizing, plain, stored_quantization
 from deltalearn.lm.tokenizer import read_tokenizer
 from deltalearn.lm.turn import end_of_turn
+from deltalearn.lm.weights import same_numbers
 
 transformers_logging.disable_progress_bar()
 
@@ -211,6 +212,42 @@ def without_sampling(shipped: GenerationConfig) -> GenerationConfig:
         Its end-of-turn ids and BOS alone.
     """
     return GenerationConfig(eos_token_id=shipped.eos_token_id, bos_token_id=shipped.bos_token_id)
+
+
+def check_files(files: ModelFiles, reader: str) -> None:
+    """Make sure of files that are loaded by another library: a whole model, without an adapter.
+
+    No numbers are read but those of a head and an embedding of which the config says that they are
+    the same. How weights in fewer bits fit is left to `reader`.
+
+    Args:
+        files: The model's files.
+        reader: Who will load them, for errors.
+
+    Raises:
+        UserError: If `reader` would load something else than what the files say.
+    """
+    if files.adapter is not None:
+        raise UserError(f"{files.name}: is an adapter, which {reader} is not given. {remedy()}")
+    if stored_quantization(files.directory) is not None:
+        return
+    model = _whole(files, Placement("cpu", "bfloat16"), {"device_map": "meta"})
+    ends = model.get_input_embeddings(), model.get_output_embeddings()
+    if None in ends or not _tied_by_config(files):
+        return
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    keys = [names.get(id(end.weight), "") for end in ends]
+    if keys[0] != keys[1] and not same_numbers(files.name, files.directory, *keys):
+        raise UserError(
+            f"{files.name}: its config ties the head to the embedding, from which it differs in "
+            f"the files, and {reader} would believe the config; set tie_word_embeddings to false "
+            "in config.json"
+        )
+
+
+def _tied_by_config(files: ModelFiles) -> bool:
+    config = AutoConfig.from_pretrained(files.directory, trust_remote_code=False)
+    return bool(getattr(config.get_text_config(), "tie_word_embeddings", False))
 
 
 def context_length(model: PreTrainedModel) -> int | None:

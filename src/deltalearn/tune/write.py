@@ -13,7 +13,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from deltalearn.errors import UserError
-from deltalearn.lm.load import load_tokenizer, loading_fault
+from deltalearn.lm.load import check_files, load_tokenizer
 from deltalearn.lm.locate import ModelFiles, locate
 from deltalearn.lm.quantized import stored_quantization
 from deltalearn.lm.tokenizer import name_class_by_file
@@ -104,14 +104,9 @@ def check_written(directory: Path) -> None:
         UserError: If something does not fit.
     """
     files = locate(str(directory))
-    try:
-        model, loading = AutoModelForCausalLM.from_pretrained(
-            directory, device_map="meta", trust_remote_code=False, output_loading_info=True
-        )
-    except Exception as error:  # transformers raises a dozen unrelated kinds
-        raise UserError(f"{directory}: {' '.join(str(error).split())}") from error
-    if fault := loading_fault(model, loading):
-        raise UserError(f"{directory}: {fault}")
+    check_files(files, "transformers")
+    if stored := stored_quantization(directory):
+        raise UserError(f"{directory}: its config says that the weights are {stored}")
     load_tokenizer(files, chat=False)
 
 

@@ -24,9 +24,8 @@ from typing import Any
 from deltalearn.errors import UserError
 from deltalearn.generate.engines.local import LocalPrompts, answer_of, failed
 from deltalearn.generate.stage import Stop, Window
-from deltalearn.lm.adapters import remedy
 from deltalearn.lm.control import AnswerReader
-from deltalearn.lm.load import end_ids_of_files, load_tokenizer
+from deltalearn.lm.load import check_files, end_ids_of_files, load_tokenizer
 from deltalearn.lm.locate import ModelFiles
 from deltalearn.lm.render import PLAIN
 from deltalearn.records import Rendering, Request, Response, Sampling
@@ -66,8 +65,7 @@ class VllmEngine:
         rendering: Rendering = PLAIN,
         say: Callable[[str], None] = print,
     ) -> None:
-        if files.adapter is not None:
-            raise UserError(f"{files.name}: is an adapter, which vLLM is not given. {remedy()}")
+        check_files(files, "vLLM")
         self._files = files
         self._sampling = sampling
         self._options = options
