@@ -22,6 +22,7 @@ from deltalearn.util.paths import PACKAGE_SCHEME, local_path
 WANTED = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]
 VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 TEMPLATES = ("chat_template.jinja", "chat_template.json", "additional_chat_templates")
+WITHOUT_WEIGHTS = [pattern for pattern in WANTED if pattern != "*.safetensors"]
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
@@ -91,6 +92,28 @@ def has_chat_template(files: ModelFiles) -> bool:
         config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
         return isinstance(config, dict) and bool(config.get("chat_template"))
     return False
+
+
+def locate_tokenizer(
+    place: str, revision: str | None = None, *, network: bool = True
+) -> ModelFiles:
+    """Find config and tokenizer of a model; of a hub model only those are downloaded.
+
+    Args:
+        place: See `locate`.
+        revision: See `locate`.
+        network: False looks on this disk alone.
+
+    Returns:
+        The files, without a fingerprint unless an adapter is among them.
+
+    Raises:
+        UserError: If they are not to be had.
+    """
+    path = local_path(place)
+    if path.is_dir():
+        return locate(place) if base_of(place, path) else ModelFiles(place, path, "")
+    return ModelFiles(place, download(place, revision, WITHOUT_WEIGHTS, network=network), "")
 
 
 def download(

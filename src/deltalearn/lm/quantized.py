@@ -124,7 +124,14 @@ def dequantizing(name: str, stored: StoredQuantization) -> dict[str, Any]:
         return {}
     import transformers
 
-    return {"quantization_config": getattr(transformers, asking)(dequantize=True)}
+    try:
+        return {"quantization_config": getattr(transformers, asking)(dequantize=True)}
+    except (AttributeError, TypeError) as error:
+        raise UserError(
+            f"{name}: its weights are stored in fewer bits ({stored}), which transformers "
+            f"{transformers.__version__} does not give back in full; run `pip install -U "
+            "transformers`, or give the model from which it was made"
+        ) from error
 
 
 def plain(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:

@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from deltalearn.errors import UserError
 from deltalearn.lm.clock import today
-from deltalearn.lm.locate import ModelFiles
+from deltalearn.lm.locate import ModelFiles, locate_tokenizer
 from deltalearn.pipeline.generator import rendering_of
 from deltalearn.pipeline.tune_inputs import (
     counts_text,
     read_config,
     read_examples,
     split_line,
-    tokenizer_files,
 )
 from deltalearn.recipe import ExpectSpec, LoraSpec, ModelSpec, PairsSource, Recipe, TuneSpec
 from deltalearn.records import Rendering
@@ -65,7 +64,7 @@ class Student:
         from deltalearn.tune.estimate import known_config
 
         try:
-            files = tokenizer_files(spec, network=expect is None)
+            files = locate_tokenizer(spec.path, spec.revision, network=expect is None)
             return cls(files, read_config(files), "config read")
         except UserError:
             if expect is None:

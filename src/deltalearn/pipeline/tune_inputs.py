@@ -7,11 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from deltalearn.errors import UserError
 from deltalearn.formats.rows import files_line, source_digest
-from deltalearn.lm.adapters import base_of
-from deltalearn.lm.locate import WANTED, ModelFiles, download, locate
-from deltalearn.recipe import ModelSpec, PairsSource, TuneSpec
+from deltalearn.lm.locate import ModelFiles
+from deltalearn.recipe import PairsSource, TuneSpec
 from deltalearn.records import Rendering
-from deltalearn.util.paths import local_path
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -19,8 +17,6 @@ if TYPE_CHECKING:
     from deltalearn.formats.preferences import Text
     from deltalearn.tune.dataset import Examples
     from deltalearn.tune.tokenize import ExampleCounts
-
-WITHOUT_WEIGHTS = [pattern for pattern in WANTED if pattern != "*.safetensors"]
 
 
 def pairs_digest(pairs: PairsSource) -> Any:
@@ -145,17 +141,3 @@ def read_config(student: ModelFiles) -> PretrainedConfig:
         return AutoConfig.from_pretrained(student.directory, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise UserError(f"{student.name}: its config cannot be read: {error}") from error
-
-
-def tokenizer_files(spec: ModelSpec, *, network: bool = True) -> ModelFiles:
-    """Find config and tokenizer of a model; of a hub model only those are downloaded.
-
-    Raises:
-        UserError: If they are not to be had; without `network`, not on this disk.
-    """
-    path = local_path(spec.path)
-    if path.is_dir():
-        adapted = base_of(spec.path, path) is not None
-        return locate(spec.path) if adapted else ModelFiles(spec.path, path, "")
-    found = download(spec.path, spec.revision, WITHOUT_WEIGHTS, network=network)
-    return ModelFiles(spec.path, found, "")

@@ -6,13 +6,13 @@ from pathlib import Path
 
 from deltalearn.errors import UserError, refuse_idle
 from deltalearn.lm.clock import today
+from deltalearn.lm.locate import locate_tokenizer
 from deltalearn.pipeline.generator import rendering_of
 from deltalearn.pipeline.tune_inputs import (
     read_config,
     read_examples,
     split_line,
     template_line,
-    tokenizer_files,
 )
 from deltalearn.recipe import LoadedRecipe
 
@@ -60,7 +60,7 @@ def preview_pairs(loaded: LoadedRecipe) -> str:
     recipe = loaded.recipe
     spec, pairs = recipe.student, recipe.pairs.outside
     assert spec is not None and pairs is not None  # the command needs them
-    files = tokenizer_files(spec)
+    files = locate_tokenizer(spec.path, spec.revision)
     examples, counts = read_examples(
         pairs,
         recipe.tune,

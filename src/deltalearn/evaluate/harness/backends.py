@@ -6,7 +6,7 @@ import inspect
 from typing import Any
 
 from deltalearn.errors import UserError
-from deltalearn.lm.locate import locate
+from deltalearn.lm.locate import locate, locate_tokenizer
 from deltalearn.openai_api.endpoint import Endpoint
 from deltalearn.recipe.evaluation import BackendSpec
 from deltalearn.util.distributed import alone
@@ -57,7 +57,13 @@ def load(options: BackendOptions) -> Any:
 
 def _hf(options: BackendOptions) -> Any:
     from deltalearn.evaluate.harness.hf_model import TransformersLM
-    from deltalearn.lm.load import load_model, load_tokenizer, place, without_sampling
+    from deltalearn.lm.load import (
+        check_files,
+        load_model,
+        load_tokenizer,
+        place,
+        without_sampling,
+    )
 
     _refuse(options, READS, "reasoning is told from the answer by the model's own marks")
     files, here = locate(options.model), place(options.device or "auto", options.dtype)
@@ -65,6 +71,8 @@ def _hf(options: BackendOptions) -> Any:
     known = inspect.signature(TransformersLM).parameters
     if not loads and (idle := [name for name in options.options if name not in known]):
         raise TypeError(f"lm_eval's model has no argument {idle[0]!r}")
+    if loads:
+        check_files(files, "lm_eval")
     how: dict[str, Any] = {"dtype": options.dtype, "device": here.device} if loads else {}
     model = TransformersLM(
         pretrained=str(files.directory) if loads else load_model(files, here),
@@ -87,9 +95,10 @@ def _vllm(options: BackendOptions) -> Any:
     _refuse(options, READS, "reasoning is told from the answer by the model's own marks")
     with alone():
         from deltalearn.evaluate.harness.vllm_model import VllmLM
-        from deltalearn.lm.load import end_ids_of_files, load_tokenizer
+        from deltalearn.lm.load import check_files, end_ids_of_files, load_tokenizer
 
         files = locate(options.model)
+        check_files(files, "vLLM")
         model = VllmLM(
             pretrained=str(files.directory),
             dtype=options.dtype,
@@ -97,7 +106,8 @@ def _vllm(options: BackendOptions) -> Any:
             trust_remote_code=False,
             **{"generation_config": "vllm", **options.options},  # no shipped sampling
         )
-        model.end_ids = end_ids_of_files(files, load_tokenizer(files, chat=False))
+        model.tokenizer = _padding(load_tokenizer(files, chat=False))  # not vLLM's reading of it
+        model.end_ids = end_ids_of_files(files, model.tokenizer)
         return model
 
 
@@ -113,13 +123,25 @@ def _openai(options: BackendOptions) -> Any:
     values |= options.options
     if options.tokenizer is None:
         return LocalChatCompletion(base_url=f"{base}/chat/completions", **values)
-    return _completions()(
+    from deltalearn.lm.load import load_tokenizer
+
+    files = locate_tokenizer(options.tokenizer)
+    model = _completions()(
         base_url=f"{base}/completions",
-        tokenizer=options.tokenizer,
+        tokenizer=str(files.tokenizer_directory),
         tokenizer_backend="huggingface",
         max_length=options.context or 4096,
         **{"add_bos_token": None, **values},
     )
+    model.tokenizer = _padding(load_tokenizer(files, chat=False))  # not lm_eval's reading of it
+    return model
+
+
+def _padding(tokenizer: Any) -> Any:
+    """The tokenizer with a pad token, as lm_eval asks for."""
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
 
 
 def _completions() -> Any:
