@@ -382,18 +382,18 @@ def other_shape(model: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "damage",
+    ("damage", "says"),
     [
-        unknown_type,
-        broken_config,
-        not_causal,
-        torn_weights,
-        other_shape,
+        (unknown_type, "model type 'nosuch' is unknown"),
+        (broken_config, "its config.json cannot be read"),
+        (not_causal, "is an encoder-decoder; a causal language model is needed"),
+        (torn_weights, "the model does not load"),
+        (other_shape, "the model does not load"),
     ],
 )
-def test_model_that_does_not_load_is_a_user_error(model, damage, cpu):
+def test_model_that_does_not_load_is_a_user_error(model, damage, says, cpu):
     damage(model)
-    with pytest.raises(UserError, match="the model does not load"):
+    with pytest.raises(UserError, match=says):
         load_model(locate(str(model)), cpu)
 
 
