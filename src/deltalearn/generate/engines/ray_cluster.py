@@ -52,7 +52,7 @@ class RayEngine:
         sampling: Sampling,
         token_budget: int,
         options: RayOptions,
-        rendering: Rendering = PLAIN,
+        rendering: Rendering | None = None,
         say: Callable[[str], None] = print,
     ) -> None:
         """Prepare to answer; workers start at the first request.
@@ -73,6 +73,7 @@ class RayEngine:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         with needs("generate.engine ray needs ray", "ray", ", or choose another engine"):
             import ray
+        rendering = rendering or PLAIN
         self._ray = ray
         self._options = options
         self._say = say
