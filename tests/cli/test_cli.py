@@ -122,7 +122,7 @@ class TestBadInput:
         recipe = small(tmp_path, tune={"lr": 1e-4})
         result = deltalearn("run", recipe, "--out", tmp_path / "run")
         fails(result, "do not fill one batch of 32", "tune.batch_size")
-        assert (tmp_path / "run" / "pairs" / "s_over_xs.parquet").is_file()
+        assert not (tmp_path / "run" / "responses.sqlite").exists(), "before anybody is asked"
 
 
 class TestOutputDirectory:
