@@ -37,7 +37,7 @@ def needs(package: str, extra: str, otherwise: str = "") -> Iterator[None]:
     try:
         yield
     except ImportError as error:
-        remedy = f"run `pip install 'deltalearn[{extra}]'`{otherwise}"
+        remedy = f"run `pip install -e '.[{extra}]'`{otherwise}"
         raise UserError(f"{package}, but: {error}; {remedy}") from error
 
 

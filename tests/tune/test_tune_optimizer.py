@@ -182,7 +182,7 @@ def test_eight_bits_need_a_package(monkeypatch):
     for module in [m for m in sys.modules if m.split(".")[0] == "bitsandbytes"]:
         monkeypatch.setitem(sys.modules, module, None)
     monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
-    with pytest.raises(UserError, match=r"adamw_8bit.*pip install 'deltalearn\[qlora\]'"):
+    with pytest.raises(UserError, match=r"adamw_8bit.*pip install -e '\.\[qlora\]'"):
         make(network(), "adamw_8bit")
 
 

@@ -296,7 +296,7 @@ class TestLora:
         self, settings, package, extra, tiny_model, cpu, monkeypatch
     ):
         monkeypatch.setitem(sys.modules, package, None)
-        with pytest.raises(UserError, match=rf"{package}.*pip install 'deltalearn\[{extra}\]'"):
+        with pytest.raises(UserError, match=rf"{package}.*pip install -e '\.\[{extra}\]'"):
             load_student(locate(str(tiny_model)), settings, cpu, seed=0)
 
 

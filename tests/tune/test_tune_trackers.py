@@ -106,7 +106,7 @@ def test_a_missing_package_is_named_before_anything_starts(name, tmp_path, monke
     monkeypatch.setattr(
         "deltalearn.tune.trackers.find_spec", lambda n: None if n == name else found(n)
     )
-    with pytest.raises(UserError, match=rf"{name}.*pip install 'deltalearn\[{name}\]'"):
+    with pytest.raises(UserError, match=rf"{name}.*pip install -e '\.\[{name}\]'"):
         tracker_arguments(TuneSpec(tracker=name), tmp_path)
 
 

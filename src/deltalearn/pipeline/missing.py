@@ -125,16 +125,16 @@ def _packages(recipe: Recipe) -> Iterator[Lack]:
                 "generate",
             )
     if local and generate.engine == "ray" and find_spec("ray") is None:
-        yield Lack("package ray: pip install 'deltalearn[ray]'", "generate")
+        yield Lack("package ray: pip install -e '.[ray]'", "generate")
     arms = recipe.tuned_arms
     for spec in [recipe.tune_of(arm) for arm in arms] if arms else [recipe.tune]:
         if spec.lora is not None and find_spec("peft") is None:
-            yield Lack("package peft: pip install 'deltalearn[lora]'", "tune")
+            yield Lack("package peft: pip install -e '.[lora]'", "tune")
         quantised = spec.lora is not None and spec.lora.bits is not None
         if (quantised or spec.optimizer == "adamw_8bit") and find_spec("bitsandbytes") is None:
-            yield Lack("package bitsandbytes: pip install 'deltalearn[qlora]'", "tune")
+            yield Lack("package bitsandbytes: pip install -e '.[qlora]'", "tune")
         if spec.tracker in TRACKERS and find_spec(TRACKERS[spec.tracker]) is None:
-            extra = f"pip install 'deltalearn[{spec.tracker}]'"
+            extra = f"pip install -e '.[{spec.tracker}]'"
             yield Lack(f"package {spec.tracker}, for tune.tracker: {extra}", "tune")
 
 
@@ -167,7 +167,7 @@ def _of_evaluation(spec: EvaluateSpec) -> Iterator[Lack]:
     if not names:
         return
     if find_spec("lm_eval") is None:
-        yield Lack("package lm_eval: pip install 'deltalearn[evaluate]'", "evaluate")
+        yield Lack("package lm_eval: pip install -e '.[evaluate]'", "evaluate")
     if spec.backend.kind == "vllm" and find_spec("vllm") is None:
         yield Lack("package vllm, for evaluate.backend.kind: pip install vllm", "evaluate")
     suite = [BY_NAME[name] for name in names if name in BY_NAME]

@@ -33,7 +33,7 @@ def tracker_arguments(settings: TuneSpec, out: Path) -> dict[str, Any]:
     if find_spec(name) is None:
         raise UserError(
             f"tune.tracker {name} needs the package {name}, which is not installed; run "
-            f"`pip install 'deltalearn[{name}]'`, or leave tracker out"
+            f"`pip install -e '.[{name}]'`, or leave tracker out"
         )
     return {"log_with": name, "project_dir": out / "tracker"}
 

@@ -326,7 +326,7 @@ def test_what_does_not_fit_is_refused():
 def test_without_lm_eval_the_error_names_the_extra(monkeypatch):
     ifeval._checks.cache_clear()
     monkeypatch.setitem(sys.modules, "lm_eval.tasks.ifeval", None)
-    with pytest.raises(UserError, match=r"pip install 'deltalearn\[evaluate\]'"):
+    with pytest.raises(UserError, match=r"pip install -e '\.\[evaluate\]'"):
         grade("a", [COMMA], [{}])
     monkeypatch.undo()
     ifeval._checks.cache_clear()

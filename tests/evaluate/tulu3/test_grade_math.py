@@ -359,7 +359,7 @@ def test_lm_eval_missing_says_what_to_install(monkeypatch):
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(
-        UserError, match=r"No module named 'lm_eval'.*pip install 'deltalearn\[eval"
+        UserError, match=r"No module named 'lm_eval'.*pip install -e '\.\[eval"
     ):
         grade("4", boxed("4"))
 

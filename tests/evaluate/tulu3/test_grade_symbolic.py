@@ -206,7 +206,7 @@ def test_without_sympy_it_says_what_to_install(script, why, limits, tmp_path):
     path = tmp_path / "worker.py"
     path.write_text(script)
     limits(WORKER=path)
-    with pytest.raises(UserError, match=rf"{why}.*pip install 'deltalearn\[evaluate\]'"):
+    with pytest.raises(UserError, match=rf"{why}.*pip install -e '\.\[evaluate\]'"):
         symbolic.equal("2x", "x+x")
 
 

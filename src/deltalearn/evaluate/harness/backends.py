@@ -51,7 +51,7 @@ def load(options: BackendOptions) -> Any:
     except ModuleNotFoundError as error:
         raise UserError(
             f"the back-end {options.kind} does not load: {error}; run `pip install "
-            "'deltalearn[evaluate]'`, and `pip install vllm` for vllm"
+            "-e '.[evaluate]'`, and `pip install vllm` for vllm"
         ) from error
 
 

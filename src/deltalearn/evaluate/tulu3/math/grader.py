@@ -98,6 +98,6 @@ def _lm_eval(task: str) -> ModuleType:
     except (ImportError, AssertionError) as error:  # AssertionError: another version of antlr4
         raise UserError(
             f"MATH is graded with lm_eval and sympy ({str(error).splitlines()[0]}); "
-            "pip install 'deltalearn[evaluate]'"
+            "pip install -e '.[evaluate]'"
         ) from error
     return utils

@@ -52,7 +52,7 @@ class _Worker:
             why = first["missing"] if isinstance(first, dict) else "the process did not start"
             raise UserError(
                 f"MATH is graded with sympy, which does not work here ({why}); "
-                "pip install 'deltalearn[evaluate]'"
+                "pip install -e '.[evaluate]'"
             )
 
     def compare(self, a: str, b: str) -> bool:
