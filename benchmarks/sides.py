@@ -213,7 +213,8 @@ def our_run(job: dict[str, Any], pairs_file: str, out: Path, cache: Any) -> dict
         load_tokenizer(student), rows, job["max_length"], truncation="error"
     )
     placement = Placement(job["device"], job["dtype"])
-    train.save_student = lambda *_: None  # TRL's side does not save either
+    for saving in ("save_student", "check_written", "rehearse"):
+        setattr(train, saving, lambda *_: None)  # TRL's side does not save either
     said: list[str] = []
     done = train.tune(
         student, examples, tune_spec(job), job["seed"], out, reference=cache, placement=placement,

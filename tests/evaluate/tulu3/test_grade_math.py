@@ -358,9 +358,7 @@ def test_lm_eval_missing_says_what_to_install(monkeypatch):
     for name in [n for n in sys.modules if n.split(".")[0] == "lm_eval"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(
-        UserError, match=r"No module named 'lm_eval'.*pip install -e '\.\[eval"
-    ):
+    with pytest.raises(UserError, match=r"No module named 'lm_eval'.*pip install -e '\.\[eval"):
         grade("4", boxed("4"))
 
 
