@@ -150,7 +150,7 @@ def test_a_batch_that_kills_its_workers_becomes_errors(place, cpu, tmp_path, mon
 
     said: list[str] = []
     made = engine(place, cpu, said, workers=1)
-    made._planner = (*made._planner[:3], budget, None)
+    made._planner = (*made._planner[:3], budget, made._planner[4])
     monkeypatch.setattr("deltalearn.generate.engines.ray_cluster.Worker", DiesOver)
     counts, found = answered(tmp_path / "r.sqlite", requests, lambda: made)
     assert counts["errors"] == 1
