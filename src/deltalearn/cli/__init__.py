@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import sys
@@ -256,8 +257,8 @@ def main() -> None:
         _complain(f"error: {error}")
         sys.exit(EXIT_USER_ERROR)
     except Interrupted as error:
-        # All is said and saved; another press while Python ends must not change how it ended.
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        # All is saved; another press while Python ends must not change how it ended.
+        atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)
         _complain(f"\n{str(error) or 'interrupted'}; run the same command again to resume")
         sys.exit(EXIT_SIGNAL + error.number)
     except Exception as error:
