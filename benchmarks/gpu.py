@@ -1,6 +1,6 @@
 """A day on a GPU in one command: stages in order of value, each under a time limit of its own.
 
-python benchmarks/gpu.py [--out DIR] [--seconds 480] [--stages speed lab ...] [--kind 8b] [--tiny]
+python benchmarks/gpu.py [--out DIR] [--seconds 480] [--stages lora lab ...] [--shape 8b] [--tiny]
 
 Made for machines that can be had for minutes: every stage appends its findings to
 DIR/results.jsonl as soon as it has them, so that what was measured survives a cut; DIR/logs.txt has

@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerFast
 from deltalearn.errors import UserError
 from deltalearn.generate.engines.hf import TransformersEngine
 from deltalearn.generate.stage import Window, generate
-from deltalearn.lm.chat import answer_ids, answer_texts, prompt_ids
+from deltalearn.lm.chat import answer_ids, prompt_ids
 from deltalearn.lm.locate import ModelFiles, locate
 from deltalearn.recipe import PricesSpec
 from deltalearn.records import Prompt, Request, Response, Sampling
@@ -470,7 +470,7 @@ def test_response_holds_ids_text_and_prompt_length(lab, cpu, user_prompt, loaded
     engine = TransformersEngine(lab, cpu, SAMPLED, 10_000)
     for batch in engine.batches(plan):
         for request, response in zip(batch, engine.answer(batch), strict=True):
-            assert response.text == answer_texts(tokenizer, [response.token_ids])[0]
+            assert response.text == tokenizer.decode(response.token_ids, skip_special_tokens=True)
             assert tokenizer.eos_token_id not in response.token_ids
             (ids,) = prompt_ids(tokenizer, [request.prompt.messages])
             assert response.prompt_tokens == len(ids)
@@ -588,8 +588,8 @@ def test_answer_bytes_survive_ids_and_end_is_added_exactly_once(tiny_tokenizer, 
     end = tiny_tokenizer.eos_token_id
     assert ended == [*bare, end]  # nothing between the answer and its end
     assert end not in bare
-    assert answer_texts(tiny_tokenizer, [bare]) == [text]
-    assert answer_texts(tiny_tokenizer, [ended]) == [text]
+    assert tiny_tokenizer.decode(bare, skip_special_tokens=True) == text
+    assert tiny_tokenizer.decode(ended, skip_special_tokens=True) == text
 
 
 def test_prompt_ends_with_the_assistant_header_and_later_turns_keep_it(tiny_tokenizer):

@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.stored import adapter, edit_json, edit_weights, sharded
+from helpers.tensors import stored_tensors
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from deltalearn.errors import UserError
 from deltalearn.lm.load import check_files, load_model, load_tokenizer
 from deltalearn.lm.locate import locate
-from deltalearn.lm.weights import stored_tensors
 
 IDS = torch.arange(2, 26).reshape(2, 12)
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.stored import adapter, edit_json, edit_weights, sharded, wide_llama
+from helpers.tensors import stored_tensors
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, pre_tokenizers
 from transformers import (
@@ -27,7 +28,7 @@ from transformers import (
 from deltalearn.errors import UserError
 from deltalearn.lm.load import Placement, load_model
 from deltalearn.lm.locate import locate
-from deltalearn.lm.weights import stored_tensors, write_header
+from deltalearn.lm.weights import write_header
 from deltalearn.recipe import TuneSpec
 from deltalearn.tune.student import load_student, save_student, trainable_parameters
 from deltalearn.tune.write import check_written, rehearse, write_model

@@ -104,18 +104,3 @@ def answer_ids(
         [*ids.tolist(), turn.end] if e else ids.tolist()
         for ids, e in zip(encoded, ended, strict=True)
     ]
-
-
-def answer_texts(tokenizer: PreTrainedTokenizerBase, ids: Sequence[Sequence[int]]) -> list[str]:
-    """Decode answers, special tokens left out, spaces untouched.
-
-    Args:
-        tokenizer: The model's tokenizer.
-        ids: Ids of each answer.
-
-    Returns:
-        The text of each answer.
-    """
-    return tokenizer.batch_decode(
-        [list(i) for i in ids], skip_special_tokens=True, clean_up_tokenization_spaces=False
-    )

@@ -106,15 +106,6 @@ def read_header(place: str, file: Path) -> dict[str, dict[str, Any]]:
     return header
 
 
-def stored_tensors(place: str, directory: Path) -> dict[str, dict[str, Any]]:
-    """Read the headers of all weight files of a model; see `weight_files` and `read_header`."""
-    return {
-        name: tensor
-        for file in weight_files(place, directory)
-        for name, tensor in read_header(place, file).items()
-    }
-
-
 def same_numbers(place: str, directory: Path, one: str, other: str) -> bool:
     """True if two tensors of a model are equal byte for byte, or if one of them is not there."""
     found = []
