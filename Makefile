@@ -37,10 +37,10 @@ demo: $(VENV)/.installed
 	$(BIN)/deltalearn run recipes/lab.yaml
 
 check: $(VENV)/.installed-test lint
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow"
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
 
 test: $(VENV)/.installed-test $(VLLM)/.installed lint
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
