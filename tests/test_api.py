@@ -38,6 +38,7 @@ def test_two_arms_are_compared(suites):
     assert [row.name for row in found.rows] == ["gsm8k"]
 
 
+@pytest.mark.slow
 def test_a_benchmark_that_is_none(tmp_path, lab_ladder):
     with pytest.raises(UserError, match="no-such"):
         api.evaluate(lab_ladder / "m", tmp_path / "e", benchmarks=["no-such"], limit=2)

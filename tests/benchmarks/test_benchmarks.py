@@ -179,6 +179,7 @@ def test_the_store_is_read_while_it_is_written():
     assert sum(reader["reads"] for reader in readers) > 0
 
 
+@pytest.mark.slow
 def test_vllm_gives_both_sides_the_same_ids():
     made = Path(__file__).parents[2] / ".venv-vllm" / "bin" / "python"
     python = Path(os.environ.get("DELTALEARN_VLLM_PYTHON") or made)

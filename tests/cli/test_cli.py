@@ -63,10 +63,12 @@ class TestBadInput:
         result = deltalearn("run", small(tmp_path), "--set", "tune.bata=3")
         fails(result, "tune.bata", "did you mean 'beta'?")
 
+    @pytest.mark.slow
     def test_missing_prompts(self, tmp_path):
         recipe = small(tmp_path, prompts={"source": str(tmp_path / "no.jsonl")})
         fails(deltalearn("run", recipe, "--out", tmp_path / "run"), "no.jsonl", "not on this disk")
 
+    @pytest.mark.slow
     def test_empty_prompts(self, tmp_path):
         recipe = small(tmp_path)
         (tmp_path / "prompts.jsonl").write_text("")
@@ -186,6 +188,7 @@ class TestOutputDirectory:
         result = deltalearn("run", finished / "run" / "recipe.yaml", "--out", finished / "run")
         assert "nothing to do" in result.stdout, result.stderr
 
+    @pytest.mark.slow
     def test_report_of_an_unfinished_run(self, tmp_path):
         out = tmp_path / "run"
         deltalearn("run", small(tmp_path), "--out", out, "--until", "prompts")

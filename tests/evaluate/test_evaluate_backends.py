@@ -79,6 +79,7 @@ def read_by_model(model, monkeypatch) -> list[list[int]]:
     return seen
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["generate_until", "loglikelihood"])
 @pytest.mark.parametrize("chat", [False, True], ids=["plain", "chat"])
 def test_a_server_is_sent_what_the_model_reads_here(place, monkeypatch, kind, chat):

@@ -42,6 +42,7 @@ REASONS = {  # what is found in a reason, and the words of the table
     "a causal language model is needed": "its text model has no type that can be loaded by itself",
     "no causal language model": "looks ahead (an encoder, unless its config has `is_decoder`)",
     "does not score a text": "its forward wants more than ids",
+    "written and not read again": "what is written could not be read again",
     "more than an ordinary one": "attention with sinks, or the like",
     "layers without full attention": "layers without full attention",
     "attention functions": "takes no attention function",

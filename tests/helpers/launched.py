@@ -39,6 +39,16 @@ def kill_all(process: subprocess.Popen) -> None:
     for pid in pids:
         os.kill(pid, signal.SIGKILL)
     process.wait()
+    while any(map(at_work, pids)):  # what they still write must not be taken for others' work
+        time.sleep(0.01)
+
+
+def at_work(pid: int) -> bool:
+    """Whether a process is there and no zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "XZ"
+    except OSError:
+        return False
 
 
 def wait_for(happened: Callable[[], object], process: subprocess.Popen) -> None:

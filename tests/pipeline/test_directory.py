@@ -51,6 +51,7 @@ def test_a_folder_that_was_made_and_left_empty_is_removed(tmp_path):
     assert (tmp_path / "c" / "file").is_file()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "mistake",
     [
@@ -71,6 +72,7 @@ def test_a_first_start_that_fails_leaves_nothing_in_the_way(tmp_path, mistake):
     assert result.returncode == 0, result.stderr
 
 
+@pytest.mark.slow
 def test_a_server_that_is_not_there_leaves_no_settings_behind(tmp_path):
     """Another url or model is no other run while there is no answer."""
     options = ["--prompts", prompts_file(tmp_path, 2), "--out", tmp_path / "out"]

@@ -87,6 +87,7 @@ def test_a_model_without_a_chat_template_is_told_so(tmp_path, tiny_model):
     assert suite.test_set_log == []
 
 
+@pytest.mark.slow
 def test_a_run_of_nothing_has_an_exit_code(tmp_path, tiny_model):
     (tmp_path / "data").mkdir()
     result = deltalearn(

@@ -249,6 +249,7 @@ def test_two_at_once_is_refused(folder):
     fails(done, "another deltalearn process is running here")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -274,6 +275,7 @@ def test_what_cannot_be_scored_is_said_before_anything_is_made(folder, changes, 
     assert not (folder / "refused" / "responses.sqlite").exists()
 
 
+@pytest.mark.slow
 def test_only_what_has_a_score_for_each_item_is_taken(tmp_path):
     write_task(tmp_path, "rolling", "multiple_choice", "loglikelihood_rolling")
     write_task(tmp_path, "worse", "better: true", "better: false")

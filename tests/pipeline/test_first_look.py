@@ -120,6 +120,7 @@ def test_the_dry_run_lists_them_but_not_what_a_launcher_will_change(tmp_path):
     assert MISTAKES["shard alone"][1] not in told
 
 
+@pytest.mark.slow
 def test_check_says_so_and_writes_nothing(tmp_path):
     done = deltalearn("run", "small.yaml", "--check", "--out", tmp_path / "run")
     assert done.returncode == 0, done.stderr

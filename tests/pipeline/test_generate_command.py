@@ -58,6 +58,7 @@ def test_answers_then_nothing_to_do(command, tmp_path):
     assert listed.splitlines() == ["responses 3", "truncated 0", "errors 0"]
 
 
+@pytest.mark.slow
 def test_more_prompts_and_models_ask_for_what_is_new_alone(command):
     with FaultServer(well) as server:
         server.models = Reply(404, {})  # says nothing of its models, so that any name will do
@@ -70,6 +71,7 @@ def test_more_prompts_and_models_ask_for_what_is_new_alone(command):
     assert [body["model"] for body in server.bodies] == ["model"] * 5 + ["other"] * 5
 
 
+@pytest.mark.slow
 def test_another_limit_is_asked_for_anew_and_must_be_meant(command):
     with FaultServer(well) as server:
         command(server)
@@ -80,6 +82,7 @@ def test_another_limit_is_asked_for_anew_and_must_be_meant(command):
     assert set(server.asked.values()) == {2}
 
 
+@pytest.mark.slow
 def test_errors_have_an_exit_code_and_are_asked_again_on_demand(command, tmp_path):
     with FaultServer(say_no_to_q2) as server:
         first = command(server)
@@ -96,6 +99,7 @@ def test_errors_have_an_exit_code_and_are_asked_again_on_demand(command, tmp_pat
     assert dict(server.asked) == {"q0": 1, "q1": 1, "q2": 2}
 
 
+@pytest.mark.slow
 def test_a_refused_key_ends_with_the_remedy_and_is_seen_nowhere(command, tmp_path):
     echo = Reply(401, {"error": {"message": f"Incorrect API key provided: {KEY}"}})
     with FaultServer(lambda question, attempt: echo) as server:
@@ -155,6 +159,7 @@ def test_cost_is_counted(command):
     assert "cost 1.521" in result.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_finishes_what_is_in_flight_and_says_how_to_go_on(tmp_path, number):
     release = threading.Event()
@@ -187,6 +192,7 @@ def test_ctrl_c_finishes_what_is_in_flight_and_says_how_to_go_on(tmp_path, numbe
     assert len(server.asked) == 40
 
 
+@pytest.mark.slow
 def test_pairs_of_a_store_leave_errors_out(command, tmp_path):
     def plan(question: str, attempt: int):
         model = server.bodies[-1]["model"]

@@ -230,6 +230,7 @@ def test_shipped_weights_have_the_stated_hash_and_size(lab_ladder, manifest, nam
     assert sum(p.numel() for p in model.parameters()) == entry["parameters"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["xs", "s", "m"])
 def test_shipped_model_scores_what_the_manifest_says(lab_ladder, manifest, name, loaded):
     measured = measure(*loaded(lab_ladder / name))

@@ -41,6 +41,7 @@ def outside(source: Path) -> dict:
     return {"pairs": {"source": str(source), "limit": 4, **COLUMNS}}
 
 
+@pytest.mark.slow
 def test_an_arm_on_outside_pairs_stands_beside_one_on_answers(tmp_path, strong):
     recipe = small(tmp_path, arms={**ARMS, "strong": outside(strong)})
     stages, _ = run(recipe, tmp_path / "run")

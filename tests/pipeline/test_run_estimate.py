@@ -32,6 +32,7 @@ def row(text: str, name: str) -> list[str]:
     return found
 
 
+@pytest.mark.slow
 def test_the_paper_s_run_without_network(monkeypatch, tmp_path):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     monkeypatch.delenv("DELTALEARN_DATA_DIR", raising=False)

@@ -11,6 +11,7 @@ from deltalearn.pipeline.side_by_side import devices
 from deltalearn.recipe.evaluation import EvaluateSpec
 
 
+@pytest.mark.slow
 def test_each_has_a_gpu_and_a_single_one_has_all(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)

@@ -130,6 +130,7 @@ def weights(out: Path) -> dict:
 
 
 class TestPairs:
+    @pytest.mark.slow
     @pytest.mark.parametrize("ending", ["jsonl", "parquet"])
     @pytest.mark.parametrize(
         "shape", ["standard", "conversational", "implicit", "text and turns", "ladder"]

@@ -232,6 +232,7 @@ def test_the_line_before_the_start_adds_up():
     assert "copies" not in line  # there are none in float32
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["gemma3", "gemma4_text", "rwkv", "gpt_oss", "bart", "dbrx"])
 def test_no_architecture_stops_the_estimate(kind):
     """Weights that cannot be drawn on shapes, widths that differ by layer, experts, no layers."""

@@ -445,6 +445,7 @@ class TestResume:
             with pytest.raises(KeyboardInterrupt):
                 run(student, tokenizer, out, spec or self.spec)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("at", "changes"),
         [

@@ -490,6 +490,7 @@ def test_sleeping_forever_ends():
 # -- filling up -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_memory_ends_at_the_limit():
     small = sandbox(memory=512 << 20)
     grow = "x = []\nfor n in range(64): x.append(bytearray(1 << 24))"  # 1 GiB, were there no limit

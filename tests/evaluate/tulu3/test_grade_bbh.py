@@ -146,6 +146,7 @@ PIECES += ["not", "-5", "12", "]", ") >", " ", "\n", "ape", "TRUE", "invalid", "
 outputs = st.lists(st.sampled_from(PIECES), max_size=14).map("".join) | st.text(max_size=40)
 
 
+@pytest.mark.slow
 @given(output=outputs, task=st.sampled_from(sorted(ANSWERS)))
 @settings(max_examples=2500)
 def test_search_by_lines_finds_what_the_literal_patterns_find(output, task):

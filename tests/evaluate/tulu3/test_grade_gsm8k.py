@@ -210,6 +210,7 @@ def flexible():
     return score
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES, ids=ids)
 def test_lm_eval_differs_only_where_the_table_says(case, flexible):
     expected = case.published if case.lm_eval is None else case.lm_eval

@@ -314,6 +314,7 @@ def test_hostile_answers_are_normalised_in_time(name):
         assert answers(boxed(HOSTILE[name]) + final(HOSTILE[name]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "piece",
     [

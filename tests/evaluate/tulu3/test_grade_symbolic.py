@@ -83,6 +83,7 @@ def test_verdicts(a, b, same):
     assert symbolic.equal(b, a) is same
 
 
+@pytest.mark.slow
 def test_a_comparison_without_end_is_unequal_and_the_next_one_is_not_harmed(limits):
     limits(SECONDS=1.0)
     assert symbolic.equal("2x", "x+x")
@@ -104,6 +105,7 @@ def test_the_time_limit_is_for_comparisons_not_for_waiting(limits):
     assert worker() == first
 
 
+@pytest.mark.slow
 def test_too_much_memory_is_unequal(limits):
     """2^(8e9) has 1 GB, in a process that may have 0.5: it raises, and the process goes on."""
     limits(SECONDS=60.0, MEMORY=512 << 20)

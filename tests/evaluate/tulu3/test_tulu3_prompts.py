@@ -116,6 +116,7 @@ def test_mmlu_mc():
             assert continuations == ["A", "B", "C", "D"], "bare letters"
 
 
+@pytest.mark.slow
 def test_mmlu_cot():
     found = rendered("mmlu_cot")
     for subject in ("anatomy", "college_physics", "virology"):
