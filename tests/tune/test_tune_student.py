@@ -180,7 +180,7 @@ class TestFull:
         def fail(*_arguments):
             raise OSError("disk full")
 
-        monkeypatch.setattr("deltalearn.tune.write.copy_tokenizer", fail)
+        monkeypatch.setattr("deltalearn.lm.write.copy_tokenizer", fail)
         with pytest.raises(OSError, match="disk full"):
             save_student(changed, files, TuneSpec(), cpu, tmp_path / "final")
         after = stored(tmp_path / "final")

@@ -29,9 +29,9 @@ from deltalearn.errors import UserError
 from deltalearn.lm.load import Placement, load_model
 from deltalearn.lm.locate import locate
 from deltalearn.lm.weights import write_header
+from deltalearn.lm.write import check_written, rehearse, write_model
 from deltalearn.recipe import TuneSpec
 from deltalearn.tune.student import load_student, save_student, trainable_parameters
-from deltalearn.tune.write import check_written, rehearse, write_model
 
 SIDE_FILES = {
     "special_tokens_map.json": '{"eos_token":   "<|end|>"}',
@@ -186,7 +186,7 @@ def test_a_rehearsal_writes_what_the_run_will_write(tmp_path, tiny_tokenizer, ki
         tiny_tokenizer.save_pretrained(place)
     rehearsed = {}
     monkeypatch.setattr(
-        "deltalearn.tune.write.check_written",
+        "deltalearn.lm.write.check_written",
         lambda folder: rehearsed.update(stored_tensors("", folder)),
     )
     rehearse(locate(str(place)), "bfloat16", tmp_path / "out")

@@ -15,9 +15,9 @@ from deltalearn.errors import needs
 from deltalearn.lm.load import Placement, load_model, require_device
 from deltalearn.lm.locate import ModelFiles
 from deltalearn.lm.quantized import trained_as
+from deltalearn.lm.write import copy_tokenizer, write_model
 from deltalearn.recipe import LoraSpec, TuneSpec
 from deltalearn.tune.lora import adapted, other_towers
-from deltalearn.tune.write import copy_tokenizer, write_model
 from deltalearn.util.files import replacing_directory
 
 if TYPE_CHECKING:
@@ -143,7 +143,7 @@ def save_student(
 
     The student is read anew from `files` and the weights are laid over it, so nothing of how it was
     trained (sharding, quantising, attention) stays in it. It is stored as safetensors in
-    `placement.dtype`, with the side files that it came with (`tune.write`). To be called by one
+    `placement.dtype`, with the side files that it came with (`lm.write`). To be called by one
     process; it needs host memory for the model in that dtype.
 
     With LoRA the adapter goes to `adapter` beside `out`, in peft's format and float32, and `out` is

@@ -19,6 +19,7 @@ from deltalearn.lm.layout import Tree
 from deltalearn.lm.load import Placement
 from deltalearn.lm.locate import ModelFiles
 from deltalearn.lm.rows import choose_rows, require_gradients
+from deltalearn.lm.write import check_written, rehearse
 from deltalearn.recipe import LoraSpec, TuneSpec
 from deltalearn.recipe.methods import FREE_TO_CHANGE, METHODS
 from deltalearn.tune.checkpoint import Checkpoints
@@ -44,7 +45,6 @@ from deltalearn.tune.student import (
     silence_dropout,
 )
 from deltalearn.tune.trackers import start_trackers
-from deltalearn.tune.write import check_written, rehearse
 from deltalearn.util.failure import informed
 from deltalearn.util.files import digest
 from deltalearn.util.progress import console
