@@ -28,7 +28,7 @@ from deltalearn.tune.estimate import (
     known_config,
     useful_flops,
 )
-from deltalearn.tune.memory import measure_model
+from deltalearn.tune.measure import measure_model
 
 CONFIG = LlamaConfig(
     vocab_size=512,
@@ -210,6 +210,30 @@ class TestReport:
         text = self.lines(size)
         for row in ("1    whole", "2    DDP", "2    FSDP2", "4    DDP", "8    DDP", "8    FSDP2"):
             assert f"\n{row}" in text
+
+    @pytest.mark.parametrize(
+        ("share", "said", "again"),
+        [
+            ("auto", "auto (74.5 GiB a GPU, ASSUMED, there is no GPU here)", "0 of 3"),
+            (0.3, "of 30% of the layers", "1 of 3"),
+            (True, "on", None),
+            (False, "off", None),
+        ],
+    )
+    def test_layers_that_are_computed_again(self, size, monkeypatch, share, said, again):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        text = self.lines(size, gradient_checkpointing=share)
+        assert f"gradient checkpointing {said}:\n" in text
+        (head,) = [line for line in text.splitlines() if line.startswith("GPUs")]
+        (row,) = [line for line in text.splitlines() if line.startswith("1    whole")]
+        assert head.endswith("layers again") is (again is not None)
+        assert row.endswith(again or "")
+
+    def test_auto_depends_on_the_room_of_the_device(self, size, monkeypatch):
+        monkeypatch.setattr("deltalearn.tune.estimate.room_expected", lambda device: (1, "tiny"))
+        text = self.lines(size, gradient_checkpointing="auto")
+        assert "auto (0.0 GiB a GPU, tiny)" in text
+        assert "3 of 3" in text
 
     @pytest.mark.parametrize(
         ("changes", "there"),

@@ -17,7 +17,7 @@ from deltalearn.errors import UserError
 from deltalearn.lm.locate import ModelFiles
 from deltalearn.recipe import LoraSpec
 from deltalearn.tune.lora import adapted, adapters_line, left_out, other_towers
-from deltalearn.tune.memory import measure_model
+from deltalearn.tune.measure import measure_model
 
 VOCABULARY = 64
 FILES = ModelFiles("a model", Path("nowhere"), "")

@@ -23,14 +23,8 @@ from deltalearn.lm.rows import choose_rows
 from deltalearn.lm.torch_private import storage_id
 from deltalearn.recipe import LoraSpec, TuneSpec
 from deltalearn.tune.estimate import known_config
-from deltalearn.tune.memory import (
-    GIB,
-    GPU_CONTEXT,
-    estimate_memory,
-    format_estimate,
-    measure_model,
-    saved_bytes,
-)
+from deltalearn.tune.measure import measure_model, saved_bytes
+from deltalearn.tune.memory import GIB, GPU_CONTEXT, estimate_memory, format_estimate
 from deltalearn.tune.optimizer import make_optimizer
 
 WIDTHS = {

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from deltalearn.tune.dataset import Examples
     from deltalearn.tune.estimate import DryRun
     from deltalearn.tune.fit import PairLengths
-    from deltalearn.tune.memory import ModelSize
+    from deltalearn.tune.measure import ModelSize
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Student:
 
     def sizes(self, dtype: str, lora: LoraSpec | None) -> tuple[ModelSize, ModelSize]:
         """Measure the model whole and sharded; once, as an 8B model takes seconds."""
-        from deltalearn.tune.memory import measure_model
+        from deltalearn.tune.measure import measure_model
 
         key = dtype, lora and canonical_json(lora.model_dump())
         if key not in self._sizes:
@@ -94,14 +94,15 @@ class TuneEstimate:
 
     def gib(self, gpus: int, device: str = "cuda") -> float:
         """Estimate GiB on each of `gpus` devices, with FSDP2 where the settings say so."""
-        from deltalearn.tune.memory import GIB, estimate_memory
+        from deltalearn.tune.memory import GIB, estimate_memory, room_expected
 
         shard = self.settings.shard and gpus > 1
         size, tokens = self.sizes[shard], self.plan.largest_forward
+        room = room_expected(device)[0]
         return (
             estimate_memory(
                 size, self.settings, self.dtype, tokens=tokens, gpus=gpus, shard=shard,
-                device=device,
+                device=device, room=room,
             ).total
             / GIB
         )  # fmt: skip

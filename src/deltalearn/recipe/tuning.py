@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from deltalearn.recipe.base import Decay, Fraction, Listed, Spec
 from deltalearn.recipe.evaluation import Metric, ReferenceSpec
@@ -83,8 +83,10 @@ class TuneSpec(Spec):
         "auto", description="Of shared and packed rows."
     )
     token_budget: int = Field(8192, ge=1, description="Tokens of one forward, on each device.")
-    gradient_checkpointing: bool = Field(
-        False, description="Compute activations again instead of keeping them."
+    gradient_checkpointing: bool | float | Literal["auto"] = Field(
+        False,
+        description="Compute activations again instead of keeping them; a share: of so many "
+        "layers; auto: of as few as the memory here asks for.",
     )
     compile: bool = Field(
         False, description="Compile each layer (torch.compile), a minute at the start."
@@ -108,6 +110,13 @@ class TuneSpec(Spec):
     tracker: Literal["none", "tensorboard", "wandb", "trackio"] = Field(
         "none", description="Where curves go besides log.jsonl."
     )
+
+    @field_validator("gradient_checkpointing", mode="before")
+    @classmethod
+    def _is_share(cls, value: Any) -> Any:
+        if value != "auto" and not (isinstance(value, (bool, int, float)) and 0 <= value <= 1):
+            raise ValueError("expected true, false, auto or a share of the layers from 0 to 1")
+        return value
 
     @model_validator(mode="after")
     def _effective(self) -> TuneSpec:

@@ -16,7 +16,8 @@ from deltalearn.recipe import TuneSpec
 from deltalearn.recipe.methods import METHODS
 from deltalearn.tune.batching import Lengths, plan_step, plan_tokens
 from deltalearn.tune.fit import PairLengths, steps_on
-from deltalearn.tune.memory import GIB, ModelSize, estimate_memory
+from deltalearn.tune.measure import ModelSize
+from deltalearn.tune.memory import GIB, estimate_memory, room_expected
 from deltalearn.tune.schedule import batch_at
 
 MODEL_CONFIGS = Path(__file__).with_name("model_configs")
@@ -299,9 +300,10 @@ def _memory_lines(
     lines = [
         f"Memory per GPU in GiB, {size.total:,} parameters ({size.trained:,} trained), {dtype}, "
         f"forwards of {plan.largest_forward:,} tokens, gradient checkpointing "
-        f"{'on' if settings.gradient_checkpointing else 'off'}:",
+        f"{_checkpointing(settings)}:",
     ]
     rows = []
+    room = room_expected("cuda")[0] if settings.gradient_checkpointing == "auto" else None
     several = ("DDP", "FSDP2") if _can_shard(settings) else ("DDP",)
     for gpus in GPUS:
         for shard, name in enumerate(several if gpus > 1 else ("whole",)):
@@ -312,16 +314,33 @@ def _memory_lines(
                 tokens=plan.largest_forward,
                 gpus=gpus,
                 shard=bool(shard),
+                room=room,
             )
             rows.append((gpus, name, found))
     names = [n for n in rows[0][2].parts if any(found.parts[n] for _, _, found in rows)]
-    lines.append(f"{'GPUs':<5}{'':<7}{'total':>8}" + "".join(f"{n:>13}" for n in names))
+    some = settings.gradient_checkpointing not in (True, False)
+    lines.append(
+        f"{'GPUs':<5}{'':<7}{'total':>8}"
+        + "".join(f"{n:>13}" for n in names)
+        + "   layers again" * some
+    )
     for gpus, name, found in rows:
         cells = "".join(f"{found.parts[n] / GIB:>13.2f}" for n in names)
-        lines.append(f"{gpus:<5}{name:<7}{found.total / GIB:>8.1f}{cells}")
+        lines.append(
+            f"{gpus:<5}{name:<7}{found.total / GIB:>8.1f}{cells}"
+            + f"{f'{found.again} of {found.layers}':>15}" * some
+        )
     if not rows[0][2].complete:
         lines.append("Activations are not included: this architecture cannot be run on shapes.")
     return lines
+
+
+def _checkpointing(settings: TuneSpec) -> str:
+    share = settings.gradient_checkpointing
+    if isinstance(share, str):
+        room, whose = room_expected("cuda")
+        return f"{share} ({room / GIB:.1f} GiB a GPU, {whose})"
+    return f"of {share:.0%} of the layers" if 0 < share < 1 else "on" if share else "off"
 
 
 def _can_shard(settings: TuneSpec) -> bool:

@@ -1,272 +1,50 @@
-"""Memory that tuning needs on each GPU, from a model's config and the settings alone.
-
-The model is built on shapes without storage: its parameters are counted exactly, and what
-autograd would keep for the backward is counted on its own forward, whatever the architecture.
-"""
+"""Memory that tuning needs on each GPU, from a model's sizes and the settings alone."""
 
 from __future__ import annotations
 
-import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
+import psutil
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-from transformers import (
-    AttentionInterface,
-    AutoModelForCausalLM,
-    PretrainedConfig,
-    PreTrainedModel,
-)
-from transformers.pytorch_utils import Conv1D
 
-from deltalearn.errors import UserError
 from deltalearn.lm.head import CHUNK_BYTES, CHUNK_BYTES_GPU, KEEP_BYTES
-from deltalearn.lm.rows import head_width
-from deltalearn.lm.torch_private import FakeTensorMode, storage_id
 from deltalearn.recipe import LoraSpec, TuneSpec
-from deltalearn.tune.lora import left_out, other_towers
+from deltalearn.tune.checkpointing import layers_in
+from deltalearn.tune.measure import ModelSize
 
 GIB = 1 << 30
 GPU_CONTEXT = GIB  # CUDA context, cuBLAS workspace, what the allocator cannot use: a rule of thumb
-PROBE_TOKENS = (128, 256)  # their difference is what grows with the tokens, and nothing else
-SHAPES_ONLY = "deltalearn_shapes"  # name of the attention below
 BITS_BLOCK = 64  # weights that share a scale in bitsandbytes' 4-bit formats
 SCALES_BLOCK = 256  # of those 8-bit scales, how many share a float32 one (double quantisation)
 EIGHT_BIT_BLOCK = 256  # moments that share a float32 scale in bitsandbytes' 8-bit AdamW
+ASSUMED_GPU = 80_000_000_000  # bytes of an A100 or H100
+FILLED = 0.9  # of the room: estimates may be a tenth off
+PARTS = ("weights", "gradients", "moments", "copies", "activations", "logits", "working")
 EIGHT_BIT_LEAST = 4096  # tensors with fewer numbers keep float32 moments there
 
 
 @dataclass(frozen=True)
-class ModelSize:
-    """Sizes of a model, counted on shapes without storage.
+class MemoryEstimate:
+    """Bytes on each GPU by part, and how many layers must be computed again for it.
 
     Attributes:
-        total: Distinct parameters, adapters included; a tied weight counts once.
-        trainable: Shape of each trained tensor.
-        matrices: Parameters of linear maps inside the layers, all experts included.
-        active: The same, but of experts only those that one token passes.
-        head_params: Parameters of the output matrix.
-        largest_layer: Parameters of the largest layer.
-        non_layer_params: Parameters outside layers: embeddings, head, final norm.
-        layers: Number of layers.
-        hidden: Width of the residual stream.
-        residual_bytes: Bytes of one number of the residual stream.
-        attention_width: Query heads times the width of a head.
-        saved: Bytes a token that autograd keeps of the layers; None if the architecture cannot be
-            run on shapes.
+        parts: Bytes by part.
+        complete: False if activations could not be counted.
+        again: Layers under gradient checkpointing.
+        layers: Layers of the model.
     """
-
-    total: int
-    trainable: tuple[tuple[int, ...], ...]
-    matrices: int
-    active: int
-    head_params: int
-    largest_layer: int
-    non_layer_params: int
-    layers: int
-    hidden: int
-    residual_bytes: int
-    attention_width: int
-    saved: int | None
-
-    @property
-    def trained(self) -> int:
-        """Number of trained parameters."""
-        return sum(map(math.prod, self.trainable))
-
-
-@dataclass(frozen=True)
-class MemoryEstimate:
-    """Bytes on each GPU by part; `complete` is False if activations could not be counted."""
 
     parts: Mapping[str, int]
     complete: bool
+    again: int = 0
+    layers: int = 0
 
     @property
     def total(self) -> int:
         """Bytes on each GPU."""
         return sum(self.parts.values())
-
-
-def measure_model(
-    config: PretrainedConfig, dtype: str, lora: LoraSpec | None = None, *, shard: bool = False
-) -> ModelSize:
-    """Count a model as tuning runs it; no weight is allocated.
-
-    Full tuning computes with float32 weights under autocast; FSDP2 gathers them in `dtype`, and
-    with adapters the base is frozen in it. Takes seconds for an 8B model. What an architecture
-    does not let be counted is left out: `saved` is None then.
-
-    Args:
-        config: The model's config.
-        dtype: Name of the run's precision, a torch dtype.
-        lora: Adapters, if there are any.
-        shard: Count as FSDP2 runs the model.
-
-    Returns:
-        Sizes of the model.
-    """
-    compute = getattr(torch, dtype)
-    weight_dtype = torch.float32 if lora is None and not shard else compute
-    autocast = compute if weight_dtype != compute or lora else None
-    try:
-        with FakeTensorMode(), _quiet_shapes():
-            return _measured(config, weight_dtype, lora, autocast)
-    except UserError:
-        raise
-    except Exception:  # of some architectures no weights can be drawn on shapes; counts do without
-        with torch.device("meta"):
-            return replace(_measured(config, weight_dtype, lora, autocast), saved=None)
-
-
-@contextmanager
-def _quiet_shapes() -> Iterator[None]:
-    """Torch logs what fails on shapes as an error, which it is not to who runs a model."""
-    logger = logging.getLogger("torch._subclasses.fake_tensor")
-    before = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)
-
-
-def _measured(
-    config: PretrainedConfig,
-    weight_dtype: torch.dtype,
-    lora: LoraSpec | None,
-    autocast: torch.dtype | None,
-) -> ModelSize:
-    model = AutoModelForCausalLM.from_config(config, dtype=weight_dtype).train()
-    layers = _layers(model)
-    matrices = [p for layer in layers for p in layer.parameters() if p.ndim >= 2]
-    layer_sizes = [sum(p.numel() for p in layer.parameters()) for layer in layers]
-    non_layer_params = sum(p.numel() for p in model.parameters()) - sum(layer_sizes)
-    rows, width = model.get_input_embeddings().weight.shape
-    head = model.get_output_embeddings()
-    head_params = rows * width if head is None else head.weight.numel()
-    if lora is not None:
-        _add_adapters(model, lora)
-    else:
-        for tower in other_towers(model):
-            model.get_submodule(tower).requires_grad_(False)
-    text = config.get_text_config()
-    heads = getattr(text, "num_attention_heads", 0)
-    return ModelSize(
-        total=sum(p.numel() for p in model.parameters()),
-        trainable=tuple(tuple(p.shape) for p in model.parameters() if p.requires_grad),
-        matrices=sum(p.numel() for p in matrices),
-        active=sum(round(p.numel() * _share_of_experts(p, text)) for p in matrices),
-        head_params=head_params,
-        largest_layer=max(layer_sizes),
-        non_layer_params=non_layer_params,
-        layers=len(layers),
-        hidden=getattr(text, "hidden_size", width),
-        residual_bytes=weight_dtype.itemsize,
-        attention_width=heads * head_width(config),
-        saved=_saved_per_token(model, autocast),
-    )
-
-
-def _layers(model: nn.Module) -> nn.ModuleList | list[nn.Module]:
-    """The decoder's layers: the largest list of modules in it; all as one if there is none."""
-    lists = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m)]
-    if not lists:
-        return [model]
-    return max(lists, key=lambda found: sum(p.numel() for p in found.parameters()))
-
-
-def _share_of_experts(weight: Tensor, config: Any) -> float:
-    """Share of a weight that one token uses: experts come stacked, as three dimensions."""
-    used = getattr(config, "num_experts_per_tok", None)
-    return used / weight.shape[0] if used and weight.ndim == 3 else 1.0
-
-
-class _Adapted(nn.Module):
-    """A frozen linear map with float32 adapters, as peft computes it; on shapes peft cannot run."""
-
-    def __init__(self, base: nn.Linear | Conv1D, r: int) -> None:
-        super().__init__()
-        self.base = base
-        rows, columns = base.weight.shape
-        inside, outside = (rows, columns) if isinstance(base, Conv1D) else (columns, rows)
-        self.down = nn.Linear(inside, r, bias=False)
-        self.up = nn.Linear(r, outside, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        result = self.base(x)
-        return (result + self.up(self.down(x.to(self.down.weight.dtype)))).to(result.dtype)
-
-
-def _add_adapters(model: PreTrainedModel, lora: LoraSpec) -> None:
-    """Freeze `model` and give the linear maps that `lora` names adapters, as peft selects them."""
-    model.requires_grad_(False)
-    head, excluded = model.get_output_embeddings(), set(left_out(model, lora))
-    linear = [(n, m) for n, m in model.named_modules() if isinstance(m, (nn.Linear, Conv1D))]
-    for name, module in linear:
-        if lora.targets == ("all-linear",):
-            chosen = module is not head and name not in excluded
-        else:
-            chosen = any(f".{name}".endswith(f".{target}") for target in lora.targets)
-        if chosen:
-            model.set_submodule(name, _Adapted(module, lora.r))
-
-
-def _attention(
-    module, query, key, value, attention_mask=None, scaling=None, **_
-) -> tuple[Tensor, None]:
-    """Fused attention whatever the mask: what it keeps is what every fused back-end keeps."""
-    grouped = query.shape[1] != key.shape[1]
-    output = F.scaled_dot_product_attention(
-        query, key, value, is_causal=True, scale=scaling, enable_gqa=grouped
-    )
-    return output.transpose(1, 2), None
-
-
-AttentionInterface.register(SHAPES_ONLY, _attention)
-
-
-def _saved_per_token(model: PreTrainedModel, autocast: torch.dtype | None) -> int | None:
-    """Bytes a token that the layers keep for the backward, by two forwards on shapes."""
-    low = autocast not in (None, torch.float32)
-    mixed = torch.autocast("cpu", dtype=autocast) if low else nullcontext()
-    kept = []
-    try:
-        model.set_attn_implementation(SHAPES_ONLY)
-        for tokens in PROBE_TOKENS:
-            with saved_bytes() as found, mixed:
-                # A mask of four dimensions is what transformers hands on to the layers untouched.
-                output = model.base_model(
-                    input_ids=torch.zeros(1, tokens, dtype=torch.long),
-                    attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool),
-                    use_cache=False,
-                )
-            kept.append(sum(found.values()))
-            del output
-    except Exception:  # what depends on values (experts, say) fails on shapes in a dozen ways
-        return None
-    return (kept[1] - kept[0]) // (PROBE_TOKENS[1] - PROBE_TOKENS[0])
-
-
-@contextmanager
-def saved_bytes() -> Iterator[dict[int, int]]:
-    """Collect the bytes of every storage that autograd keeps for the backward, each once."""
-    found: dict[int, int] = {}
-    storages = []  # kept alive, so that no address is used twice
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        storages.append(storage)
-        found[storage_id(storage)] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        yield found
 
 
 def estimate_memory(
@@ -278,11 +56,14 @@ def estimate_memory(
     gpus: int = 1,
     shard: bool | None = None,
     device: str = "cuda",
+    room: int | None = None,
 ) -> MemoryEstimate:
     """Estimate the memory of each GPU at the peak of a step.
 
     Weights, gradients and moments are exact; activations hold for fused attention; the rest are
     rules of thumb. All coexists at the start of the backward, so the sum is the peak.
+    `gradient_checkpointing: auto` takes as few layers as the room allows, and all of them if it is
+    not known, or if the activations cannot be counted.
 
     Args:
         size: The model, measured for the same `shard`.
@@ -293,34 +74,62 @@ def estimate_memory(
         shard: FSDP2, which divides weights, gradients and moments; without it (DDP) every GPU holds
             all. Default: as the settings say.
         device: Type of the device, "cuda" or "cpu".
+        room: Bytes that there are on each device.
 
     Returns:
         Bytes on each GPU.
     """
+    share, layers = settings.gradient_checkpointing, size.layers
+    if not isinstance(share, str):
+        counts: Sequence[int] = [layers_in(share, layers)]
+    elif size.saved is None or room is None:
+        counts = [layers]
+    else:
+        counts = range(layers + 1)
+    fixed = _fixed(size, settings, dtype, tokens, gpus, shard, device)
+    for again in counts:
+        parts = {**fixed, "activations": _activations(size, tokens, again)}
+        if room is not None and sum(parts.values()) <= FILLED * room:
+            break
+    ordered = {name: parts[name] for name in PARTS}
+    return MemoryEstimate(ordered, size.saved is not None, again, layers)
+
+
+def _activations(size: ModelSize, tokens: int, again: int) -> int:
+    """Of `again` layers the input each; the others whole, which are freed before one is whole."""
+    if not again:
+        return tokens * (size.saved or 0)
+    one_layer = (size.saved or 0) // size.layers
+    whole = max(1, size.layers - again)
+    return tokens * (again * size.hidden * size.residual_bytes + whole * one_layer)
+
+
+def _fixed(
+    size: ModelSize,
+    settings: TuneSpec,
+    dtype: str,
+    tokens: int,
+    gpus: int,
+    shard: bool | None,
+    device: str,
+) -> dict[str, int]:
+    """All parts but the activations of the layers."""
     parts_of = gpus if (settings.shard if shard is None else shard) else 1
     low = getattr(torch, dtype).itemsize
-    saved = size.saved or 0
-    one_layer = saved // size.layers
-    activations = saved * tokens
-    if settings.gradient_checkpointing:  # a layer's input each, and one layer computed again
-        activations = tokens * (size.layers * size.hidden * size.residual_bytes + one_layer)
     copies = 0
     if parts_of > 1:  # this layer and the next, gathered, and what is outside of layers
         copies = low * (2 * size.largest_layer + size.non_layer_params)
     elif settings.lora is None and low < 4:  # autocast keeps low copies until the backward is over
         copies = low * size.matrices
-    return MemoryEstimate(
-        {
-            "weights": _weights(size, settings.lora, low) // parts_of,
-            "gradients": 4 * size.trained // parts_of,
-            "moments": _moments(size.trainable, settings.optimizer) // parts_of,
-            "copies": copies,
-            "activations": activations,
-            "logits": _logits(size, tokens, low, device),
-            "working": _working(size, settings, low, parts_of, tokens * one_layer, device),
-        },
-        complete=size.saved is not None,
-    )
+    one_layer = (size.saved or 0) // size.layers
+    return {
+        "weights": _weights(size, settings.lora, low) // parts_of,
+        "gradients": 4 * size.trained // parts_of,
+        "moments": _moments(size.trainable, settings.optimizer) // parts_of,
+        "copies": copies,
+        "logits": _logits(size, tokens, low, device),
+        "working": _working(size, settings, low, parts_of, tokens * one_layer, device),
+    }
 
 
 def _weights(size: ModelSize, lora: LoraSpec | None, low: int) -> int:
@@ -375,4 +184,29 @@ def format_estimate(estimate: MemoryEstimate) -> str:
     line = f"memory estimated per device: {estimate.total / GIB:.2f} GiB ({', '.join(parts)})"
     if not estimate.complete:
         line += "; activations of this architecture are not included"
+    if estimate.again:
+        line += f"; {estimate.again} of {estimate.layers} layers are computed again"
     return line
+
+
+def room_on(device: torch.device) -> int:
+    """Bytes that this process could still take on a device.
+
+    On a GPU without what others hold there; on a CPU what the system says is to be had.
+    """
+    if device.type == "cuda":
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + kept
+    return psutil.virtual_memory().available
+
+
+def room_expected(device: str) -> tuple[int, str]:
+    """(bytes on each device, whose they are) for an estimate of a run that may be elsewhere.
+
+    Those of the machine here, if it has such a device; else of the usual data-centre GPU.
+    """
+    if device == "cpu":
+        return psutil.virtual_memory().total, "all of this machine's"
+    if torch.cuda.is_available():
+        return torch.cuda.mem_get_info()[1], "of the GPU here"
+    return ASSUMED_GPU, "ASSUMED, there is no GPU here"

@@ -23,19 +23,15 @@ from deltalearn.lm.write import check_written, rehearse
 from deltalearn.recipe import LoraSpec, TuneSpec
 from deltalearn.recipe.methods import FREE_TO_CHANGE, METHODS
 from deltalearn.tune.checkpoint import Checkpoints
+from deltalearn.tune.checkpointing import checkpoint_layers
 from deltalearn.tune.compiled import compile_layers
 from deltalearn.tune.dataset import Examples
 from deltalearn.tune.distributed import base_model, make_accelerator, prepare, whole_weights
 from deltalearn.tune.fit import steps_on
 from deltalearn.tune.loop import Dev, Progress, Run
 from deltalearn.tune.lora import adapters_line
-from deltalearn.tune.memory import (
-    MemoryEstimate,
-    ModelSize,
-    estimate_memory,
-    format_estimate,
-    measure_model,
-)
+from deltalearn.tune.measure import ModelSize, measure_model
+from deltalearn.tune.memory import MemoryEstimate, estimate_memory, format_estimate, room_on
 from deltalearn.tune.reference import ReferenceCache, reference_logprobs
 from deltalearn.tune.step import Objective
 from deltalearn.tune.student import (
@@ -108,8 +104,9 @@ def tune(
         say(adapters_line(model))
     silence_dropout(model)
     model.train()
-    if settings.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+    checkpoint_layers(
+        base_model(model), settings.gradient_checkpointing, memory.again if memory else None
+    )
     rows = choose_rows(
         base_model(model),
         _sample(examples, settings),
@@ -195,8 +192,15 @@ def estimate(
     size = _size(student.directory, placement.dtype, settings.lora, settings.shard)
     pair = examples.prompt_lengths + examples.chosen_lengths + examples.rejected_lengths
     tokens = max(settings.token_budget, int(pair.max()))
-    gpus, device = accelerator.num_processes, accelerator.device.type
-    return estimate_memory(size, settings, placement.dtype, tokens=tokens, gpus=gpus, device=device)
+    gpus, device = accelerator.num_processes, accelerator.device
+    room = None
+    if settings.gradient_checkpointing == "auto":
+        room = room_on(device) // (gpus if device.type == "cpu" else 1)
+        # All processes must take the same layers: sharded weights are gathered in their order.
+        room = int(accelerator.gather(torch.tensor([room], device=device)).min())
+    return estimate_memory(
+        size, settings, placement.dtype, tokens=tokens, gpus=gpus, device=device.type, room=room
+    )
 
 
 @cache  # the arms and seeds of a recipe have the same student
