@@ -153,7 +153,7 @@ def test_a_finished_run_that_can_only_be_read(command, folder):
     assert command("responses", "list", "ro/run")[0] == 0
     assert command("responses", "check", "ro/run")[0] == 0
     assert command("compare", "ro/run:delta", "run:base")[0] == 0
-    one_line(command("responses", "forget", "ro/run", "s"))
+    one_line(command("responses", "forget", "ro/run", "s", "--yes"))
     one_line(command("responses", "merge", "ro/run", "run"))
     assert {p: p.stat().st_mtime_ns for p in (folder / "ro").rglob("*")} == before
 

@@ -89,7 +89,7 @@ def shown(command: str) -> dict[str, str]:
     result = RUNNER.invoke(app, [command, "--help"], terminal_width=400)
     assert result.exit_code == 0, result.output
     text = result.output.partition("Options:\n")[2]
-    parts = re.split(r"^  --", text, flags=re.MULTILINE)[1:]
+    parts = re.split(r"^  (?:-h, )?--", text, flags=re.MULTILINE)[1:]
     return {re.match(r"[\w-]+", part)[0]: " ".join(part.split()) for part in parts}
 
 

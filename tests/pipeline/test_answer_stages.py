@@ -48,7 +48,7 @@ def stage_of(out: Path) -> dict:
 def test_forgotten_answers_are_asked_again(generate, tmp_path):
     with FaultServer(well) as server:
         generate(server)
-        deltalearn("responses", "forget", tmp_path / "out", "a")
+        deltalearn("responses", "forget", tmp_path / "out", "a", "--yes")
         again = generate(server)
         last = generate(server)
     assert again.returncode == last.returncode == 0, again.stderr
@@ -198,7 +198,7 @@ ONE_BY_ONE = [
 
 
 def forgotten_and_run(run: list, out: Path) -> str:
-    assert "15 answers of xs" in deltalearn("responses", "forget", out, "xs").stdout
+    assert "15 answers of xs" in deltalearn("responses", "forget", out, "xs", "--yes").stdout
     result = deltalearn(*run, *ONE_BY_ONE)
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout
@@ -243,7 +243,7 @@ def test_nobody_changes_the_store_of_a_run_at_work(tmp_path, write_lines):
     put(tmp_path / "other.sqlite", answer(requests("M", "q2")[0], "b"))
     changes = (
         ["merge", tmp_path / "out", tmp_path / "other.sqlite"], ["import", store, data],
-        ["forget", tmp_path / "out", "m"],
+        ["forget", tmp_path / "out", "m", "--yes"],
     )  # fmt: skip
     for change in changes:
         fails(deltalearn("responses", *change), "another deltalearn process is running here")

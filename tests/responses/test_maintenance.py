@@ -230,7 +230,7 @@ def test_a_name_of_two_models_or_of_none_deletes_nothing(path):
     put(path, answer(requests("T", "q1")[0], "t"), T="small")
     before = contents(path)
     for name, message in (("small", "give one of S, T"), ("tiny", "it has large, small")):
-        fails(deltalearn("responses", "forget", path, name), name, message)
+        fails(deltalearn("responses", "forget", path, name, "--yes"), name, message)
     assert contents(path) == before
     assert forgotten(path, "T") == 1
     assert forgotten(path, "small") == 2, "the name is unambiguous now"

@@ -236,6 +236,6 @@ def test_the_contrastive_recipe_from_end_to_end(tmp_path):
     assert [(row["chosen"][0]["content"], row["rejected"][0]["content"]) for row in rows] == [
         (f"{GOOD}: q{i}", f"{BAD}: q{i}") for i in (0, 1)
     ]
-    assert "4 answers of bad" in deltalearn("responses", "forget", out, "bad").stdout
+    assert "4 answers of bad" in deltalearn("responses", "forget", out, "bad", "--yes").stdout
     listed = deltalearn("responses", "count", out).stdout
     assert listed.startswith("responses 4\n")

@@ -13,6 +13,7 @@ import typer
 
 from deltalearn.cli import answers, evaluation, scores
 from deltalearn.cli.settings import (
+    HELP,
     LazyCommands,
     Recipe,
     RunPlace,
@@ -45,13 +46,16 @@ class _Commands(LazyCommands):
 
 app = typer.Typer(
     cls=_Commands,
+    context_settings=HELP,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     help="Delta learning: prompts and two weak language models in, a stronger student out.",
 )
-lab_app = typer.Typer(no_args_is_help=True, help="The embedded family of tiny models.")
+lab_app = typer.Typer(
+    cls=LazyCommands, no_args_is_help=True, help="The embedded family of tiny models."
+)
 app.add_typer(lab_app, name="lab")
 app.command()(answers.generate)
 app.command()(answers.pairs)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from deltalearn.cli.settings import (
+    LazyCommands,
     RunPlace,
     Setting,
     Template,
@@ -20,9 +21,13 @@ if TYPE_CHECKING:
     from deltalearn.pipeline.run_options import RunOptions
 
 SUFFIXES = (".sqlite", ".db")  # of a store that is a file by itself
+NUMBERS = {"responses": 0, "prompts": 4, "truncated": 2, "errors": 1, "tokens": 3}
+SHOWN = 12  # characters of a model's identity
 EXIT_WITH_ERRORS = 3  # everything was asked, and some requests ended in errors
 
-responses = typer.Typer(no_args_is_help=True, help="Look after a store of answers.")
+responses = typer.Typer(
+    cls=LazyCommands, no_args_is_help=True, help="Look after a store of answers."
+)
 
 Store = Annotated[Path, typer.Argument(help="responses.sqlite, or the directory it is in.")]
 Models = Annotated[
@@ -173,11 +178,21 @@ def list_(store: Store) -> None:
     """List what is in a store: models, ways of asking them, numbers."""
     from deltalearn.cli.tables import print_rows
     from deltalearn.responses.maintenance import overview
+    from deltalearn.util.terminal import Column
 
     with _open(store) as opened:
         rows = overview(opened)
-    numbers = ("responses", "prompts", "truncated", "errors", "tokens")
-    print_rows(rows, ("model", *numbers, "engines", "settings"))
+    if not rows:
+        typer.echo("no answers yet")
+        return
+    columns = (
+        Column("model", number=False),
+        Column("identity", number=False),
+        *(Column(name, keep=keep) for name, keep in NUMBERS.items()),
+        Column("engines", number=False, keep=5, fold=12),
+        Column("settings", number=False, keep=1, fold=24),
+    )
+    print_rows([{**row, "identity": row["identity"][:SHOWN]} for row in rows], columns)
 
 
 @responses.command()
@@ -196,11 +211,16 @@ def errors(store: Store) -> None:
     """List the kinds of errors there are, with an example of each."""
     from deltalearn.cli.tables import print_rows
     from deltalearn.responses.maintenance import faults
+    from deltalearn.util.terminal import Column
 
     names = ("model", "kind", "count", "example")
     with _open(store) as opened:
         rows = [dict(zip(names, row, strict=True)) for row in faults(opened)]
-    print_rows(rows, names)
+    if not rows:
+        typer.echo("no errors")
+        return
+    columns = [Column(name, number=name == "count") for name in names[:3]]
+    print_rows(rows, [*columns, Column("example", number=False, fold=24)])
 
 
 @responses.command()
@@ -296,14 +316,34 @@ def merge(
 
 @responses.command()
 def forget(
-    store: Store, model: Annotated[str, typer.Argument(help="Name or identity of a model.")]
+    store: Store,
+    model: Annotated[
+        str, typer.Argument(help="Name of a model, or its identity as `responses list` shows it.")
+    ],
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask, for scripts.")] = False,
 ) -> None:
     """Delete the answers that a name stands for, and give back their room."""
+    from deltalearn.errors import UserError
     from deltalearn.pipeline.lock import exclusive
-    from deltalearn.responses.maintenance import forget_model
+    from deltalearn.responses.maintenance import forget_model, number_named
 
     with exclusive(_path(store).parent), _open(store) as opened:
+        if not yes:
+            number = number_named(opened, model)
+            if not is_interactive():
+                raise UserError(
+                    f"{number:,} answers of {model} would be deleted, and nobody can be asked; "
+                    "give --yes"
+                )
+            if not typer.confirm(f"Delete {number:,} answers of {model} for good?"):
+                typer.echo("nothing deleted")
+                return
         typer.echo(f"{forget_model(opened, model):,} answers of {model} deleted")
+
+
+def is_interactive() -> bool:
+    """True if there is somebody to ask."""
+    return sys.stdin.isatty()
 
 
 def _open(store: Path):

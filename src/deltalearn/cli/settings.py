@@ -30,6 +30,8 @@ Setting = Annotated[
 RunPlace = Annotated[
     Path | None, typer.Option(help="Where it goes; default runs/<name of the recipe>.")
 ]
+JOURNEY = ("run", "generate", "pairs", "tune", "evaluate", "compare", "report", "responses")
+HELP: dict[str, Any] = {"help_option_names": ["-h", "--help"]}
 MADE = "settings"  # the parameter of a command that gets them
 
 
@@ -93,7 +95,23 @@ def settings_of_options(
 
 
 class LazyCommands(TyperGroup):
-    """A group in which a command gets its options from the recipe when it is called."""
+    """A group in which a command gets its options from the recipe when it is called.
+
+    `--help` lists the commands in the order of `JOURNEY`, each with the whole of what it does.
+    """
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Names, those that a newcomer needs first in the order in which they are needed."""
+        names = super().list_commands(ctx)
+        return sorted(names, key=lambda n: JOURNEY.index(n) if n in JOURNEY else len(JOURNEY))
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Write the list of commands."""
+        found = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
+        with formatter.section("Commands"):
+            formatter.write_dl(
+                [(name, (command and command.help) or "") for name, command in found]
+            )
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """The command that is called, whole."""

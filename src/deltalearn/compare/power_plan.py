@@ -6,13 +6,10 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
-
 from deltalearn.errors import UserError
 from deltalearn.evaluate.tulu3.suite import ALL, ELEVEN
 from deltalearn.stats import power
-from deltalearn.util.terminal import console
+from deltalearn.util.terminal import Column, Grid, console
 from deltalearn.util.text_format import count
 
 # As many items of one stratum are as precise as the macro average: K^2 / sum_k (1 / n_k), of the
@@ -106,11 +103,9 @@ class Plan:
 def print_plan(plan: Plan) -> None:
     """The table, and what it means for the wanted effect."""
     terminal = console()
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1))
-    table.add_column("")
-    for name in ("n", "detectable, points", f"sees {plan.wanted}"):
-        table.add_column(name, justify="right")
-    table.add_column("")
+    heads = ("n", "detectable, points", f"sees {plan.wanted}")
+    remarks = Column("remarks", number=False, keep=1, fold=24)
+    table = Grid([Column("", number=False), *map(Column, heads), remarks], elsewhere="--json")
     for row in plan.rows():
         shown = row["detectable_macro"] or row["detectable"]
         note = ""
@@ -118,24 +113,24 @@ def print_plan(plan: Plan) -> None:
             note = f"as a macro average {100 * row['detectable_macro']:.2f}"
         if row["name"] == "drop":
             note = "more: questions share passages"
-        table.add_row(
+        table.row(
             row["title"],
             count(row["n"]),
             f"{100 * row['detectable']:.2f}",
             "yes" if 100 * shown <= plan.effect else "no",
             note,
         )
-    table.add_section()
+    table.rule()
     low, high = plan.average_se(), plan.average_se(twins=1.0)
     detectable = 100 * power.multiple() * low
-    table.add_row(
+    table.row(
         "11-average",
         "",
         f"{detectable:.2f}",
         "yes" if 100 * power.multiple() * high <= plan.effect else "no",
         f"up to {100 * power.multiple() * high:.2f}: HumanEval and HumanEval+ share their problems",
     )
-    terminal.print(table)
+    table.show(terminal)
     terminal.print(
         f"Minimum detectable effect (5% two-sided, 80% power), full splits, deviation of item "
         f"differences {plan.sd:.3g}; standard error of the 11-average {100 * low:.2f} to "

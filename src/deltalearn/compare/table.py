@@ -4,16 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
-
 from deltalearn.compare.result import Comparison, Difference, Row
 from deltalearn.compare.verdict import amount, interval, is_bounded, p_text, points, unit, verdict
-from deltalearn.util.terminal import console
+from deltalearn.util.terminal import Column, Grid, console
 from deltalearn.util.text_format import GAIN, LOSS, NONE, count, listing, one_line, plain
 
-PLAIN: dict[str, Any] = {"box": SIMPLE_HEAD, "padding": (0, 1, 0, 0), "pad_edge": False}
-WIDE = 104  # columns that the whole table needs
 STYLES = {GAIN: "bold blue", LOSS: "bold dark_orange3", NONE: ""}
 SIGNS = {GAIN: "▲", LOSS: "▼", NONE: " "}  # a verdict is not told by colour alone
 METHODS = {
@@ -28,16 +23,13 @@ MARKS = {"McNemar": "m", "bootstrap": "b", "t": "t", "signs": "s"}
 def print_comparison(comparison: Comparison) -> None:
     """Verdict, table, how everything was measured, notes."""
     terminal = console()
-    narrow = terminal.width < WIDE
-    terminal.print(_table(comparison, narrow=narrow))
+    _table(comparison).show(terminal)
     used = dict.fromkeys(one.test.p_by for one in _all(comparison) if one.test.p_by)
     terminal.print(
         "points, A minus B; detectable: at 5% with 80% power; p: "
         + "; ".join(f"({MARKS[by]}) {METHODS[by]}" for by in used),
         style="dim",
     )
-    if narrow:
-        terminal.print("(p and detectable: in a wider terminal, or in --json)", style="dim")
     for line in _how(comparison):
         terminal.print(line, style="dim")
     terminal.print()
@@ -53,23 +45,22 @@ def _all(comparison: Comparison) -> list[Difference]:
     return [*comparison.rows, *comparison.averages]
 
 
-def _table(comparison: Comparison, *, narrow: bool) -> Table:
+def _table(comparison: Comparison) -> Grid:
     a, b = (one_line(arm.name, 60) for arm in (comparison.a, comparison.b))
-    table = Table(title=f"A: {a}\nB: {b}", title_justify="left", title_style="bold", **PLAIN)
-    heads = ["n", "A", "B", "A − B", "95% interval", "p", "Holm p", "detectable"]
-    kept = [i for i, head in enumerate(heads) if not (narrow and head in ("p", "detectable"))]
-    table.add_column("", overflow="fold")
-    for i in kept:
-        table.add_column(heads[i], justify="right", no_wrap=True)
+    heads = {  # and what goes first in a narrow terminal
+        "n": 2, "A": 0, "B": 0, "A − B": 0, "95% interval": 1, "p": 4, "Holm p": 3, "detectable": 5,
+    }  # fmt: skip
+    columns = [Column(head, keep=keep) for head, keep in heads.items()]
+    title = f"A: {a}\nB: {b}"
+    table = Grid([Column("", number=False), *columns], title, elsewhere="--json")
 
     def add(one: Difference, name: str, n: str, holm: str) -> None:
-        cells = _cells(one, n, holm)
         name = f"{SIGNS[one.verdict]} {name}"
-        table.add_row(name, *(cells[i] for i in kept), style=STYLES[one.verdict])
+        table.row(name, *_cells(one, n, holm), style=STYLES[one.verdict])
 
     for row in comparison.rows:
         add(row, row.title, _n(row), p_text(row.holm))
-    table.add_section()
+    table.rule()
     for average in comparison.averages:
         add(average, average.label, count(average.n), "")
     return table

@@ -6,11 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-
 from deltalearn.report.summary import BASE
-from deltalearn.util.terminal import console
-from deltalearn.util.text_format import GAIN, LOSS, NONE, verdict
+from deltalearn.util.terminal import Column, Grid, console
+from deltalearn.util.text_format import GAIN, LOSS, NONE, listing, one_line, verdict
 
 MAX_BENCHMARKS = 3  # with intervals; the others are in a table of their own
 
@@ -19,21 +17,24 @@ def print_summary(run: Path) -> None:
     """Print arms and weak models with intervals, and where the report is."""
     summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
     terminal = console()
-    table = Table(title=f"{summary['name']}: {summary['items']} items, seeds {summary['seeds']}")
-    table.add_column("")
     shown = list(summary["benchmarks"])[:MAX_BENCHMARKS]
-    for key in shown:
-        table.add_column(summary["benchmarks"][key]["title"], justify="right")
-        table.add_column("against base [95%]", justify="right", no_wrap=True)
+    columns = [Column("", number=False)]
+    for at, key in enumerate(shown):
+        title = one_line(summary["benchmarks"][key]["title"])
+        columns.append(Column(title))
+        columns.append(Column(f"{title} against base [95%]", keep=1 + at))
+    seeds = listing(map(str, summary["seeds"]))
+    title = f"{summary['name']}: {summary['items']:,} items, seeds {seeds}"
+    table = Grid(columns, title, elsewhere="report.html")
     for name, entry in summary["teachers"].items():
-        table.add_row(f"weak model {name}", *_cells(entry, shown), style="dim")
-    table.add_section()
+        table.row(f"weak model {name}", *_cells(entry, shown), style="dim")
+    table.rule()
     for name, entry in summary["arms"].items():
-        table.add_row(name, *_cells(entry, shown))
+        table.row(name, *_cells(entry, shown))
     if shown:
-        terminal.print(table)
+        table.show(terminal)
     if len(summary["benchmarks"]) > MAX_BENCHMARKS:
-        terminal.print(_by_benchmark(summary))
+        _by_benchmark(summary).show(terminal)
     for note in summary["notes"]:
         terminal.print(f"note: {note}", style="dim")
     terminal.print(
@@ -57,17 +58,17 @@ def _difference(one: dict[str, Any] | None) -> str:
     return f"{one['mean']:+.3f} [{one['lo']:+.3f}, {one['hi']:+.3f}]"
 
 
-def _by_benchmark(summary: dict[str, Any]) -> Table:
+def _by_benchmark(summary: dict[str, Any]) -> Grid:
     """A row per benchmark: base's score, and the other arms' differences from it."""
-    table = Table(title="by benchmark: base, and differences from it; ▲ ▼ interval without zero")
     arms = {name: own for name, own in summary["arms"].items() if "diff_vs_base" in own}
-    for head in ("", "base", *arms):
-        table.add_column(head, justify="right" if head else "left")
+    columns = [Column("", number=False), Column("base"), *(Column(a, keep=1) for a in arms)]
+    title = "by benchmark: base, and differences from it; ▲ ▼ interval without zero"
+    table = Grid(columns, title, elsewhere="report.html")
     for key, entry in summary["benchmarks"].items():
         cells = []
         for own in arms.values():
             one = own["diff_vs_base"][key]
             sign = {GAIN: "▲ ", LOSS: "▼ ", NONE: ""}[verdict(one)]
             cells.append(f"{sign}{one['mean']:+.3f}")
-        table.add_row(entry["title"], f"{summary['arms'][BASE][key]['mean']:.3f}", *cells)
+        table.row(entry["title"], f"{summary['arms'][BASE][key]['mean']:.3f}", *cells)
     return table

@@ -17,6 +17,7 @@ from deltalearn.responses.store import (
     CONTENT,
     NEW_VERSION,
     SCHEMA_VERSION,
+    Group,
     ResponseStore,
     checksum,
     is_damage,
@@ -267,13 +268,7 @@ def forget_model(store: ResponseStore, name: str) -> int:
     Raises:
         UserError: If there are none of that name, or some of several models.
     """
-    groups = store.named(name)
-    identities = dict.fromkeys(group.identity for group in groups)
-    if len(identities) > 1:
-        raise UserError(
-            f"{store.path}: {name}: several models are called so; give one of "
-            f"{', '.join(identities)}"
-        )
+    groups = _of_one_model(store, name)
     deleted = 0
     with store.db:
         for group in groups:
@@ -286,6 +281,28 @@ def forget_model(store: ResponseStore, name: str) -> int:
             store.db.execute(statement)
     store.db.execute("VACUUM")
     return deleted
+
+
+def number_named(store: ResponseStore, name: str) -> int:
+    """Count the answers that `forget_model` would delete.
+
+    Raises:
+        UserError: As `forget_model`.
+    """
+    query = "SELECT count(*) FROM responses WHERE model = ? AND settings = ?"
+    groups = _of_one_model(store, name)
+    return sum(store.db.execute(query, group[:2]).fetchone()[0] for group in groups)
+
+
+def _of_one_model(store: ResponseStore, name: str) -> list[Group]:
+    groups = store.named(name)
+    identities = dict.fromkeys(group.identity for group in groups)
+    if len(identities) > 1:
+        raise UserError(
+            f"{store.path}: {name}: several models are called so; give one of "
+            f"{', '.join(identities)}"
+        )
+    return groups
 
 
 UNUSED = (

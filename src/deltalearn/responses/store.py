@@ -100,6 +100,12 @@ VALUES (
 """  # noqa: S608 (CONTENT is a constant)
 
 
+WHOSE = (  # what a name stands for: itself, before the beginning of an identity
+    "c.name = ?1 OR m.identity = ?1",
+    "length(?1) >= 8 AND substr(m.identity, 1, length(?1)) = ?1",
+)
+
+
 class Group(NamedTuple):
     """The answers of one model to one set of settings, which a name stands for."""
 
@@ -311,18 +317,19 @@ class ResponseStore:
         return self.db.execute("SELECT version FROM state").fetchone()[0]
 
     def named(self, name: str) -> list[Group]:
-        """Find the answers that a name, or the identity of a model, stands for.
+        """Find the answers that a name, or the identity of a model or its beginning, stands for.
 
         Raises:
             UserError: If there are none; the text lists the names that there are.
         """
-        query = (
-            "SELECT DISTINCT c.model, c.settings, m.identity, s.json FROM called c "
-            "JOIN models m ON m.id = c.model JOIN settings s ON s.id = c.settings "
-            "WHERE c.name = ?1 OR m.identity = ?1 ORDER BY c.model, c.settings"
-        )
-        if found := [Group(*row) for row in self.db.execute(query, [name])]:
-            return found
+        for condition in WHOSE:
+            query = (
+                "SELECT DISTINCT c.model, c.settings, m.identity, s.json FROM called c "  # noqa: S608
+                "JOIN models m ON m.id = c.model JOIN settings s ON s.id = c.settings "
+                f"WHERE {condition} ORDER BY c.model, c.settings"
+            )
+            if found := [Group(*row) for row in self.db.execute(query, [name])]:
+                return found
         given = (
             "SELECT name FROM names UNION SELECT name FROM models UNION SELECT identity FROM models"
         )

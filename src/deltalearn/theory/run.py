@@ -8,8 +8,6 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-
 from deltalearn.errors import UserError, refuse_idle
 from deltalearn.theory.closed_form import accuracy
 from deltalearn.theory.geometry import Geometry
@@ -17,7 +15,7 @@ from deltalearn.theory.options import Options
 from deltalearn.theory.predictions import Measured, Theory, default_rate
 from deltalearn.theory.simulate import NEEDS, Plan
 from deltalearn.util.files import finite, write_text
-from deltalearn.util.terminal import console
+from deltalearn.util.terminal import Column, Grid, console
 
 OUT = Path("runs/theory")
 LOSS_NAMES = {"preference": "preference training", "sft": "SFT", "dpo": "DPO"}
@@ -178,16 +176,17 @@ def _with_error(mean: float, error: float) -> str:
 
 def print_table(geometry: Geometry, theory: Theory, measured: Measured) -> None:
     """The rows on standard output, a group at a time."""
-    table = Table(title="Delta learning in logistic regression", show_header=False)
+    columns = [Column("", number=False), Column("", number=False, fold=24)]
+    grid = Grid(columns, "Delta learning in logistic regression")
     last = None
     for group, what, value in rows(geometry, theory, measured):
         if group != last:
             if last is not None:
-                table.add_section()
-            table.add_row(f"[bold]{group}[/bold]", "")
-        table.add_row(f"  {what}", value)
+                grid.rule()
+            grid.row(group, "", style="bold")
+        grid.row(f"  {what}", value)
         last = group
-    console(markup=True).print(table)
+    grid.show(console())
 
 
 def write_files(geometry: Geometry, theory: Theory, measured: Measured, out: Path) -> list[Path]:
