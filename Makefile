@@ -35,6 +35,7 @@ endif
 
 demo: $(VENV)/.installed
 	$(BIN)/deltalearn run recipes/lab.yaml
+	@echo 'next:    `. $(BIN)/activate`, then `deltalearn --help`; README.md, "Your own models", has a first recipe'
 
 check: $(VENV)/.installed-test lint
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"

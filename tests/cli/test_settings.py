@@ -15,7 +15,7 @@ import pytest
 from typer.testing import CliRunner
 
 from deltalearn.cli import answers, app, evaluation, scores, tune
-from deltalearn.recipe.load import field_at
+from deltalearn.recipe.keys import field_at
 from deltalearn.theory.options import Options
 
 RUNNER = CliRunner()

@@ -350,9 +350,9 @@ def error_of(*arguments) -> str:
         ([], "compare.a: missing; `deltalearn compare` needs it: give A, a directory"),
         (["x"], "compare.b: missing; `deltalearn compare` needs it: give B"),
         (["x", "y", "--discordance", "0.1"], "--discordance has no effect without --plan"),
-        (["x", "y", "--draws", "10"], "compare.draws: Input should be greater than or equal"),
-        (["x", "y", "--seed", "-1"], "compare.seed: Input should be greater than or equal"),
-        (["x", "y", "--mmlu", "z"], "compare.mmlu: Input should be 'cot' or 'mc'"),
+        (["x", "y", "--draws", "10"], "compare.draws: must be at least 200 (given: 10)"),
+        (["x", "y", "--seed", "-1"], "compare.seed: must be at least 0 (given: -1)"),
+        (["x", "y", "--mmlu", "z"], "compare.mmlu: expected cot or mc"),
     ],
 )
 def test_options_without_sense(options, message):

@@ -159,7 +159,7 @@ def test_several_mistakes_are_reported_together(error):
     text = error("generat=1", "tune.lrr=1", "prompts.limit=0")
     assert "generat: unknown key" in text
     assert "tune.lrr: unknown key; did you mean 'lr'?" in text
-    assert "prompts.limit: Input should be greater than or equal to 1 (given: 0)" in text
+    assert "prompts.limit: must be at least 1 (given: 0)" in text
 
 
 def test_missing_sections_are_named(error):

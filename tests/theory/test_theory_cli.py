@@ -83,10 +83,10 @@ def test_the_table_says_what_the_closed_form_says(written):
         "95 % chance to improve": "179",
     }
     for what, value in golden.items():
-        assert re.search(rf"{re.escape(what)}[^\n]*│ +{re.escape(value)} ", table), what
-    assert re.search(r"best cosine +│ 0\.8022 ", table)
-    assert re.search(r"best cosine +│ 0\.8370 ", table)  # of SFT
-    assert re.search(r"cosine after the last step +│ 0\.\d{4} ± 0\.\d{5} \(s\.e\.\)", table)
+        assert re.search(rf"{re.escape(what)}[^\n]* +{re.escape(value)} ", table), what
+    assert re.search(r"best cosine +  0\.8022 ", table)
+    assert re.search(r"best cosine +  0\.8370 ", table)  # of SFT
+    assert re.search(r"cosine after the last step +  0\.\d{4} ± 0\.\d{5} \(s\.e\.\)", table)
     assert "runs/theory/theory.html" in table
 
 

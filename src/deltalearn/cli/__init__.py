@@ -204,6 +204,22 @@ def tune(
 
 
 @app.command()
+def recipe(
+    section: Annotated[str | None, typer.Argument(help="One of its sections: tune.")] = None,
+) -> None:
+    """Show every key of a recipe: what it may be, its default, what it does."""
+    from deltalearn.errors import UserError
+    from deltalearn.recipe.faults import did_you_mean
+    from deltalearn.recipe.reference import reference, section_names
+
+    names = section_names()
+    if section is not None and section not in names:
+        near = did_you_mean(section, {name: name for name in names})
+        raise UserError(f"{section}: no such section; there are {', '.join(names)}{near}")
+    typer.echo(reference(section), nl=False)
+
+
+@app.command()
 def report(
     run_directory: Annotated[Path, typer.Argument(help="A run directory with finished scores.")],
 ) -> None:

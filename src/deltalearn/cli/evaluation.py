@@ -108,7 +108,9 @@ def evaluate(
         keys, value = parse_override(text)
         settings.setdefault("evaluate.backend.options", {})[".".join(keys)] = value
     if model is not None and model != "student":
-        named = (known.get("models") or {}).get(model, {"path": model})
+        models = known.get("models")
+        named = models.get(model) if isinstance(models, dict) else None
+        named = named if isinstance(named, dict) else {"path": model}
         settings["student"] = {k: named[k] for k in OF_A_MODEL if k in named}
     settings |= given_arguments(template or [], "student")
     loaded = load_recipe(recipe, set_ or (), command=EVALUATE, options=settings)

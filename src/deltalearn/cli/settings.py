@@ -30,7 +30,17 @@ Setting = Annotated[
 RunPlace = Annotated[
     Path | None, typer.Option(help="Where it goes; default runs/<name of the recipe>.")
 ]
-JOURNEY = ("run", "generate", "pairs", "tune", "evaluate", "compare", "report", "responses")
+JOURNEY = (
+    "run",
+    "generate",
+    "pairs",
+    "tune",
+    "evaluate",
+    "compare",
+    "report",
+    "recipe",
+    "responses",
+)
 HELP: dict[str, Any] = {"help_option_names": ["-h", "--help"]}
 MADE = "settings"  # the parameter of a command that gets them
 
@@ -45,7 +55,7 @@ def settings_of_recipe(flags: Mapping[str, str]) -> Callable[[Callable], Callabl
 
     def decorate(function: Callable) -> Callable:
         def make() -> dict[str, Any]:
-            from deltalearn.recipe.load import field_at
+            from deltalearn.recipe.keys import field_at
 
             found = {key: field_at(key) for key in flags}
             return {

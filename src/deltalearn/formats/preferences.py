@@ -46,7 +46,8 @@ MEANINGS = {
     "finish_reason": "a finish reason other than stop or length",
 }
 REMEDIES = {
-    "no_column": "name the columns with --prompt-column, --chosen-column and --rejected-column",
+    "no_column": "name the columns in pairs.prompt_column, chosen_column and rejected_column "
+    "(--prompt-column, --chosen-column, --rejected-column)",
     "no_preference": "import them into a store (deltalearn responses import) and pair the answers "
     "of two models (deltalearn pairs)",
     "conversation": "give pairs.chat_template: yes (--chat-template yes)",

@@ -64,8 +64,10 @@ def read_items(
             messages = _question(row, prompt_column)
         except Unusable as problem:
             raise UserError(f"{row.where}: {problem}") from problem
-        answer = _cell(row.where, row.value, answer_column, (str,))
-        task = _cell(row.where, row.value, task_column, (str,)) if task_column else "all"
+        answer = _cell(row.where, row.value, "answer_column", answer_column, (str,))
+        task = "all"
+        if task_column:
+            task = _cell(row.where, row.value, "task_column", task_column, (str,))
         identity = row.value.get("id")
         name = str(len(items) if identity is None else identity)
         if name in seen:
@@ -83,16 +85,16 @@ def _question(row: Row, column: str | None) -> tuple[Message, ...]:
     refuse_tools(row.value, "the row")
     value = conversations(row.value)
     column = column or columns.prompt_column(value) or "prompt"
-    prompt = _cell(row.where, value, column, (str, list))
+    prompt = _cell(row.where, value, "prompt_column", column, (str, list))
     return ends_with_user(columns.whole_question(value, column, dialogue(prompt, column)))
 
 
-def _cell(where: str, row: dict[str, Any], column: str, kinds: tuple[type, ...]) -> Any:
+def _cell(where: str, row: dict[str, Any], key: str, column: str, kinds: tuple[type, ...]) -> Any:
     value = row.get(column)
     if not isinstance(value, kinds) or not value:
         wanted = " or ".join(kind.__name__ for kind in kinds)
         raise UserError(
             f"{where}: column {column!r} must be a non-empty {wanted}; "
-            f"the row has {', '.join(map(str, row))}"
+            f"the row has {', '.join(map(str, row))}; {key} of these questions names another"
         )
     return value

@@ -11,7 +11,7 @@ from deltalearn.formats.files import KNOWN, Row, file_rows, suffix_of
 from deltalearn.formats.splits import choose, read_files
 from deltalearn.util.failure import brief
 from deltalearn.util.files import file_digest
-from deltalearn.util.paths import PACKAGE_SCHEME, local_path
+from deltalearn.util.paths import PACKAGE_SCHEME, local_path, looked_for
 
 DEFAULT_SPLIT = "train"
 SAVED = ("state.json", "dataset_dict.json")  # one of them is in what `datasets` saved to disk
@@ -95,7 +95,7 @@ def source_files(
             raise UserError(f"{source}: split {split!r} has no effect on files; remove it")
         return [path]
     if suffix_of(path) or source.startswith((".", "/", "~", PACKAGE_SCHEME)):
-        raise UserError(f"{source}: no such file or folder")
+        raise UserError(f"{source}: no such file or folder{looked_for(source)}")
     return None
 
 

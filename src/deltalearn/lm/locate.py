@@ -16,7 +16,7 @@ from deltalearn.lm.adapters import base_of, remedy
 from deltalearn.lm.weights import INDEX, read_header, weight_files
 from deltalearn.util.failure import brief
 from deltalearn.util.files import digest, file_digest, write_json
-from deltalearn.util.paths import PACKAGE_SCHEME, local_path
+from deltalearn.util.paths import PACKAGE_SCHEME, local_path, looked_for
 
 # What a model needs and no more: pickled weights are never fetched, nor remote code.
 WANTED = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]
@@ -75,7 +75,7 @@ def locate(place: str, revision: str | None = None) -> ModelFiles:
         require_model_files(place, path)
         return ModelFiles(place, path, directory_fingerprint(path))
     if place.startswith((PACKAGE_SCHEME, "/", "./", "../", "~")) or not HUB_ID.fullmatch(place):
-        raise UserError(f"{place}: no such model directory")
+        raise UserError(f"{place}: no such model directory{looked_for(place)}")
     path = download(place, revision)
     if base := base_of(place, path):
         return _adapted(place, path, base)

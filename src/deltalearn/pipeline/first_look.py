@@ -25,6 +25,7 @@ from deltalearn.recipe import STUDENT, LoadedRecipe, Recipe, TuneSpec
 from deltalearn.recipe.evaluation import EvaluateSpec
 from deltalearn.util.distributed import several_processes
 from deltalearn.util.paths import local_path
+from deltalearn.util.text_format import plural
 
 WITHOUT_TEMPLATE = {"drop"}  # benchmarks that are asked in plain text
 
@@ -69,7 +70,7 @@ def check_run(loaded: LoadedRecipe, options: RunOptions) -> str:
     if found:
         raise UserError("\n".join(dict.fromkeys(found)))
     asked = f"{number:,} prompts, {len(recipe.generators)} models that answer, " if number else ""
-    return f"{recipe.name}: nothing stands in the way: {asked}{len(recipe.tuned_arms)} arms to tune"
+    return f"{recipe.name}: nothing stands in the way: {asked}{students(recipe)}"
 
 
 def stages_of(recipe: Recipe) -> list[str]:
@@ -77,6 +78,16 @@ def stages_of(recipe: Recipe) -> list[str]:
     left_out = set() if recipe.generators else {"prompts", "generate", "pairs"}
     left_out |= set() if recipe.evaluate else {"evaluate"}
     return [stage for stage in STAGES if stage not in left_out]
+
+
+def students(recipe: Recipe) -> str:
+    """Say how many students a run trains: `6 students to train: 2 arms x 3 seeds (0, 1, 2)`."""
+    arms, seeds = len(recipe.tuned_arms), len(recipe.seeds)
+    listed = ", ".join(map(str, recipe.seeds))
+    return (
+        f"{plural(arms * seeds, 'student')} to train: {plural(arms, 'arm')} x "
+        f"{plural(seeds, 'seed')} ({listed})"
+    )
 
 
 def faults(

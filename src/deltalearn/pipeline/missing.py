@@ -16,7 +16,7 @@ from deltalearn.lm.locate import HUB_ID
 from deltalearn.pipeline.run_options import STAGES
 from deltalearn.recipe import STUDENT, Recipe
 from deltalearn.recipe.evaluation import EvaluateSpec
-from deltalearn.util.paths import local_path
+from deltalearn.util.paths import local_path, looked_for
 
 if TYPE_CHECKING:
     from deltalearn.evaluate.tulu3.benchmark import Benchmark
@@ -105,7 +105,7 @@ def _data(recipe: Recipe) -> Iterator[Lack]:
 def _remedy(place: str) -> str:
     if _is_of_hub(place):
         return "it is downloaded from the Hugging Face hub at the first start"
-    return f"check the path (it is looked for from {Path.cwd()})"
+    return f"check the path{looked_for(place)}"
 
 
 def _is_of_hub(place: str) -> bool:

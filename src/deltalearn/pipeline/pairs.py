@@ -15,7 +15,8 @@ from deltalearn.pipeline.context import Context
 from deltalearn.pipeline.generate import STORE, Answers
 from deltalearn.pipeline.stage import Stage, counts_line
 from deltalearn.recipe import PairRules
-from deltalearn.recipe.load import OPTIONS, explain
+from deltalearn.recipe.faults import explain
+from deltalearn.recipe.load import OPTIONS
 
 if TYPE_CHECKING:
     from deltalearn.pairs import PairCounts

@@ -23,7 +23,7 @@ from deltalearn.pipeline.evaluate_stage import (
     score_stage,
     takes_named_devices,
 )
-from deltalearn.pipeline.first_look import faults, stages_of, unfilled_batches
+from deltalearn.pipeline.first_look import faults, stages_of, students, unfilled_batches
 from deltalearn.pipeline.generate import STORE_FILES, generate_stages
 from deltalearn.pipeline.job import Doing
 from deltalearn.pipeline.pairs import pairs_name, pairs_stage
@@ -110,6 +110,8 @@ class Pipeline(Context):
         if found := faults(self.recipe, left, files, self.directory.path):
             raise UserError("\n".join(found))
         self.directory.reads(contents_of(self.recipe, stages, self.generators))
+        if "tune" in left and self.recipe.tuned_arms:
+            self.say(students(self.recipe))
 
     @cached_property
     def _prompts(self) -> Stage:

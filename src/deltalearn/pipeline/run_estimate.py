@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deltalearn.lm.locate import ModelFiles
-from deltalearn.pipeline.first_look import faults, stages_of
+from deltalearn.pipeline.first_look import faults, stages_of, students
 from deltalearn.pipeline.generate import STORE
 from deltalearn.pipeline.generate_estimate import estimate_models
 from deltalearn.pipeline.manifest import DONE, MANIFEST, Manifest, StageRecord
@@ -220,9 +220,8 @@ class _RunEstimate:
         """Steps, work and memory of each arm."""
         recipe, device = self.recipe, "cpu" if self.recipe.device == "cpu" else "cuda"
         assert recipe.student is not None
-        seeds = ", ".join(map(str, recipe.seeds))
         lines = [
-            f"tune       {recipe.student.path}: {self.student.about}; seeds {seeds}",
+            f"tune       {recipe.student.path}: {self.student.about}; {students(recipe)}",
             f"  {'arm':<20}{'method':<10}{'pairs':>10}{'steps':>8}{'TFLOP/step':>12}"
             f"   GiB a device on {', '.join(map(str, GPUS))} devices",
         ]

@@ -117,7 +117,10 @@ def _messages(row: Any, column: str | None) -> tuple[tuple[Message, ...], bool, 
     row = conversations(row)
     name = column or columns.prompt_column(row) or "prompt"
     if row.get(name) is None:
-        raise Unusable(f"no column {name!r}; there are {', '.join(map(str, row)) or 'none'}")
+        raise Unusable(
+            f"no column {name!r}; there are {', '.join(map(str, row)) or 'none'}; prompts.column "
+            "(--prompt-column) names another"
+        )
     messages = columns.whole_question(row, name, dialogue(row[name], name))
     # Instruction data carries the answer as last turn.
     answered = messages[-1]["role"] == "assistant" and len(messages) > 1

@@ -19,7 +19,7 @@ class ArmSpec(Spec):
 
     chosen: str | None = Field(None, description="The model whose answers are preferred.")
     rejected: str | None = Field(None, description="The model whose answers are not.")
-    pairs: PairsSource | None = None
+    pairs: PairsSource | None = Field(None, description="Pairs from outside instead.")
     tune: dict[str, Any] = Field(
         default_factory=dict, description="Changes of the recipe's `tune`."
     )

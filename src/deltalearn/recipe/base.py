@@ -7,7 +7,7 @@ help of the option that is made of it.
 
 from __future__ import annotations
 
-from typing import Annotated, TypeVar
+from typing import Annotated, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -28,6 +28,7 @@ class Spec(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, strict=True, allow_inf_nan=False, defer_build=True
     )
+    MAIN: ClassVar[str | None] = None  # the key that a text in place of the section is for
 
     def changed(self, key: str) -> bool:
         """True if `key` was given a value other than its default.
@@ -51,6 +52,8 @@ class Spec(BaseModel):
 
 class SourceSpec(Spec):
     """Where rows of other people are read from, whatever they hold."""
+
+    MAIN = "source"
 
     source: str = Field(
         min_length=1, description="JSON, CSV, Parquet, a folder of them, or a hub id."

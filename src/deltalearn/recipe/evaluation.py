@@ -66,7 +66,9 @@ class QuestionsSpec(ReferenceSpec):
 
     task_column: str | None = Field(None, description="Scores are averaged over its values.")
     metrics: Listed[tuple[Metric, ...]] = Field(
-        default=("expected_accuracy", "greedy_accuracy"), min_length=1
+        default=("expected_accuracy", "greedy_accuracy"),
+        min_length=1,
+        description="What is measured; the first is the report's headline.",
     )
 
     @model_validator(mode="after")
@@ -116,7 +118,7 @@ class JudgeSpec(Spec):
     model: str | None = Field(None, description="Default: whom the evaluator is published for.")
     url: str | None = Field(None, description="Default: alpaca_eval's own client.")
     key_env: str | None = Field(None, description="Variable with the key of the server.")
-    concurrency: int = Field(16, ge=1)
+    concurrency: int = Field(16, ge=1, description="Requests in flight at it.")
     text_only: bool = Field(False, description="The server gives no log-probabilities.")
 
 
@@ -124,15 +126,17 @@ class EvaluateSpec(Spec):
     """Benchmarks by name: `tulu3` (the eleven), one of them, own questions, tasks of lm_eval."""
 
     benchmarks: Listed[tuple[str, ...]] = Field((), description="Default: all own questions.")
-    questions: dict[Name, QuestionsSpec] = Field(default_factory=dict)
+    questions: dict[Name, QuestionsSpec] = Field(
+        default_factory=dict, description="Own questions, by a name of your choice."
+    )
     include_path: str | None = Field(None, description="A directory of lm_eval tasks.")
     split: Literal["test", "dev", "held-out"] = Field(
         "test", description="dev: a fifth, to choose on. held-out: the rest."
     )
     limit: int | None = Field(None, ge=1, description="Items of each benchmark, drawn by hash.")
     data_dir: str | None = Field(None, description="Local data; default: the hub.")
-    backend: BackendSpec = BackendSpec()
-    judge: JudgeSpec | None = None
+    backend: BackendSpec = Field(BackendSpec(), description="Where benchmarks run.")
+    judge: JudgeSpec | None = Field(None, description="Who judges AlpacaEval.")
     allow_code: bool = Field(False, description="Run generated programs, in a sandbox.")
     unsafe: bool = Field(False, description="Run them even where nothing isolates them.")
     bootstrap: int = Field(10_000, ge=100, description="Draws.")

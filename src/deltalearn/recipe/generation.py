@@ -75,8 +75,8 @@ class GenerateSpec(Spec):
     token_budget: int = Field(
         16384, ge=1, description="Rows x (longest prompt + max_tokens) in a batch."
     )
-    vllm: VllmSpec = VllmSpec()
-    ray: RaySpec = RaySpec()
+    vllm: VllmSpec = Field(VllmSpec(), description="Of the engine vllm.")
+    ray: RaySpec = Field(RaySpec(), description="Of the engine ray.")
 
     @model_validator(mode="after")
     def _effective(self) -> GenerateSpec:

@@ -2,62 +2,29 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import NoneType
-from typing import Any, get_args
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
-from pydantic.fields import FieldInfo
+from pydantic import ValidationError
 
 from deltalearn.errors import UserError
 from deltalearn.recipe.commands import COMMANDS, RUN, Command
+from deltalearn.recipe.faults import did_you_mean, explain
+from deltalearn.recipe.keys import whole
 from deltalearn.recipe.schema import Recipe
-from deltalearn.recipe.template import share_arguments, whose_arguments
+from deltalearn.recipe.template import share_arguments
 from deltalearn.recipe.tuning import TuneSpec, replaced
+from deltalearn.util.paths import looked_for
 
 SHIPPED = Path(__file__).parents[1] / "recipes"  # in a wheel
 CHECKOUT = Path(__file__).parents[3] / "recipes"  # in a clone
 
 MOVED = ("model", "seed")  # top-level keys of older recipes: never meant for another section
 OPTIONS = "command line"  # what errors and recipe.yaml call a value given as an option
-
-# What other libraries, and older recipes, call our keys, so that one brought along is recognised.
-ALIASES: dict[str, str | tuple[str, ...]] = {
-    "learning_rate": "lr",
-    "per_device_train_batch_size": "batch_size",
-    "batch": "batch_size",
-    "micro_batch_size": "token_budget",
-    "lr_scheduler_type": "scheduler",
-    "optim": "optimizer",
-    "report_to": "tracker",
-    "num_train_epochs": "epochs",
-    "max_steps": "steps",
-    "loss_type": "method",
-    "max_new_tokens": "max_tokens",
-    "model": ("path", "student"),
-    "seed": "seeds",
-    "name_or_path": "path",
-    "dataset": "source",
-    "api_base": "url",
-    "base_url": "url",
-    "api_key": "key_env",
-    "api_key_env": "key_env",
-    "max_concurrency": "concurrency",
-    "tensor_parallel_size": "tensor_parallel",
-    "gpu_memory_utilization": "memory",
-    "max_model_len": "context",
-    "system_prompt": "system",
-    "chat_template_kwargs": "template",
-    "n": "samples",
-    "extra_body": "body",
-    "thoughts": "reasoning",  # our own, of old
-    "shape": "architecture",
-}
 
 
 @dataclass(frozen=True)
@@ -90,7 +57,12 @@ def find_recipe(place: str) -> Path:
         if place in accepted and shipped.is_file():
             return shipped
     names = sorted({p.stem for f in (SHIPPED, CHECKOUT) if f.is_dir() for p in f.glob("*.yaml")})
-    raise UserError(f"{place}: no such recipe file. Shipped recipes: {', '.join(names) or 'none'}")
+    beside = [str(p) for p in sorted(path.parent.glob("*.y*ml")) if p.suffix in (".yaml", ".yml")]
+    meant = {**{n: n for n in names}, **{Path(n).stem: n for n in beside}, **{n: n for n in beside}}
+    raise UserError(
+        f"{place}: no such recipe file{looked_for(place)}; "
+        f"shipped recipes: {', '.join(names) or 'none'}{did_you_mean(place, meant)}"
+    )
 
 
 def parse_override(text: str) -> tuple[list[str], Any]:
@@ -179,7 +151,7 @@ def load_recipe(
     given = [*_from_options(options or {}, values), *_from_overrides(overrides, command)]
     _make_room(values, origins, {k[1]: v for k, v, _ in given if k[0] == "tune" and len(k) > 1})
     for keys, value, origin in given:
-        override(values, origins, keys, value, origin)
+        override(values, origins, keys, whole(value, keys), origin)
     share_arguments(values, origins)
     recipe = _validated({**command.defaults, **values}, where, command)
     return LoadedRecipe(command.part(recipe), origins, command)
@@ -191,7 +163,8 @@ Given = tuple[list[str], Any, str]  # keys, value, origin
 def _from_options(options: Mapping[str, Any], values: dict[str, Any]) -> list[Given]:
     """What options set, in order; those of all models once for each that there is by then."""
     found: list[Given] = []
-    models = list(values.get("models") or {})
+    there = values.get("models")
+    models = list(there) if isinstance(there, dict) else []
     for dotted, value in options.items():
         if value is None:
             continue
@@ -252,12 +225,12 @@ def _validated(values: dict[str, Any], where: str | Path, command: Command) -> R
 
 
 def read_values(place: str | Path) -> tuple[Path, dict[str, Any]]:
-    """The file of a recipe and the mapping in it, not yet validated."""
+    """The file of a recipe and the mapping in it, whole but not yet validated."""
     path = find_recipe(str(place))
     values = _load_yaml(path.read_bytes(), str(path))
     if not isinstance(values, dict):
         raise UserError(f"{path}: a recipe is a mapping of keys to values")
-    return path, values
+    return path, whole(values)
 
 
 def override(
@@ -303,82 +276,3 @@ def _commented(
             origin = origins.get(dotted, "default")
             lines.append(f"{pad}{_dump_yaml(key)}: {_dump_yaml(value)}  # {origin}")
     return lines
-
-
-def explain(
-    path: Path | str, error: ValidationError, root: type[BaseModel], inside: str = ""
-) -> list[str]:
-    """Say what is wrong with a recipe: file, key, and for a misspelt key the nearest one.
-
-    Args:
-        path: The recipe's file.
-        error: pydantic's.
-        root: Model that was validated.
-        inside: Dotted key of it in the recipe; empty for the whole.
-
-    Returns:
-        A line for each fault.
-    """
-    lines = []
-    for item in error.errors():
-        where = ".".join(filter(None, [inside, *map(str, item["loc"])]))
-        prefix = f"{path}: {where}: " if where else f"{path}: "
-        if item["type"] == "extra_forbidden":
-            remedy = whose_arguments(str(item["loc"][-1]))
-            lines.append(prefix + "unknown key" + (remedy or _suggestion(root, item["loc"])))
-        elif item["type"] == "missing":
-            lines.append(prefix + "missing; the recipe must give it")
-        else:
-            message = item["msg"].removeprefix("Value error, ")
-            given = item.get("input")
-            shown = "" if isinstance(given, (dict, BaseModel)) else f" (given: {given!r})"
-            lines.append(prefix + message + shown)
-    return lines
-
-
-def _suggestion(root: type[BaseModel], location: tuple) -> str:
-    valid = _keys_at(root, location[:-1])
-    meant = {}
-    for alias, keys in ALIASES.items():
-        for key in (keys,) if isinstance(keys, str) else keys:
-            if key in valid:
-                meant[alias] = key
-    meant |= {key: key for key in valid}
-    near = difflib.get_close_matches(str(location[-1]), meant, n=1, cutoff=0.5)
-    if near:
-        return f"; did you mean {meant[near[0]]!r}?"
-    return f"; valid keys here: {', '.join(valid)}" if valid else ""
-
-
-def _keys_at(root: type[BaseModel], location: tuple) -> list[str]:
-    """Field names that the schema has at `location` under `root`."""
-    model: Any = root
-    for part in location:
-        model = _inside(model, part)
-    model = _present(model)
-    if isinstance(model, type) and issubclass(model, BaseModel):
-        return list(model.model_fields)
-    return []
-
-
-def field_at(dotted: str) -> FieldInfo:
-    """The field of a recipe at a dotted key, in which * stands for any name."""
-    *sections, key = dotted.split(".")
-    model: Any = Recipe
-    for part in sections:
-        model = _inside(model, part)
-    return _present(model).model_fields[key]
-
-
-def _inside(model: Any, part: Any) -> Any:
-    """The annotation of what `model` has at the key `part`, None for nothing."""
-    model = _present(model)
-    if isinstance(model, type) and issubclass(model, BaseModel):
-        return model.model_fields[part].annotation if part in model.model_fields else None
-    return get_args(model)[-1] if get_args(model) else None  # dict[Name, X]: any key leads to X
-
-
-def _present(annotation: Any) -> Any:
-    """X of `X | None`, anything else as it is."""
-    parts = get_args(annotation)
-    return next(x for x in parts if x is not NoneType) if NoneType in parts else annotation

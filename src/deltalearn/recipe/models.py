@@ -65,7 +65,7 @@ class ServerSpec(Spec):
         "max_tokens", description="What the server calls the limit of an answer."
     )
     body: dict[str, Any] = Field(default_factory=dict, description="Further fields of a request.")
-    prices: PricesSpec | None = None
+    prices: PricesSpec | None = Field(None, description="For the cost in a dry run.")
 
     # Checks are of the whole section, whose values an error does not repeat: one may be a key.
 
@@ -118,6 +118,8 @@ def _secret_in(value: Any) -> str | None:
 class ModelSpec(Spec):
     """A model: a Hugging Face directory, `package://module/path`, or a hub id."""
 
+    MAIN = "path"
+
     path: str = Field(
         min_length=1, description="A directory, package://module/path, or a Hugging Face hub id."
     )
@@ -130,5 +132,5 @@ class ModelSpec(Spec):
 class GeneratorSpec(ModelSpec):
     """A model that answers prompts. With `server` it is asked there, and nothing is loaded here."""
 
-    server: ServerSpec | None = None
+    server: ServerSpec | None = Field(None, description="Asked there; nothing is loaded here.")
     system: str | None = Field(None, min_length=1, description="Instead of generate.system.")

@@ -40,16 +40,20 @@ class Recipe(Spec):
     day: str | None = Field(
         None, description="That chat templates take for today; default: of the first start."
     )
-    student: ModelSpec | None = None
-    models: dict[Name, GeneratorSpec] = Field(default_factory=dict)
-    prompts: PromptsSpec | None = None
-    generate: GenerateSpec = GenerateSpec()
-    pairs: PairsSpec = PairsSpec()
-    tune: TuneSpec = TuneSpec()
-    arms: dict[Name, ArmSpec] = Field(default_factory=dict)
-    evaluate: EvaluateSpec | None = None
-    compare: CompareSpec | None = None
-    expect: ExpectSpec | None = None
+    student: ModelSpec | None = Field(None, description="The model that is tuned.")
+    models: dict[Name, GeneratorSpec] = Field(
+        default_factory=dict, description="Models that answer prompts, by a name of your choice."
+    )
+    prompts: PromptsSpec | None = Field(None, description="What they are asked.")
+    generate: GenerateSpec = Field(GenerateSpec(), description="How they answer.")
+    pairs: PairsSpec = Field(PairsSpec(), description="How answers make pairs, or pairs to read.")
+    tune: TuneSpec = Field(TuneSpec(), description="How the student is tuned.")
+    arms: dict[Name, ArmSpec] = Field(
+        default_factory=dict, description="What is trained and compared, by a name of your choice."
+    )
+    evaluate: EvaluateSpec | None = Field(None, description="How all are scored.")
+    compare: CompareSpec | None = Field(None, description="Of `deltalearn compare` alone.")
+    expect: ExpectSpec | None = Field(None, description="What a dry run assumes.")
 
     @field_validator("day", mode="before")
     @classmethod

@@ -36,7 +36,7 @@ class LoraSpec(Spec):
 class DevSpec(ReferenceSpec):
     """Questions scored while tuning, to choose when to stop; never those of the final report."""
 
-    metric: Metric = "expected_accuracy"
+    metric: Metric = Field("expected_accuracy", description="What is to rise.")
 
     @model_validator(mode="after")
     def _effective(self) -> DevSpec:
@@ -65,10 +65,14 @@ class TuneSpec(Spec):
     )
     warmup_ratio: Fraction = Field(0.03, description="Share of the steps.")
     min_lr_ratio: Fraction = Field(0.1, description="Of the peak, at the end.")
-    optimizer: Literal["adamw", "adamw_8bit", "adafactor"] = "adamw"
-    adam_betas: Listed[tuple[Decay, Decay]] = (0.9, 0.95)
-    weight_decay: float = Field(0.0, ge=0)
-    max_grad_norm: float = Field(1.0, gt=0)
+    optimizer: Literal["adamw", "adamw_8bit", "adafactor"] = Field(
+        "adamw", description="Its moments: in float32, in 8 bits, or factored."
+    )
+    adam_betas: Listed[tuple[Decay, Decay]] = Field(
+        (0.9, 0.95), description="Decay of the running means of gradients and of their squares."
+    )
+    weight_decay: float = Field(0.0, ge=0, description="Of adamw, a step at the learning rate 1.")
+    max_grad_norm: float = Field(1.0, gt=0, description="Longer gradients are cut to this norm.")
     max_length: int = Field(2048, ge=2, description="Tokens of prompt and answer together.")
     truncation: Literal["drop", "cut", "error"] = Field(
         "drop", description="Of pairs longer than that."
@@ -91,12 +95,12 @@ class TuneSpec(Spec):
     compile: bool = Field(
         False, description="Compile each layer (torch.compile), a minute at the start."
     )
-    lora: LoraSpec | None = None
+    lora: LoraSpec | None = Field(None, description="Adapters instead of all weights.")
     shard: bool = Field(
         False, description="FSDP2: weights, gradients and moments split over processes."
     )
     eval_pairs: int | None = Field(None, ge=1, description="Pairs held out of training.")
-    dev: DevSpec | None = None
+    dev: DevSpec | None = Field(None, description="Questions scored while tuning.")
     eval_every: int | None = Field(None, ge=1, description="Steps; default: a tenth of the run.")
     keep_best: bool = Field(
         False, description="Final is the model best on dev, else on held-out pairs."
@@ -194,7 +198,7 @@ class ExpectSpec(Spec):
     architecture: str = Field(
         min_length=1, description="A model whose config ships with the package."
     )
-    prompt_tokens: int = Field(ge=1)
-    chosen_tokens: int = Field(ge=1)
-    rejected_tokens: int = Field(ge=1)
-    spread: float = Field(ge=0)
+    prompt_tokens: int = Field(ge=1, description="Median, of a prompt.")
+    chosen_tokens: int = Field(ge=1, description="Median, of a chosen answer.")
+    rejected_tokens: int = Field(ge=1, description="Median, of a rejected answer.")
+    spread: float = Field(ge=0, description="Standard deviation of the logarithm of a length.")

@@ -31,3 +31,10 @@ def local_path(place: str, base: Path | None = None) -> Path:
             raise UserError(f"{place}: there is no Python package {module!r} here") from error
     path = Path(place).expanduser()
     return path if path.is_absolute() or base is None else base / path
+
+
+def looked_for(place: str) -> str:
+    """Where a place that is not there was looked for: the end of an error, empty if it says so."""
+    if place.startswith(PACKAGE_SCHEME) or Path(place).expanduser().is_absolute():
+        return ""
+    return f" (looked for from {Path.cwd()})"

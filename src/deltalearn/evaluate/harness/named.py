@@ -14,6 +14,7 @@ from deltalearn.evaluate.entries import ItemRow
 from deltalearn.evaluate.harness.run import Tasks, quiet, reasoning_of
 from deltalearn.evaluate.tulu3.benchmark import Benchmark, Kind
 from deltalearn.evaluate.tulu3.sources import NoData
+from deltalearn.util.paths import looked_for
 
 KINDS: dict[str, Kind] = {
     "multiple_choice": "choice",
@@ -43,7 +44,9 @@ def check_names(names: Iterable[str], include_path: str | None, others: Iterable
         UserError: If there is no such directory or name.
     """
     if include_path is not None and not Path(include_path).is_dir():
-        raise UserError(f"{include_path}: the directory of lm_eval tasks is not there")
+        raise UserError(
+            f"{include_path}: the directory of lm_eval tasks is not there{looked_for(include_path)}"
+        )
     others = list(others)
     for name in names:
         known = _manager(include_path).task_index

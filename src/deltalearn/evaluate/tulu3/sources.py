@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from deltalearn.errors import UserError
+from deltalearn.util.paths import looked_for
 
 VARIABLE = "DELTALEARN_DATA_DIR"
 Row = dict[str, Any]
@@ -44,7 +45,7 @@ def data_directory(given: str | Path | None) -> Path | None:
         return None
     directory = Path(name).expanduser()
     if not directory.is_dir():
-        raise UserError(f"{directory}: the data directory is not there")
+        raise UserError(f"{directory}: the data directory is not there{looked_for(str(directory))}")
     return directory
 
 
