@@ -303,3 +303,19 @@ def test_turns_of_text_are_counted(write_lines):
     assert read_prompts(str(write_lines(rows))).counts["transcripts"] == 1
     with ResponseStore(Path(":memory:")) as store:
         assert import_responses(store, str(write_lines(rows))).transcripts == 2
+
+
+@pytest.mark.parametrize(
+    ("row", "key"),
+    [
+        ({"text": "q", "answer": "a"}, "prompt_column"),
+        ({"prompt": "q", "target": "a"}, "answer_column"),
+        ({"prompt": "q", "answer": "a", "kind": "k"}, "task_column"),
+    ],
+)
+def test_a_missing_column_names_the_key_that_names_another(tmp_path, row, key):
+    file = tmp_path / "q.jsonl"
+    file.write_text(json.dumps(row))
+    options = {"task_column": "task"} if key == "task_column" else {}
+    with pytest.raises(UserError, match=f"the row has {', '.join(row)}; {key} of these questions"):
+        read_items(str(file), **options)

@@ -102,6 +102,10 @@ def test_the_validator_never_speaks_to_a_user(tmp_path, dotted):
         ("tune.lr=0", "tune.lr: must be more than 0 (given: 0)"),
         ("tune.lr=fast", "tune.lr: expected a number (given: 'fast')"),
         ("tune.lr=.inf", "tune.lr: expected a number that is not infinite"),
+        (
+            "tune.gradient_checkpointing=often",
+            "tune.gradient_checkpointing: expected true, false, a number or auto (given: 'often')",
+        ),
         ("generate.top_p=2", "generate.top_p: must be at most 1 (given: 2)"),
         ("tune.compile=1", "tune.compile: expected true or false (given: 1)"),
         ("student.path=", "student.path: expected a text (given: None)"),

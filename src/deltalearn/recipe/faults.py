@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -108,17 +109,47 @@ def explain(
     Returns:
         A line for each fault: file, key, and for a misspelt key or value the nearest one.
     """
-    lines = []
+    found: dict[tuple[Any, ...], list[str]] = {}
     for item in error.errors():
-        location = [part for part in item["loc"] if part != "[key]"]
-        where = ".".join(filter(None, [within, *map(str, location)]))
-        lines.append(": ".join(filter(None, [str(path), where, _fault(root, item, location)])))
+        location, ways = _place(root, [part for part in item["loc"] if part != "[key]"])
+        said = found.setdefault(tuple(location), [])
+        text = _fault(root, item, location)
+        if not ways:
+            said.append(text)
+        elif not said:  # one value, and one fault for each of the types that it may have
+            said.append(f"expected {ways}{_given(item.get('input'))}")
+    lines = []
+    for key, texts in found.items():
+        where = ".".join(filter(None, [within, *map(str, key)]))
+        lines += [": ".join(filter(None, [str(path), where, text])) for text in texts]
     return lines
+
+
+def _place(root: type[BaseModel], location: list[Any]) -> tuple[list[Any], str]:
+    """Where a fault is, without the type that was tried, and all types that there are, in words."""
+    annotation: Any = root
+    for depth, part in enumerate(location):
+        annotation = present(inside(annotation, part))
+        if get_origin(annotation) in (Union, UnionType):
+            return location[: depth + 1], _either([_words(way) for way in get_args(annotation)])
+    return location, ""
+
+
+def _words(annotation: Any) -> str:
+    if get_origin(annotation) is Literal:
+        return _either([str(choice) for choice in get_args(annotation)])
+    return {bool: "true, false", int: "a whole number", float: "a number", str: "a text"}[
+        annotation
+    ]
+
+
+def _given(value: Any) -> str:
+    return "" if isinstance(value, (dict, BaseModel)) else f" (given: {value!r})"
 
 
 def _fault(root: type[BaseModel], item: Any, location: list[Any]) -> str:
     """One fault, without the place of it."""
-    kind, given = item["type"], item.get("input")
+    kind = item["type"]
     if kind == "extra_forbidden":
         remedy = whose_arguments(str(location[-1]))
         return "unknown key" + (remedy or _suggestion(root, location))
@@ -128,7 +159,7 @@ def _fault(root: type[BaseModel], item: Any, location: list[Any]) -> str:
         text = item["msg"].removeprefix("Value error, ")
     else:
         text = _expected(root, item, location)
-    return text if isinstance(given, (dict, BaseModel)) else f"{text} (given: {given!r})"
+    return text + _given(item.get("input"))
 
 
 def _expected(root: type[BaseModel], item: Any, location: list[Any]) -> str:

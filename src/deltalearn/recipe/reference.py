@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal, get_args, get_origin
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
@@ -104,6 +105,8 @@ def _type(annotation: Any) -> str:
         return "section"
     if get_origin(annotation) is dict:
         return f"{ANY}: section" if is_section(get_args(annotation)[-1]) else TYPES[dict]
+    if get_origin(annotation) in (Union, UnionType):
+        return ", ".join(map(_type, get_args(annotation)))
     return TYPES[annotation]
 
 
