@@ -52,6 +52,10 @@ def copy_tokenizer(files: ModelFiles, directory: Path) -> None:
 
     Where `tokenizer_class` is a class that reads tokenizer.json otherwise, the copy names the one
     that reads it as it is: the tuned model has seen no other ids.
+
+    Args:
+        files: Of the model that the tokenizer is of.
+        directory: Gets the copies.
     """
     _copy(files.tokenizer_directory, directory, TOKENIZER_FILES)
     settings = directory / "tokenizer_config.json"

@@ -286,6 +286,13 @@ def forget_model(store: ResponseStore, name: str) -> int:
 def number_named(store: ResponseStore, name: str) -> int:
     """Count the answers that `forget_model` would delete.
 
+    Args:
+        store: Is left as it is.
+        name: As for `forget_model`.
+
+    Returns:
+        Number of answers.
+
     Raises:
         UserError: As `forget_model`.
     """
