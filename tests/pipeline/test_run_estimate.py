@@ -14,6 +14,7 @@ import pytest
 from helpers.cli import deltalearn, fails, small
 
 from deltalearn.errors import UserError
+from deltalearn.pipeline import missing
 from deltalearn.pipeline.missing import what_is_missing
 from deltalearn.pipeline.run_estimate import estimate_run
 from deltalearn.pipeline.run_options import Rates
@@ -101,6 +102,24 @@ def test_what_is_missing_has_a_remedy(tmp_path, monkeypatch):
     ]
     assert all(re.search("check|pip install|is not set", line) for line in found)
     assert what_is_missing(load_recipe("lab", ()).recipe) == []
+
+
+@pytest.mark.parametrize(
+    ("setting", "package", "extra"),
+    [("float8=true", "torchao", "float8"), ("kernels=liger", "liger_kernel", "kernels")],
+)
+def test_what_runs_on_gpus_alone_is_said_before_the_start(monkeypatch, setting, package, extra):
+    recipe = load_recipe("lab", (f"tune.{setting}", "device=auto")).recipe
+    monkeypatch.setattr(missing, "find_spec", lambda name: None)
+    monkeypatch.setattr(missing, "_has_gpu", lambda: False)
+    name = setting.partition("=")[0]
+    assert what_is_missing(recipe)[-2:] == [
+        f"package {package}, for tune.{name}: pip install -e '.[{extra}]'",
+        f"a GPU, for tune.{name}; leave it out",
+    ]
+    monkeypatch.setattr(missing, "find_spec", lambda name: name)
+    monkeypatch.setattr(missing, "_has_gpu", lambda: True)
+    assert what_is_missing(recipe) == []
 
 
 def test_data_of_benchmarks_is_looked_for(tmp_path):

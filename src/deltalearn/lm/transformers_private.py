@@ -6,9 +6,10 @@ Tried with transformers 5.23.0. Who moves to another version runs that test firs
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import FunctionType
 from unittest.mock import patch
 
 import torch
@@ -21,6 +22,9 @@ SAFETENSORS_TYPES = {
     torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8",
     torch.uint8: "U8", torch.bool: "BOOL",
 }  # fmt: skip
+
+
+ROTARY = "apply_rotary_pos_emb"
 
 
 def attention_name(model: PreTrainedModel) -> str:
@@ -43,6 +47,30 @@ def carries_state(model: PreTrainedModel) -> bool:
 def layer_classes(model: PreTrainedModel) -> tuple[str, ...]:
     """Names of the classes of layers that are not to be split over devices."""
     return tuple(model._no_split_modules or ())
+
+
+def with_rotary(forward: Callable, rotary: Callable) -> Callable:
+    """The forward of an attention layer with another function for rotary embeddings.
+
+    Layers look it up as a global of their module, which is that of every model of the kind; a copy
+    of the function with globals of its own changes one layer alone.
+
+    Args:
+        forward: Of a class of attention layers.
+        rotary: (q, k, cos, sin) -> (q, k).
+
+    Returns:
+        The function; `forward` itself where it does not look it up.
+    """
+    if ROTARY not in forward.__code__.co_names:
+        return forward
+    own = {**forward.__globals__, ROTARY: rotary}
+    del own["__name__"]  # or torch.compile would look the function up in the module after all
+    found = FunctionType(
+        forward.__code__, own, forward.__name__, forward.__defaults__, forward.__closure__
+    )
+    found.__kwdefaults__ = forward.__kwdefaults__
+    return found
 
 
 def forget_stored_names(model: PreTrainedModel) -> None:

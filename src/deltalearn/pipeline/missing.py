@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 HAS_VLLM = "import importlib.util, sys; sys.exit(importlib.util.find_spec('vllm') is None)"
 DATA_FILES = {".jsonl", ".json", ".parquet", ".csv", ".yaml", ".txt", ".gz", ".arrow"}
+ON_GPU = {"kernels": ("liger_kernel", "kernels"), "float8": ("torchao", "float8")}
 TRACKERS = {"tensorboard": "tensorboard", "wandb": "wandb", "trackio": "trackio"}
 
 
@@ -133,9 +134,23 @@ def _packages(recipe: Recipe) -> Iterator[Lack]:
         quantised = spec.lora is not None and spec.lora.bits is not None
         if (quantised or spec.optimizer == "adamw_8bit") and find_spec("bitsandbytes") is None:
             yield Lack("package bitsandbytes: pip install -e '.[qlora]'", "tune")
+        for name, (package, extra) in ON_GPU.items():
+            if not getattr(spec, name):
+                continue
+            if find_spec(package) is None:
+                extra = f"pip install -e '.[{extra}]'"
+                yield Lack(f"package {package}, for tune.{name}: {extra}", "tune")
+            if recipe.device == "cpu" or not _has_gpu():
+                yield Lack(f"a GPU, for tune.{name}; leave it out", "tune")
         if spec.tracker in TRACKERS and find_spec(TRACKERS[spec.tracker]) is None:
             extra = f"pip install -e '.[{spec.tracker}]'"
             yield Lack(f"package {spec.tracker}, for tune.tracker: {extra}", "tune")
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
 
 
 def _has_vllm(python: str) -> bool:

@@ -53,5 +53,6 @@ FREE_TO_CHANGE = {
     "token_budget",
     "gradient_checkpointing",
     "compile",
+    "kernels",
     "shard",
 }

@@ -95,6 +95,12 @@ class TuneSpec(Spec):
     compile: bool = Field(
         False, description="Compile each layer (torch.compile), a minute at the start."
     )
+    kernels: Literal["liger"] | None = Field(
+        None, description="Fused norms, MLPs and rotary embeddings of liger-kernel, on a GPU."
+    )
+    float8: bool = Field(
+        False, description="Products of the layers in 8-bit floats (torchao), on a GPU."
+    )
     lora: LoraSpec | None = Field(None, description="Adapters instead of all weights.")
     shard: bool = Field(
         False, description="FSDP2: weights, gradients and moments split over processes."
@@ -139,6 +145,10 @@ class TuneSpec(Spec):
         if self.shard and self.lora is not None and self.lora.bits is not None:
             raise ValueError(
                 "shard cannot split the quantised weights of lora.bits; leave one of them out"
+            )
+        if self.float8 and self.lora is not None and self.lora.bits is not None:
+            raise ValueError(
+                "float8 cannot multiply the quantised weights of lora.bits; leave one of them out"
             )
         if self.steps is not None and self.epochs is not None:
             raise ValueError("steps and epochs both set the length of the run; give one of them")

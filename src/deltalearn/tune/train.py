@@ -28,6 +28,8 @@ from deltalearn.tune.compiled import compile_layers
 from deltalearn.tune.dataset import Examples
 from deltalearn.tune.distributed import base_model, make_accelerator, prepare, whole_weights
 from deltalearn.tune.fit import steps_on
+from deltalearn.tune.float8 import require_float8, use_float8
+from deltalearn.tune.kernels import fuse_layers
 from deltalearn.tune.loop import Dev, Progress, Run
 from deltalearn.tune.lora import adapters_line
 from deltalearn.tune.measure import ModelSize, measure_model
@@ -116,6 +118,12 @@ def tune(
     )
     require_gradients(base_model(model))
     say(f"layout: {rows}")
+    if settings.kernels:
+        changed = fuse_layers(base_model(model), accelerator.device.type)
+        say("fused kernels in " + ", ".join(f"{n} {part}" for part, n in changed.items()))
+    if settings.float8:
+        require_float8(accelerator.device.type, placement.dtype)
+        say(f"8-bit floats in {use_float8(base_model(model))} linear maps")
     if settings.compile:
         compile_layers(base_model(model), accelerator.device.type)
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
@@ -229,6 +237,7 @@ def reference_scope(student: ModelFiles, settings: TuneSpec, placement: Placemen
     ways = [student.fingerprint, placement.dtype]
     if settings.lora and settings.lora.bits:
         ways.append(f"{settings.lora.bits}bit")
+    ways += ["float8"] * settings.float8
     if placement.dtype != "float32":  # frozen, gathered or autocast weights round differently
         ways += ["lora"] * bool(settings.lora) + ["shard"] * settings.shard
     return ":".join(ways)
