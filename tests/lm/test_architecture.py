@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from deltalearn.errors import UserError
 from deltalearn.generate.engines.hf import TransformersEngine
@@ -58,6 +59,8 @@ def test_another_kind_of_model_is_named(kind, named, said, tmp_path):
 
 @pytest.mark.parametrize(("kind", "named"), FINE)
 def test_a_causal_model_is_not_refused(kind, named):
+    if kind not in CONFIG_MAPPING_NAMES:
+        pytest.skip(f"transformers has no {kind} yet")
     assert obstacle(config(kind, named)) == ""
 
 

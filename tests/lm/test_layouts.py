@@ -37,6 +37,7 @@ from deltalearn.errors import UserError
 from deltalearn.lm import head
 from deltalearn.lm.forward import PADDED, RowLayout, answer_logprobs, attach, make_layout
 from deltalearn.lm.layout import Tree, first_fit, lay_out, longest, tree_batches, tree_cost
+from deltalearn.lm.load import keep_caps
 from deltalearn.lm.rows import choose_rows
 from deltalearn.lm.scoring import score_answers
 
@@ -101,6 +102,7 @@ def build(config, dtype=torch.float64):
         for parameter in model.parameters():
             if parameter.ndim > 1:
                 torch.nn.init.normal_(parameter, std=0.25)
+    keep_caps(model)  # as whoever loads one has it
     return model.to(dtype).eval()
 
 

@@ -71,6 +71,18 @@ def test_what_a_model_of_transformers_tells_of_itself(model):
     assert transformers_private.layer_classes(model) == ("LlamaDecoderLayer",)
 
 
+def test_weights_in_fp8_need_no_plan_of_their_experts():
+    """transformers 5.16 looks one up and has none."""
+    from transformers.integrations import finegrained_fp8
+
+    for _ in range(2):
+        transformers_private.let_fp8_load()
+        experts = getattr(finegrained_fp8, "FP8Experts", None)
+        plans = getattr(experts, "_impl_tp_layer_overrides", {})
+        assert all(isinstance(plans.get(name, {}), dict) for name in (None, "eager", *plans))
+        assert not plans or (plans.get(None) == {} and plans.get("no such", {"a": 1}) == {"a": 1})
+
+
 def test_one_process_can_have_several_precisions():
     for precision in ("bf16", "no"):
         reset_precision()

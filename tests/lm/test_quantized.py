@@ -68,10 +68,10 @@ def test_the_weights_given_back_are_those_of_other_implementations(stored, cpu):
         ("fp8", FineGrainedFP8Config(dequantize=True), "model.layers.0.mlp.up_proj.weight"),
         ("mxfp4", Mxfp4Config(dequantize=True), "model.layers.0.mlp.experts.down_proj"),
     ):
+        ours = load_model(locate(str(stored[kind])), Placement("cpu", "bfloat16"), dequantize=True)
         theirs = AutoModelForCausalLM.from_pretrained(
             stored[kind], quantization_config=config, dtype=torch.bfloat16
         )
-        ours = load_model(locate(str(stored[kind])), Placement("cpu", "bfloat16"), dequantize=True)
         assert torch.equal(weight(ours, name), weight(theirs, name).bfloat16())
 
 

@@ -114,6 +114,9 @@ def test_the_file_is_followed_and_it_is_said(model, how, name, capsys, tiny_toke
 @pytest.mark.parametrize("name", ["PreTrainedTokenizerFast", "LlamaTokenizerFast", "NoSuchClass"])
 def test_what_agrees_with_its_file_is_left_alone(model, name, capsys):
     file = change(model, digits, name)
+    theirs = AutoTokenizer.from_pretrained(model)
+    if any(theirs(text)["input_ids"] != file.encode(text).ids for text in TEXTS):
+        pytest.skip(f"this version of transformers reads {name} otherwise")
     found = load_tokenizer(locate(str(model)))
     assert not lines_about(model, capsys)
     for text in TEXTS:

@@ -29,7 +29,7 @@ from deltalearn.errors import UserError
 from deltalearn.lm.load import Placement, load_model
 from deltalearn.lm.locate import locate
 from deltalearn.lm.weights import write_header
-from deltalearn.lm.write import check_written, rehearse, write_model
+from deltalearn.lm.write import NOTHING, check_written, rehearse, write_model
 from deltalearn.recipe import TuneSpec
 from deltalearn.tune.student import load_student, save_student, trainable_parameters
 
@@ -52,12 +52,12 @@ def source(tmp_path, tiny_model) -> Path:
     return Path(shutil.copytree(tiny_model, tmp_path / "source"))
 
 
-def saved(source: Path, out: Path, settings: TuneSpec | None = None) -> Path:
+def saved(source: Path, out: Path, settings: TuneSpec | None = None, template=NOTHING) -> Path:
     """What an untouched student becomes."""
     files, settings = locate(str(source)), settings or TuneSpec()
     cpu = Placement("cpu", "float32")
     weights = trainable_parameters(load_student(files, settings, cpu, seed=0))
-    save_student(weights, files, settings, cpu, out)
+    save_student(weights, files, settings, cpu, out, template)
     check_written(out)
     return out
 
@@ -129,6 +129,44 @@ def test_a_class_that_reads_the_file_otherwise_is_not_named_again(source, tmp_pa
     before = json.loads((source / "tokenizer_config.json").read_text())
     after = json.loads((out / "tokenizer_config.json").read_text())
     assert after == {**before, "tokenizer_class": "PreTrainedTokenizerFast"}
+
+
+HYBRID = "{% if enable_thinking is defined and not enable_thinking %}no thoughts {% endif %}"
+ASKED = [{"role": "user", "content": "ask"}]
+
+
+def with_template(source: Path, before: str) -> str:
+    """Let a student's template begin with `before`; what it renders without arguments."""
+    file = source / "chat_template.jinja"
+    file.write_text(before + file.read_text())
+    return rendered(source)
+
+
+def rendered(place: Path, **arguments) -> str:
+    tokenizer = AutoTokenizer.from_pretrained(place)
+    return tokenizer.apply_chat_template(
+        ASKED, tokenize=False, add_generation_prompt=True, **arguments
+    )
+
+
+def test_the_arguments_of_the_template_are_remembered(source, tmp_path):
+    """By the model and by its adapter; whoever gives others has those."""
+    plain, arguments = with_template(source, HYBRID), {"enable_thinking": False}
+    out = saved(source, tmp_path / "final", TuneSpec(lora={"r": 2}), arguments)
+    for place in (out, tmp_path / "adapter"):
+        assert rendered(place) == "no thoughts " + plain == rendered(source, **arguments)
+        assert rendered(place, enable_thinking=True) == plain
+        assert (place / "tokenizer.json").read_bytes() == (source / "tokenizer.json").read_bytes()
+    rehearse(locate(str(source)), "float32", tmp_path / "out", arguments)
+    again = saved(out, tmp_path / "again", template={"enable_thinking": True})
+    assert rendered(again) == plain
+
+
+def test_arguments_that_cannot_be_remembered_are_refused_before_the_run(source, tmp_path):
+    odd = "{%- macro f() -%}{{ a }}{%- endmacro -%}\n{{ f() }}{% set a = 3 %}"
+    with_template(source, odd)
+    with pytest.raises(UserError, match="cannot be written into its chat template as defaults"):
+        rehearse(locate(str(source)), "float32", tmp_path / "out", {"a": 0})
 
 
 def test_a_head_of_its_own_is_kept_and_the_config_says_so(source, tmp_path):

@@ -22,6 +22,7 @@ from deltalearn.lm.architecture import require_causal
 from deltalearn.lm.locate import ModelFiles
 from deltalearn.lm.quantized import dequantizing, plain, stored_quantization
 from deltalearn.lm.tokenizer import read_tokenizer
+from deltalearn.lm.transformers_private import attention_name, let_fp8_load
 from deltalearn.lm.turn import end_of_turn
 from deltalearn.lm.weights import same_numbers
 
@@ -138,6 +139,8 @@ def load_model(
     stored = stored_quantization(files.directory)
     dequantize = stored is not None and (dequantize or files.adapter is not None)
     options: dict[str, Any] = {}
+    if stored is not None and stored.method == "fp8":
+        let_fp8_load()
     if quantization is not None or stored is not None:
         # Quantised weights are where they belong, and bitsandbytes refuses to move them.
         options["device_map"] = {"": placement.device}
@@ -146,6 +149,7 @@ def load_model(
     elif stored is not None and dequantize:
         options |= dequantizing(files.name, stored)
     model = _whole(files, placement, options)
+    keep_caps(model)
     if dequantize or (stored and not getattr(model, "is_quantized", False)):
         model = plain(model, getattr(torch, placement.dtype))
     if files.adapter is not None:
@@ -175,6 +179,19 @@ def _whole(files: ModelFiles, placement: Placement, options: dict[str, Any]) -> 
         for config in (model.config, model.config.get_text_config()):
             config.tie_word_embeddings = False  # else others would read the embedding as the head
     return model
+
+
+def keep_caps(model: PreTrainedModel) -> None:
+    """Let a model that caps its attention scores (Gemma 2) compute them by a function that does.
+
+    transformers before 5.21 takes torch's own attention, which leaves the cap out without a word.
+
+    Args:
+        model: As it was loaded; its attention may be changed.
+    """
+    capped = getattr(model.config.get_text_config(), "attn_logit_softcapping", None) is not None
+    if capped and attention_name(model) == "sdpa":
+        model.set_attn_implementation("eager")
 
 
 def loading_fault(model: PreTrainedModel, loading: Mapping[str, Any]) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
+from collections.abc import Mapping
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from deltalearn.errors import UserError
 from deltalearn.lm.load import check_files, load_tokenizer
 from deltalearn.lm.locate import ModelFiles, locate
 from deltalearn.lm.quantized import stored_quantization
+from deltalearn.lm.remember import remember, require_remembered
 from deltalearn.lm.tokenizer import name_class_by_file
 from deltalearn.lm.transformers_private import headers_alone
 from deltalearn.util.files import write_text
@@ -26,9 +28,15 @@ TOKENIZER_FILES = (
 )  # fmt: skip
 OTHER_FILES = ("generation_config.json", "*processor_config.json")
 REMOTE_CODE = "auto_map"
+NOTHING: Mapping[str, Any] = {}
 
 
-def write_model(model: PreTrainedModel, files: ModelFiles, directory: Path) -> None:
+def write_model(
+    model: PreTrainedModel,
+    files: ModelFiles,
+    directory: Path,
+    template: Mapping[str, Any] = NOTHING,
+) -> None:
     """Write a tuned model beside the side files of the one that it came from.
 
     Tokenizer, template, generation config and processor are copied, byte for byte: written anew
@@ -40,14 +48,16 @@ def write_model(model: PreTrainedModel, files: ModelFiles, directory: Path) -> N
         model: The model, unquantised.
         files: Those that it came from.
         directory: Exists already.
+        template: Arguments of the chat template that it was trained with, which the copy of the
+            template has as defaults.
     """
     model.save_pretrained(directory)
     _write_config(model.config, files.directory / "config.json", directory / "config.json")
     _copy(files.directory, directory, OTHER_FILES)
-    copy_tokenizer(files, directory)
+    copy_tokenizer(files, directory, template)
 
 
-def copy_tokenizer(files: ModelFiles, directory: Path) -> None:
+def copy_tokenizer(files: ModelFiles, directory: Path, template: Mapping[str, Any]) -> None:
     """Copy the files of a tokenizer; see `write_model`.
 
     Where `tokenizer_class` is a class that reads tokenizer.json otherwise, the copy names the one
@@ -62,6 +72,7 @@ def copy_tokenizer(files: ModelFiles, directory: Path) -> None:
     if settings.exists() and REMOTE_CODE in (values := _read(settings)):
         _write(settings, {k: v for k, v in values.items() if k != REMOTE_CODE})
     name_class_by_file(directory)
+    remember(directory, template)
 
 
 def _copy(source: Path, directory: Path, patterns: tuple[str, ...]) -> None:
@@ -114,7 +125,9 @@ def check_written(directory: Path) -> None:
     load_tokenizer(files, chat=False)
 
 
-def rehearse(files: ModelFiles, dtype: str, out: Path) -> None:
+def rehearse(
+    files: ModelFiles, dtype: str, out: Path, template: Mapping[str, Any] = NOTHING
+) -> None:
     """Write the model that a run will leave, without its numbers, and read it back.
 
     What is written are headers before holes: nothing of the size of a model, in seconds.
@@ -123,9 +136,11 @@ def rehearse(files: ModelFiles, dtype: str, out: Path) -> None:
         files: The student's files.
         dtype: Of the weights that will be written.
         out: A folder for it; nothing stays there.
+        template: As for `write_model`.
 
     Raises:
-        UserError: If what would be written could not be read.
+        UserError: If what would be written could not be read, or would not render by itself what
+            the student does with `template`.
         Exception: Whatever transformers raises of a model that it cannot make without numbers,
             or the disk of files with holes: that says nothing of the run.
     """
@@ -133,7 +148,7 @@ def rehearse(files: ModelFiles, dtype: str, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out, prefix=".rehearsal-") as folder:
         with headers_alone():
-            write_model(model, files, Path(folder))
+            write_model(model, files, Path(folder), template)
         try:
             check_written(Path(folder))
         except UserError as error:
@@ -142,6 +157,9 @@ def rehearse(files: ModelFiles, dtype: str, out: Path) -> None:
                 f"{files.name}: the tuned model could be written and not read again: {fault}. "
                 "Write the student anew with `model.save_pretrained(directory)` and start from that"
             ) from error
+        if template:
+            remembering = load_tokenizer(locate(folder), chat=False)
+            require_remembered(load_tokenizer(files, chat=False), remembering, template)
 
 
 def _without_numbers(files: ModelFiles, dtype: torch.dtype) -> PreTrainedModel:

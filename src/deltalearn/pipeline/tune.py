@@ -182,6 +182,7 @@ class Tuning:
                 placement=self.placement,
                 title=job.title,
                 dev=self._dev(),
+                template=job.rendering.arguments,
                 say=self.say,
             )
         self.processes.sent_is_done()

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from deltalearn.errors import UserError
@@ -18,6 +16,7 @@ from deltalearn.recipe.keys import whole
 from deltalearn.recipe.schema import Recipe
 from deltalearn.recipe.template import share_arguments
 from deltalearn.recipe.tuning import TuneSpec, replaced
+from deltalearn.recipe.yaml_text import one_line, read_yaml
 from deltalearn.util.paths import looked_for
 
 SHIPPED = Path(__file__).parents[1] / "recipes"  # in a wheel
@@ -70,54 +69,7 @@ def parse_override(text: str) -> tuple[list[str], Any]:
     key, sign, value = text.partition("=")
     if not sign or not key.strip():
         raise UserError(f"--set {text}: expected key=value, for example --set tune.lr=1e-4")
-    return key.strip().split("."), _load_yaml(value, f"--set {text}")
-
-
-class _Loader(yaml.SafeLoader):
-    """Safe YAML that refuses a key given twice and reads 1e-4 as the number it is."""
-
-
-class _Dumper(yaml.SafeDumper):
-    """Writes what `_Loader` reads back: a string that it would take for a number is quoted."""
-
-
-def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict:
-    seen = set()
-    for key_node, _ in node.value:
-        merges = key_node.tag == "tag:yaml.org,2002:merge"  # `<<` stands for no value of its own
-        key = "<<" if merges else loader.construct_object(key_node)
-        if key in seen:
-            mark = key_node.start_mark
-            raise yaml.constructor.ConstructorError(
-                None, None, f"the key {key!r} is given twice", mark
-            )
-        seen.add(key)
-    return yaml.SafeLoader.construct_mapping(loader, node, deep=True)
-
-
-_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
-for _side in (_Loader, _Dumper):  # YAML 1.1 takes 1e-4 for a string; everyone means a number
-    _side.add_implicit_resolver(
-        "tag:yaml.org,2002:float",
-        re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"),
-        list("-+0123456789"),
-    )
-
-
-def _load_yaml(text: str | bytes, where: str) -> Any:
-    try:
-        return yaml.load(text, Loader=_Loader)  # noqa: S506 (a SafeLoader)
-    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
-        # All but the first come from values: a 13th month, a list as key, a thousand brackets.
-        raise UserError(f"{where}: not valid YAML: {error}") from error
-
-
-def _dump_yaml(value: Any) -> str:
-    """`value` on one line."""
-    text = yaml.dump(
-        value, Dumper=_Dumper, default_flow_style=True, width=10**6, allow_unicode=True
-    )
-    return text.removesuffix("\n").removesuffix("\n...")
+    return key.strip().split("."), read_yaml(value, f"--set {text}")
 
 
 def load_recipe(
@@ -227,7 +179,7 @@ def _validated(values: dict[str, Any], where: str | Path, command: Command) -> R
 def read_values(place: str | Path) -> tuple[Path, dict[str, Any]]:
     """The file of a recipe and the mapping in it, whole but not yet validated."""
     path = find_recipe(str(place))
-    values = _load_yaml(path.read_bytes(), str(path))
+    values = read_yaml(path.read_bytes(), str(path))
     if not isinstance(values, dict):
         raise UserError(f"{path}: a recipe is a mapping of keys to values")
     return path, whole(values)
@@ -270,9 +222,9 @@ def _commented(
         dotted = f"{prefix}.{key}" if prefix else key
         pad = "  " * depth
         if isinstance(value, dict) and value:
-            lines.append(f"{pad}{_dump_yaml(key)}:")
+            lines.append(f"{pad}{one_line(key)}:")
             lines += _commented(value, origins, dotted, depth + 1)
         else:
             origin = origins.get(dotted, "default")
-            lines.append(f"{pad}{_dump_yaml(key)}: {_dump_yaml(value)}  # {origin}")
+            lines.append(f"{pad}{one_line(key)}: {one_line(value)}  # {origin}")
     return lines

@@ -6,9 +6,10 @@ import re
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from deltalearn.recipe.base import Spec
+from deltalearn.recipe.template import not_an_argument
 
 VARIABLE = r"[A-Za-z_][A-Za-z0-9_]*"  # of the environment
 OWN_FIELDS = {  # of a request to a server: what sets them, and is part of an answer's key
@@ -127,6 +128,13 @@ class ModelSpec(Spec):
     template: dict[str, Any] = Field(
         default_factory=dict, description="Arguments of its chat template, everywhere."
     )
+
+    @field_validator("template")
+    @classmethod
+    def _arguments(cls, template: dict[str, Any]) -> dict[str, Any]:
+        if wrong := not_an_argument(template):
+            raise ValueError(wrong)
+        return template
 
 
 class GeneratorSpec(ModelSpec):

@@ -58,8 +58,8 @@ class Recipe(Spec):
     @field_validator("day", mode="before")
     @classmethod
     def _is_day(cls, value: Any) -> Any:
-        if value is None or type(value) is date:  # as YAML reads it
-            return value and value.isoformat()
+        if value is None:
+            return None
         try:
             return date.fromisoformat(value).isoformat()
         except (TypeError, ValueError):

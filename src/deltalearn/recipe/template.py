@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import yaml
-
 from deltalearn.errors import UserError
+from deltalearn.recipe.yaml_text import read_yaml
 
 # What other sections and libraries call them.
 CALLED = ("template", "chat_template_kwargs", "chat_template_args", "enable_thinking")
+# What transformers' renderer takes itself, so that no template sees it, or sees it changed.
+RENDERERS = frozenset({
+    "conversation", "messages", "chat_template", "add_generation_prompt", "continue_final_message",
+    "tokenize", "padding", "truncation", "max_length", "return_tensors", "return_dict",
+    "return_assistant_tokens_mask", "tokenizer_kwargs", "processor_kwargs", "strftime_now",
+})  # fmt: skip
 REMEDY = (
     "; arguments of a chat template belong to the model, and count wherever it is asked, tuned or "
     "scored: student.template={enable_thinking: false}, models.NAME.template=..."
@@ -29,6 +34,24 @@ def whose_arguments(key: str) -> str | None:
     return REMEDY if key in CALLED else None
 
 
+def not_an_argument(template: Mapping[str, Any]) -> str | None:
+    """Say which of a chat template's arguments is none.
+
+    Args:
+        template: Arguments by name.
+
+    Returns:
+        The error; None if all can be arguments.
+    """
+    found = sorted(RENDERERS & template.keys())
+    if not found:
+        return None
+    remedy = "set `day`" if found == ["strftime_now"] else "leave it out"
+    if found == ["chat_template"]:
+        remedy = "change chat_template.jinja beside the model"
+    return f"template.{found[0]} is no argument of a chat template: {remedy}"
+
+
 def given_arguments(texts: Sequence[str], of: str) -> dict[str, Any]:
     """Options of `load_recipe` for `--template KEY=VALUE`.
 
@@ -45,14 +68,11 @@ def given_arguments(texts: Sequence[str], of: str) -> dict[str, Any]:
     found = {}
     for text in texts:
         key, sign, value = text.partition("=")
-        try:
-            found[f"{of}.template.{key.strip()}"] = yaml.safe_load(value)
-        except yaml.YAMLError:
-            sign = ""
         if not (sign and key.strip() and "." not in key):
             raise UserError(
                 f"--template {text}: expected KEY=VALUE, for example enable_thinking=false"
             )
+        found[f"{of}.template.{key.strip()}"] = read_yaml(value, f"--template {text}")
     return found
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from deltalearn.errors import needs
 from deltalearn.lm.load import Placement, load_model, require_device
 from deltalearn.lm.locate import ModelFiles
 from deltalearn.lm.quantized import trained_as
-from deltalearn.lm.write import copy_tokenizer, write_model
+from deltalearn.lm.write import NOTHING, copy_tokenizer, write_model
 from deltalearn.recipe import LoraSpec, TuneSpec
 from deltalearn.tune.lora import adapted, other_towers
 from deltalearn.util.files import replacing_directory
@@ -138,6 +138,7 @@ def save_student(
     settings: TuneSpec,
     placement: Placement,
     out: Path,
+    template: Mapping[str, Any] = NOTHING,
 ) -> None:
     """Write the tuned student as an ordinary Hugging Face directory, complete or not at all.
 
@@ -157,6 +158,7 @@ def save_student(
         settings: The recipe's `tune` section.
         placement: Gives the precision.
         out: The directory; replaced if it exists.
+        template: Arguments of the chat template that it was trained with, kept as defaults.
     """
     model = load_model(files, Placement("cpu", placement.dtype), dequantize=True)
     _without_towers(model)
@@ -169,7 +171,7 @@ def save_student(
         with replacing_directory(out.with_name("adapter")) as directory:
             # True or "auto" would ask the hub what the student's vocabulary is.
             model.save_pretrained(directory, save_embedding_layers=False)
-            copy_tokenizer(files, directory)
+            copy_tokenizer(files, directory, template)
         model = model.merge_and_unload()
     with replacing_directory(out) as directory:
-        write_model(model, files, directory)
+        write_model(model, files, directory, template)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from deltalearn.lm.layout import Tree
 from deltalearn.lm.load import Placement
 from deltalearn.lm.locate import ModelFiles
 from deltalearn.lm.rows import choose_rows, require_gradients
-from deltalearn.lm.write import check_written, rehearse
+from deltalearn.lm.write import NOTHING, check_written, rehearse
 from deltalearn.recipe import LoraSpec, TuneSpec
 from deltalearn.recipe.methods import FREE_TO_CHANGE, METHODS
 from deltalearn.tune.checkpoint import Checkpoints
@@ -62,6 +62,7 @@ def tune(
     placement: Placement,
     title: str = "tune",
     dev: Dev | None = None,
+    template: Mapping[str, Any] = NOTHING,
     say: Say = lambda line: None,
 ) -> dict[str, Any]:
     """Tune a student; write `out`/final (a Hugging Face directory) and log.jsonl.
@@ -79,6 +80,8 @@ def tune(
         placement: Device and precision.
         title: Name of the run, for people.
         dev: Scores of a model while tuning; the first of them decides keep_best and patience.
+        template: Arguments of the chat template by which `examples` were rendered; the tuned model
+            has them as defaults.
         say: Gets lines on how the run is set up.
 
     Returns:
@@ -100,7 +103,8 @@ def tune(
     if memory := informed("memory estimate", needed, say):
         say(format_estimate(memory))
     # UserError, on every process, where what the run will write could not be read.
-    informed("rehearsal of saving", partial(rehearse, student, placement.dtype, out), say)
+    rehearsal = partial(rehearse, student, placement.dtype, out, template)
+    informed("rehearsal of saving", rehearsal, say)
     model = load_student(student, settings, placement, seed)
     if settings.lora is not None:
         say(adapters_line(model))
@@ -179,7 +183,7 @@ def tune(
     finish()
     weights = whole_weights(accelerator, policy)
     if accelerator.is_main_process:
-        save_student(weights, student, settings, placement, out / "final")
+        save_student(weights, student, settings, placement, out / "final", template)
         check_written(out / "final")  # and if it cannot be read, the checkpoints are still there
     accelerator.wait_for_everyone()
     checkpoints.remove()

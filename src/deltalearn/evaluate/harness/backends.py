@@ -59,6 +59,7 @@ def _hf(options: BackendOptions) -> Any:
     from deltalearn.evaluate.harness.hf_model import TransformersLM
     from deltalearn.lm.load import (
         check_files,
+        keep_caps,
         load_model,
         load_tokenizer,
         place,
@@ -82,6 +83,8 @@ def _hf(options: BackendOptions) -> Any:
         trust_remote_code=False,
         **{**how, **options.options},
     )
+    if "attn_implementation" not in options.options:
+        keep_caps(model.model)
     model.model.generation_config = without_sampling(model.model.generation_config)
     return model
 
