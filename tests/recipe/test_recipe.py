@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from deltalearn.errors import UserError
 from deltalearn.recipe import GENERATE, RUN, TUNE, LoadedRecipe, Recipe, load_recipe, parse_override
+from deltalearn.recipe.template import given_arguments
 
 MINIMAL = """
     name: minimal
@@ -702,3 +703,43 @@ def test_a_recipe_of_outside_pairs_alone_needs_no_answers(load):
 )
 def test_pairs_are_made_or_from_outside(error, overrides, says):
     assert says in error(*overrides)
+
+
+# -- arguments of chat templates -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("written", "value"),
+    [
+        ("2026-11-26", "2026-11-26"),
+        ("!!timestamp 2026-11-26", "2026-11-26"),
+        ("2026-11-26T12:00:00Z", "2026-11-26T12:00:00Z"),
+        ("26 Nov 2026", "26 Nov 2026"),
+        ("[2026-11-26]", ["2026-11-26"]),
+        ("1e-4", 1e-4),
+        ("false", False),
+    ],
+)
+def test_a_date_is_text(load, tmp_path, written, value):
+    """JSON has no dates, and neither do templates, stores and servers that values go to."""
+    loaded = load(f"student.template.x={written}")
+    assert loaded.recipe.student.template == {"x": value}
+    (tmp_path / "again.yaml").write_text(loaded.resolved_yaml(), encoding="utf-8")
+    assert load_recipe(tmp_path / "again.yaml").recipe == loaded.recipe
+    assert given_arguments([f"x={written}"], "student") == {"student.template.x": value}
+    assert load("day=2026-11-26").recipe.day == "2026-11-26"
+
+
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [
+        ("chat_template", "change chat_template.jinja"),
+        ("tokenize", "leave it out"),
+        ("add_generation_prompt", "leave it out"),
+        ("strftime_now", "set `day`"),
+    ],
+)
+def test_what_transformers_takes_itself_is_no_argument_of_a_template(error, name, remedy):
+    for model in ("student", "models.big", "generate"):
+        text = error(f"{model}.template.{name}=x")
+        assert f"template.{name} is no argument of a chat template" in text and remedy in text

@@ -66,6 +66,7 @@ def copy_tokenizer(files: ModelFiles, directory: Path, template: Mapping[str, An
     Args:
         files: Of the model that the tokenizer is of.
         directory: Gets the copies.
+        template: As for `write_model`.
     """
     _copy(files.tokenizer_directory, directory, TOKENIZER_FILES)
     settings = directory / "tokenizer_config.json"

@@ -44,7 +44,7 @@ _Loader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in resolvers if tag != _DATE]
     for first, resolvers in _Loader.yaml_implicit_resolvers.items()
 }
-_Loader.add_constructor(_DATE, _Loader.construct_yaml_str)
+_Loader.add_constructor(_DATE, lambda _, node: str(node.value))
 
 
 def read_yaml(text: str | bytes, where: str) -> Any:
