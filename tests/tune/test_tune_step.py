@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from deltalearn.errors import UserError
-from deltalearn.lm.forward import PADDED, RowLayout
+from deltalearn.lm.forward import PADDED, RowLayout, make_layout
+from deltalearn.lm.layout import Tree
 from deltalearn.lm.load import load_model, place
 from deltalearn.lm.locate import locate
 from deltalearn.lm.rows import choose_rows
@@ -161,7 +163,25 @@ def test_logged_margin_is_what_the_loss_sees(student):
     assert (record["chosen_length"], record["rejected_length"]) == (4, 3)
 
 
-def test_the_host_waits_for_the_device_once_a_step(student, monkeypatch):
+class Waits(TorchDispatchMode):
+    """Counts operations whose result has a shape that only the device knows."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.name().split(".")[0]
+        by_mask = name == "aten::index" and any(
+            place is not None and place.dtype == torch.bool for place in args[1]
+        )
+        unknown = ("nonzero", "masked_select", "_unique2", "is_nonzero", "repeat_interleave")
+        told = (kwargs or {}).get("output_size") is not None
+        Waits.count += by_mask or (name.removeprefix("aten::") in unknown and not told)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("layout", ["shared", "packed"])
+@pytest.mark.parametrize("method", ["dpo_norm", "simpo", "sft"])
+def test_the_host_waits_for_the_device_once_a_step(student, monkeypatch, layout, method):
     """Every read of a tensor's value on the host is counted over a step of four forwards."""
     counts = {"reads": 0}
     for name in ("item", "tolist", "__float__", "__bool__", "__int__", "cpu", "numpy"):
@@ -175,12 +195,37 @@ def test_the_host_waits_for_the_device_once_a_step(student, monkeypatch):
     original_step = Run.step
 
     def step(self, *args, **kwargs):
-        counts["reads"] = 0
-        return original_step(self, *args, **kwargs)
+        counts["reads"] = Waits.count = 0
+        with Waits():
+            return original_step(self, *args, **kwargs)
 
     monkeypatch.setattr(Run, "step", step)
-    one_step(student, settings("dpo_norm", token_budget=1))
+    one_step(student, settings(method, token_budget=1, layout=layout, attention="sdpa"))
     assert counts["reads"] == 1
+    assert Waits.count == 0
+
+
+@pytest.mark.parametrize("layout", ["shared", "padded"])
+def test_nothing_that_is_sent_to_a_gpu_holds_the_host_up(student, monkeypatch, layout):
+    """A copy from memory that is not pinned waits for all that the GPU has been asked before."""
+    sent = []
+
+    class Pinned(torch.Tensor):
+        pass
+
+    def to(self, device, non_blocking=False):
+        assert isinstance(self, Pinned) and torch.device(device).type == "cuda"
+        sent.append(non_blocking)
+        return self.as_subclass(torch.Tensor)
+
+    trees = [Tree(range(3), (range(4), range(2)))]
+    rows = PADDED if layout == "padded" else RowLayout("shared", "sdpa", "")
+    expected = make_layout(trees, rows, "cpu")
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: self.as_subclass(Pinned))
+    monkeypatch.setattr(torch.Tensor, "to", to)
+    found = make_layout(trees, rows, "cuda")
+    assert sent == [True] * (5 if layout == "padded" else 7)
+    assert torch.equal(found.input_ids, expected.input_ids)
 
 
 def test_padded_rows_compute_more(student):

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from deltalearn.lm.logprobs import length_batches
+from deltalearn.lm.transfer import send
 
 Ids = Sequence[int] | np.ndarray
 
@@ -83,7 +84,7 @@ class Layout:
     def to(self, device: torch.device | str) -> Layout:
         """Copy the tensors to another device."""
         values = [getattr(self, field.name) for field in fields(self)]
-        moved: list[Any] = [v.to(device) if isinstance(v, Tensor) else v for v in values]
+        moved: list[Any] = [send(v, device) if isinstance(v, Tensor) else v for v in values]
         return Layout(*moved)
 
     def sum_by_answer(self, tokens: Tensor) -> Tensor:

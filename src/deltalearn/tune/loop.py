@@ -150,8 +150,8 @@ class Run:
         norm = self.accelerator.clip_grad_norm_(self.policy.parameters(), settings.max_grad_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        sums["tokens"] = torch.tensor(float(tokens), device=self.objective.device)
-        sums["stop"] = torch.tensor(float(stop), device=self.objective.device)
+        for name, value in (("tokens", tokens), ("stop", stop)):  # filled there, not copied
+            sums[name] = torch.full((), float(value), device=self.objective.device)
         values = self._reduce(sums, norm)
         values["tokens"] = round(values["tokens"])
         record = {"step": step + 1, "lr": rate, **values}
@@ -259,8 +259,8 @@ class Run:
                 f"step {step + 1}: loss {record['loss']}, gradient norm {record['grad_norm']}; "
                 "lower tune.lr, or check the pairs and the student's weights"
             )
-        start = loss_at_start(self.settings)
-        if step or start is None:
+        start = None if step else loss_at_start(self.settings)
+        if start is None:
             return
         whole = self.accelerator.mixed_precision == "no"
         tolerance = START_TOLERANCE if whole else START_TOLERANCE_LOW

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from deltalearn.lm.forward import RowLayout, answer_logprobs, make_layout
 from deltalearn.lm.layout import Tree
+from deltalearn.lm.transfer import send
 from deltalearn.recipe import TuneSpec
 from deltalearn.tune.batching import Lengths
 from deltalearn.tune.dataset import Examples
@@ -119,7 +120,7 @@ class Objective:
         reference_chosen = reference_rejected = None
         if self.references is not None:
             reference_chosen, reference_rejected = (
-                r[list(indices)].to(sums.device, non_blocking=True) for r in self.references
+                send(r[list(indices)], sums.device) for r in self.references
             )
         losses, margins = bind_loss(self.settings)(
             chosen,
