@@ -139,7 +139,7 @@ def hashed(monkeypatch) -> list[str]:
         names.append(path.name)
         return file_digest(path)
 
-    monkeypatch.setattr("deltalearn.lm.locate.file_digest", counting)
+    monkeypatch.setattr("deltalearn.lm.hashes.file_digest", counting)
     return names
 
 
@@ -251,7 +251,7 @@ def test_missing_package_data_is_a_user_error():
 
 
 def test_a_file_is_no_model(model):
-    with pytest.raises(UserError, match="no such model directory"):
+    with pytest.raises(UserError, match=r"is no GGUF file.*give a model directory"):
         locate(str(model / "config.json"))
 
 

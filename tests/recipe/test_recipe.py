@@ -733,7 +733,7 @@ def test_a_date_is_text(load, tmp_path, written, value):
 @pytest.mark.parametrize(
     ("name", "remedy"),
     [
-        ("chat_template", "change chat_template.jinja"),
+        ("chat_template", "give chat_template beside the path"),
         ("tokenize", "leave it out"),
         ("add_generation_prompt", "leave it out"),
         ("strftime_now", "set `day`"),

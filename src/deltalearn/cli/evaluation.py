@@ -14,7 +14,13 @@ from deltalearn.cli.settings import (
     settings_of_recipe,
 )
 
-OF_A_MODEL = ("path", "revision", "template")  # what is asked here may have been a generator
+OF_A_MODEL = (
+    "path",
+    "file",
+    "revision",
+    "chat_template",
+    "template",
+)  # what is asked here may have been a generator
 NOTHING_RUN = 3  # exit code: every benchmark was left out
 
 

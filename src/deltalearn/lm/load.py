@@ -99,7 +99,8 @@ def load_tokenizer(files: ModelFiles, *, chat: bool = True) -> PreTrainedTokeniz
     if chat and not tokenizer.chat_template:
         raise UserError(
             f"{files.name}: the tokenizer has no chat template, so prompts cannot be rendered. "
-            "Use an instruction-tuned model, or set `tokenizer.chat_template` and save it."
+            "Use an instruction-tuned model, or choose a template for it in the recipe: "
+            "chat_template: chatml, raw (texts alone), or a file of Jinja, beside the model's path."
         )
     if tokenizer.eos_token_id is None:
         raise UserError(f"{files.name}: the tokenizer has no eos_token, so no answer could end")

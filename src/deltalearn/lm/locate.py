@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from deltalearn.errors import UserError
 from deltalearn.lm.adapters import base_of, remedy
+from deltalearn.lm.cached import made_fingerprint
+from deltalearn.lm.gguf import file_of_hub, gguf_directory, is_gguf
+from deltalearn.lm.hashes import FileHashes
+from deltalearn.lm.templates import with_template
 from deltalearn.lm.weights import INDEX, read_header, weight_files
 from deltalearn.util.failure import brief
-from deltalearn.util.files import digest, file_digest, write_json
+from deltalearn.util.files import digest
 from deltalearn.util.paths import PACKAGE_SCHEME, local_path, looked_for
 
 # What a model needs and no more: pickled weights are never fetched, nor remote code.
@@ -24,6 +27,7 @@ VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 TEMPLATES = ("chat_template.jinja", "chat_template.json", "additional_chat_templates")
 WITHOUT_WEIGHTS = [pattern for pattern in WANTED if pattern != "*.safetensors"]
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+HERE = (PACKAGE_SCHEME, "/", "./", "../", "~")  # what a place of the hub never begins with
 
 
 @dataclass(frozen=True)
@@ -35,12 +39,16 @@ class ModelFiles:
         directory: Its config and weights; of an adapter, those of its base.
         fingerprint: Changes exactly when weights or tokenizer change.
         adapter: Where the adapter lies that is merged into the weights when they are loaded.
+        commit: Of a hub model.
+        chat_template: What was chosen instead of the model's own: a name or a file.
     """
 
     name: str
     directory: Path
     fingerprint: str
     adapter: Path | None = None
+    commit: str | None = None
+    chat_template: str | None = None
 
     @property
     def tokenizer_directory(self) -> Path:
@@ -49,38 +57,67 @@ class ModelFiles:
         return self.adapter if self.adapter and own else self.directory
 
 
-def locate(place: str, revision: str | None = None) -> ModelFiles:
+def locate(place: str, revision: str | None = None, chat_template: str | None = None) -> ModelFiles:
     """Find the files of a model.
 
     Args:
-        place: A directory, `package://...` or a Hugging Face hub id. A hub id is downloaded
-            (safetensors only) into the hub's own cache and identified by its commit.
+        place: A directory, a GGUF file, `package://...` of either, a Hugging Face hub id, or
+            `owner/name/file.gguf` for a file of one. What is of the hub is downloaded (safetensors
+            only, or that file) into the hub's own cache. Models of the hub are identified by their
+            commit, GGUF files and directories by their content.
         revision: Commit, branch or tag of a hub id.
+        chat_template: Instead of the model's own: a name that `templates` knows, or a file.
 
     Returns:
-        The files with their fingerprint.
+        The files with their fingerprint, of which a chosen chat template is a part.
 
     Raises:
         UserError: If the place is none of these, if it lacks a config, weights or a tokenizer, or
-            if a `revision` is given for a directory.
+            if a `revision` is given for what is on this disk.
     """
+    files = _locate(place, revision)
+    if chat_template is None:
+        return files
+    directory, fingerprint = with_template(files, chat_template)
+    return replace(files, directory=directory, fingerprint=fingerprint, chat_template=chat_template)
+
+
+def _locate(place: str, revision: str | None) -> ModelFiles:
     path = local_path(place)
+    if path.exists() and revision is not None:
+        kind = "directory" if path.is_dir() else "file"
+        raise UserError(f"{place}: revision {revision!r} has no effect on a {kind}; remove it")
+    if path.is_file():
+        return ModelFiles(place, *gguf_directory(place, path))
     if path.is_dir():
-        if revision is not None:
-            raise UserError(
-                f"{place}: revision {revision!r} has no effect on a directory; remove it"
-            )
         if base := base_of(place, path):
             return _adapted(place, path, base)
         require_model_files(place, path)
-        return ModelFiles(place, path, directory_fingerprint(path))
-    if place.startswith((PACKAGE_SCHEME, "/", "./", "../", "~")) or not HUB_ID.fullmatch(place):
+        return ModelFiles(place, path, made_fingerprint(path) or directory_fingerprint(path))
+    if is_gguf(place):
+        return _gguf_of_hub(place, revision)
+    if place.startswith(HERE) or not HUB_ID.fullmatch(place):
         raise UserError(f"{place}: no such model directory{looked_for(place)}")
     path = download(place, revision)
     if base := base_of(place, path):
         return _adapted(place, path, base)
     require_model_files(place, path)
-    return ModelFiles(place, path, f"hub:{place}@{path.name}")
+    return ModelFiles(place, path, f"hub:{place}@{path.name}", commit=path.name)
+
+
+def _gguf_of_hub(place: str, revision: str | None, *, network: bool = True) -> ModelFiles:
+    """A GGUF file that is not on this disk, or only in the hub's cache."""
+    found = None if place.startswith(HERE) else file_of_hub(place)
+    if found is None:
+        raise UserError(f"{place}: no such GGUF file")
+    hub_id, name = found
+    path = download(hub_id, revision, [name], network=network)
+    if not (path / name).exists():
+        raise UserError(
+            f"{place}: {hub_id} has no file {name} in the hub; see its list of files, whose names "
+            "are told apart by case"
+        )
+    return ModelFiles(place, *gguf_directory(place, path / name), commit=path.name)
 
 
 def has_chat_template(files: ModelFiles) -> bool:
@@ -95,13 +132,18 @@ def has_chat_template(files: ModelFiles) -> bool:
 
 
 def locate_tokenizer(
-    place: str, revision: str | None = None, *, network: bool = True
+    place: str,
+    revision: str | None = None,
+    chat_template: str | None = None,
+    *,
+    network: bool = True,
 ) -> ModelFiles:
     """Find config and tokenizer of a model; of a hub model only those are downloaded.
 
     Args:
         place: See `locate`.
         revision: See `locate`.
+        chat_template: See `locate`.
         network: False looks on this disk alone.
 
     Returns:
@@ -111,9 +153,20 @@ def locate_tokenizer(
         UserError: If they are not to be had.
     """
     path = local_path(place)
-    if path.is_dir():
-        return locate(place) if base_of(place, path) else ModelFiles(place, path, "")
-    return ModelFiles(place, download(place, revision, WITHOUT_WEIGHTS, network=network), "")
+    if path.is_file() or (path.is_dir() and base_of(place, path)):
+        files = locate(place)
+    elif path.is_dir():
+        files = ModelFiles(place, path, "")
+    elif is_gguf(place):
+        files = _gguf_of_hub(place, revision, network=network)
+    else:
+        found = download(place, revision, WITHOUT_WEIGHTS, network=network)
+        files = ModelFiles(place, found, "", commit=found.name)
+    if chat_template is None:
+        return files
+    key = files.fingerprint or directory_fingerprint(files.directory, WITHOUT_WEIGHTS)
+    directory, _ = with_template(replace(files, fingerprint=key), chat_template)
+    return replace(files, directory=directory, chat_template=chat_template)
 
 
 def download(
@@ -187,7 +240,7 @@ def require_model_files(place: str, directory: Path, *, weights: bool = True) ->
         )
 
 
-def directory_fingerprint(directory: Path) -> str:
+def directory_fingerprint(directory: Path, wanted: Sequence[str] = WANTED) -> str:
     """Hash of the contents of every model file in `directory`, whatever its path.
 
     Shards and chat templates may lie in folders of it.
@@ -195,9 +248,9 @@ def directory_fingerprint(directory: Path) -> str:
     Large files are read once: their hashes are remembered by path, size and modification time in
     the user's cache directory. UserError if one of them cannot be read.
     """
-    known = _HashCache()
-    found = {p for pattern in WANTED for p in directory.glob(pattern) if not p.is_dir()}
-    if (directory / INDEX).exists():
+    known = FileHashes()
+    found = {p for pattern in wanted for p in directory.glob(pattern) if not p.is_dir()}
+    if wanted is WANTED and (directory / INDEX).exists():
         found.update(weight_files(str(directory), directory))
     found |= set(directory.glob("additional_chat_templates/*.jinja"))
     try:
@@ -206,36 +259,3 @@ def directory_fingerprint(directory: Path) -> str:
         raise UserError(f"{directory}: a model file cannot be read: {error}") from error
     known.save()
     return digest(hashes)
-
-
-class _HashCache:
-    """File hashes that survive the process, lest 16 GB of weights are read at every start."""
-
-    SMALL = 1 << 20  # below this, reading again is cheaper than remembering
-
-    def __init__(self) -> None:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        self.path = base / "deltalearn" / "file-hashes.json"
-        self.changed = False
-        try:
-            remembered = json.loads(self.path.read_text())
-        except (OSError, ValueError):
-            remembered = None
-        self.hashes: dict[str, str] = remembered if isinstance(remembered, dict) else {}
-
-    def hash_of(self, path: Path) -> str:
-        real = path.resolve()
-        stat = real.stat()
-        if stat.st_size < self.SMALL:
-            return file_digest(real)
-        key = f"{real}:{stat.st_size}:{stat.st_mtime_ns}"
-        if key not in self.hashes:
-            self.hashes[key] = file_digest(real)
-            self.changed = True
-        return self.hashes[key]
-
-    def save(self) -> None:
-        if not self.changed:
-            return
-        with suppress(OSError):  # a read-only home costs time, not correctness
-            write_json(self.path, self.hashes)

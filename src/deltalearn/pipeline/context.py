@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from deltalearn.lm.locate import ModelFiles
 from deltalearn.pipeline.directory import RunDirectory
-from deltalearn.pipeline.generator import Generator, make_generators
+from deltalearn.pipeline.generator import Generator, chosen_template_line, make_generators
 from deltalearn.pipeline.stage import Say, Stage, stage_line
 from deltalearn.recipe import Recipe
 
@@ -58,6 +58,9 @@ class Context:
         manifest = self.directory.manifest
         found = make_generators(self.recipe, manifest, lambda: self.placement)
         manifest.models |= {name: generator.record for name, generator in found.items()}
+        for name, generator in found.items():
+            if line := chosen_template_line(name, generator.model):
+                self.say_once(line)
         return found
 
     @cached_property

@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from deltalearn.errors import refuse_idle
 from deltalearn.lm.locate import locate
 from deltalearn.pipeline.evaluate import evaluate
 from deltalearn.pipeline.evaluate_options import Options, backend_of
+from deltalearn.pipeline.generator import chosen_template_line
 from deltalearn.pipeline.questions import question_files
 from deltalearn.pipeline.stage import Say
 from deltalearn.recipe import LoadedRecipe
@@ -44,10 +46,17 @@ def evaluate_recipe(
     recipe = loaded.recipe
     student, spec = recipe.student, recipe.evaluate
     assert student is not None and spec is not None  # the command needs them
-    place = student.path
-    if student.revision is not None:
-        place = str(locate(student.path, student.revision).directory)
-    shown = name or student.path.rstrip("/").rpartition("/")[2]
+    if spec.backend.kind == "openai":
+        rendered = {"student.file": student.file, "student.chat_template": student.chat_template}
+        refuse_idle(rendered, "at a server, which has loaded the model and its template itself")
+    shown = name or student.place.rstrip("/").rpartition("/")[2]
+    place, facts = student.place, {}
+    if student.revision is not None or student.chat_template is not None:
+        files = locate(student.place, student.revision, student.chat_template)
+        place = str(files.directory)
+    if student.chat_template is not None:
+        facts = {"path": student.place, "chat_template": student.chat_template}
+        say(str(chosen_template_line(shown, student)))
     out = out or Path("evals") / shown
     for file_line in question_files(spec):
         say(file_line)
@@ -58,6 +67,7 @@ def evaluate_recipe(
             backend=backend,
             out=out,
             name=shown,
+            facts=facts,
             template=student.template,
             day=recipe.day,
             annotations=annotations,

@@ -8,7 +8,8 @@ from typing import Any
 from deltalearn.evaluate.harness.backends import BackendOptions
 from deltalearn.evaluate.harness.run import Selection, Tasks
 from deltalearn.lm.clock import reads_clock
-from deltalearn.lm.locate import locate
+from deltalearn.lm.gguf import is_gguf
+from deltalearn.lm.locate import locate, locate_tokenizer
 from deltalearn.pipeline.evaluate_options import Options
 from deltalearn.records import Rendering
 from deltalearn.util.paths import local_path
@@ -30,7 +31,8 @@ def evaluated_rendering(
     if backend.chat_only:
         return Rendering(template)
     if backend.kind == "openai":
-        place = local_path(str(backend.tokenizer))
+        named = str(backend.tokenizer)
+        place = locate_tokenizer(named).directory if is_gguf(named) else local_path(named)
     else:
         place = locate(backend.model).directory
     reads = reads_clock(place) if place.is_dir() else True

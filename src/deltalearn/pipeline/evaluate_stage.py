@@ -139,7 +139,7 @@ def score_jobs(context: Context, spec: EvaluateSpec) -> Iterator[ScoreJob]:
         )
 
     for name, files in context.models.items():
-        facts: dict[str, Any] = {"name": f"{run}/{name}", "path": recipe.model(name).path}
+        facts: dict[str, Any] = {"name": f"{run}/{name}", "path": recipe.model(name).place}
         yield job(f"models/{name}", files.directory, files.fingerprint, facts, name)
     for arm in recipe.tuned_arms:
         for seed in recipe.seeds:

@@ -48,7 +48,8 @@ class Generator:
         """The model's files; None behind a server."""
         if self.model.server is not None:
             return None
-        return locate(self.model.path, self.model.revision or self.pinned)
+        model = self.model
+        return locate(model.place, model.revision or self.pinned, model.chat_template)
 
     @property
     def identity(self) -> str:
@@ -72,7 +73,7 @@ class Generator:
         """The model's entry in a manifest."""
         if self.files is None:
             return ModelRecord(self.model.path, self.identity, server=self.endpoint.shown)
-        return model_record(self.model.path, self.files)
+        return model_record(self.model.place, self.files)
 
     @cached_property
     def settings(self) -> Settings:
@@ -128,7 +129,8 @@ class Generator:
             from deltalearn.generate.engines.ray_cluster import RayEngine, RayOptions
 
             options = RayOptions(**spec.ray.model_dump(), vllm=self._vllm)
-            place = self.model.path, self.model.revision or self.pinned
+            model = self.model
+            place = model.place, model.revision or self.pinned, model.chat_template
             budget = spec.token_budget
             return RayEngine(
                 place, self.files, self.placement(), sampling, budget, options, how, say
@@ -163,11 +165,16 @@ def rendering_of(model: ModelSpec, files: ModelFiles | None, day: str | None) ->
     return Rendering(model.template, day if reads else None)
 
 
+def chosen_template_line(name: str, model: ModelSpec) -> str | None:
+    """Say that a model is asked by a chat template that is not its own; None if it is."""
+    if model.chat_template is None:
+        return None
+    return f"{name}: conversations are rendered by the chosen chat_template {model.chat_template}"
+
+
 def model_record(path: str, files: ModelFiles) -> ModelRecord:
     """Make the manifest's entry of a model that is here; `path` is as in the recipe."""
-    hub = files.fingerprint.startswith("hub:")
-    commit = files.fingerprint.rpartition("@")[2] if hub else None
-    return ModelRecord(path, files.fingerprint, commit)
+    return ModelRecord(path, files.fingerprint, files.commit)
 
 
 def make_generators(
@@ -182,7 +189,7 @@ def make_generators(
         models = {STUDENT: recipe.model(STUDENT), **models}
     found = {}
     for name, model in models.items():
-        pinned = manifest.pinned(name, model.path) if manifest else None
+        pinned = manifest.pinned(name, model.place) if manifest else None
         day = recipe.day or (manifest.day if manifest else today())
         found[name] = Generator(name, model, recipe.generate, placement, day, pinned)
     return found

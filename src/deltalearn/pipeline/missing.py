@@ -12,9 +12,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deltalearn.lm.locate import HUB_ID
+from deltalearn.lm.gguf import file_of_hub, is_gguf
+from deltalearn.lm.locate import HERE, HUB_ID
+from deltalearn.lm.templates import NAMED
 from deltalearn.pipeline.run_options import STAGES
-from deltalearn.recipe import STUDENT, Recipe
+from deltalearn.recipe import STUDENT, ModelSpec, Recipe
 from deltalearn.recipe.evaluation import EvaluateSpec
 from deltalearn.util.paths import local_path, looked_for
 
@@ -22,7 +24,9 @@ if TYPE_CHECKING:
     from deltalearn.evaluate.tulu3.benchmark import Benchmark
 
 HAS_VLLM = "import importlib.util, sys; sys.exit(importlib.util.find_spec('vllm') is None)"
-DATA_FILES = {".jsonl", ".json", ".parquet", ".csv", ".yaml", ".txt", ".gz", ".arrow"}
+DATA_FILES = {
+    ".jsonl", ".json", ".parquet", ".csv", ".yaml", ".txt", ".gz", ".arrow", ".jinja"
+}  # fmt: skip
 ON_GPU = {"kernels": ("liger_kernel", "kernels"), "float8": ("torchao", "float8")}
 TRACKERS = {"tensorboard": "tensorboard", "wandb": "wandb", "trackio": "trackio"}
 
@@ -59,28 +63,36 @@ def what_is_missing(
     return list(dict.fromkeys(wanted))
 
 
-def model_is_here(path: str) -> bool:
-    """Tell whether a model's config is on this disk, as a directory or in the hub's cache."""
-    if local_path(path).is_dir():
+def model_is_here(place: str) -> bool:
+    """Tell whether a model's config or GGUF file is on this disk, or in the hub's cache."""
+    if local_path(place).exists():
         return True
-    if not HUB_ID.fullmatch(path):
+    wanted = (place, "config.json") if HUB_ID.fullmatch(place) else file_of_hub(place)
+    if wanted is None:
         return False
     from huggingface_hub import try_to_load_from_cache
 
-    return isinstance(try_to_load_from_cache(path, "config.json"), str)
+    return isinstance(try_to_load_from_cache(*wanted), str)
 
 
-def local_models(recipe: Recipe) -> dict[str, str]:
-    """Give the path of each model that runs here, the student among them, by its name."""
-    named = {name: m.path for name, m in recipe.models.items() if m.server is None}
-    return named if recipe.student is None else {STUDENT: recipe.student.path, **named}
+def local_models(recipe: Recipe) -> dict[str, ModelSpec]:
+    """Give each model that runs here, the student among them, by its name."""
+    named: dict[str, ModelSpec] = {n: m for n, m in recipe.models.items() if m.server is None}
+    return named if recipe.student is None else {STUDENT: recipe.student, **named}
 
 
 def _models(recipe: Recipe) -> Iterator[Lack]:
-    for name, path in local_models(recipe).items():
-        if not model_is_here(path):
-            text = f"model {name}: {path} is not on this disk; {_remedy(path)}"
-            yield Lack(text, "prompts", not _is_of_hub(path))
+    for name, model in local_models(recipe).items():
+        place, chosen = model.place, model.chat_template
+        if not model_is_here(place):
+            text = f"model {name}: {place} is not on this disk; {_remedy(place)}"
+            yield Lack(text, "prompts", not _is_of_hub(place))
+        if is_gguf(place) and find_spec("gguf") is None:
+            text = f"package gguf, for {place} of model {name}: pip install -e '.[gguf]'"
+            yield Lack(text, "prompts")
+        if chosen is not None and chosen not in NAMED and not local_path(chosen).is_file():
+            text = f"chat_template of {name}: {chosen} is not on this disk; {_remedy(chosen)}"
+            yield Lack(text, "prompts")
 
 
 def _data(recipe: Recipe) -> Iterator[Lack]:
@@ -111,6 +123,8 @@ def _remedy(place: str) -> str:
 
 def _is_of_hub(place: str) -> bool:
     """Whether a place looks like a hub id, and not like a file that is not there."""
+    if is_gguf(place):
+        return file_of_hub(place) is not None and not place.startswith(HERE)
     hub = HUB_ID.fullmatch(place) and place.count("/") == 1 and not place.startswith(".")
     return bool(hub) and Path(place).suffix not in DATA_FILES
 

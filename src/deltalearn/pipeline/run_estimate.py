@@ -13,7 +13,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deltalearn.lm.locate import ModelFiles
+from deltalearn.errors import UserError
+from deltalearn.lm.locate import locate_tokenizer
 from deltalearn.pipeline.first_look import faults, stages_of, students
 from deltalearn.pipeline.generate import STORE
 from deltalearn.pipeline.generate_estimate import estimate_models
@@ -77,14 +78,16 @@ class _RunEstimate:
 
     def missing(self) -> list[str]:
         """What is not here, and what else would stop the run."""
-        here = {
-            name: ModelFiles(path, local_path(path), "")
-            for name, path in local_models(self.recipe).items()
-            if local_path(path).is_dir()
-        }
+        here, unreadable = {}, []
+        for name, model in local_models(self.recipe).items():
+            if local_path(model.place).exists():
+                try:
+                    here[name] = locate_tokenizer(model.place, None, model.chat_template)
+                except UserError as error:
+                    unreadable.append(str(error))
         stages = stages_of(self.recipe)
         others = faults(self.recipe, stages, here, self.out, launched=False)
-        return list(dict.fromkeys([*what_is_missing(self.recipe), *others]))
+        return list(dict.fromkeys([*what_is_missing(self.recipe), *unreadable, *others]))
 
     # -- what was done here before -----------------------------------------------------------
 
@@ -104,7 +107,7 @@ class _RunEstimate:
         spec = recipe.prompts
         assert spec is not None
         generators = [recipe.model(name) for name in recipe.generators]
-        absent = [m.path for m in generators if m.server is None and not model_is_here(m.path)]
+        absent = [m.place for m in generators if m.server is None and not model_is_here(m.place)]
         prompts_here = local_path(spec.source).exists()
         if recipe.expect is None or (prompts_here and not absent):
             return estimate_models(recipe, self.out / STORE, retry_errors=self.retry_errors)
@@ -221,7 +224,7 @@ class _RunEstimate:
         recipe, device = self.recipe, "cpu" if self.recipe.device == "cpu" else "cuda"
         assert recipe.student is not None
         lines = [
-            f"tune       {recipe.student.path}: {self.student.about}; {students(recipe)}",
+            f"tune       {recipe.student.place}: {self.student.about}; {students(recipe)}",
             f"  {'arm':<20}{'method':<10}{'pairs':>10}{'steps':>8}{'TFLOP/step':>12}"
             f"   GiB a device on {', '.join(map(str, GPUS))} devices",
         ]

@@ -20,7 +20,7 @@ from deltalearn.formats.rows import source_digest
 from deltalearn.lm.locate import ModelFiles, locate
 from deltalearn.pipeline.contamination import say_overlap_with_dev
 from deltalearn.pipeline.directory import RunDirectory
-from deltalearn.pipeline.generator import model_record, rendering_of
+from deltalearn.pipeline.generator import chosen_template_line, model_record, rendering_of
 from deltalearn.pipeline.job import Doing, Job
 from deltalearn.pipeline.stage import Say, Stage, silent, tuned_line
 from deltalearn.pipeline.tune_inputs import (
@@ -194,8 +194,7 @@ class Tuning:
         student = self.job.student
         if student.directory.is_dir():
             return student
-        commit = student.fingerprint.rpartition("@")[2]
-        return locate(student.name, commit if student.fingerprint.startswith("hub:") else None)
+        return locate(student.name, student.commit, student.chat_template)
 
     def _read(self) -> tuple[Examples, ExampleCounts]:
         job = self.job
@@ -275,8 +274,8 @@ def run_tune(
 
     def lead() -> None:
         with RunDirectory(out, loaded, update=update, free=free_settings(), say=say) as directory:
-            pinned = directory.manifest.pinned(STUDENT, spec.path)
-            student = locate(spec.path, spec.revision or pinned)
+            pinned = directory.manifest.pinned(STUDENT, spec.place)
+            student = locate(spec.place, spec.revision or pinned, spec.chat_template)
             job = TuneJob(
                 title=recipe.name,
                 student=student,
@@ -294,11 +293,13 @@ def run_tune(
             tuning = Tuning(job, processes, say)
 
             def prepare() -> None:
+                if line := chosen_template_line(STUDENT, spec):
+                    say(line)
                 tuning.prepare()
                 if recipe.tune.dev is not None:
                     say_overlap_with_dev(pairs, recipe.tune.dev, say)
                 manifest = directory.manifest
-                manifest.models[STUDENT] = model_record(spec.path, student)
+                manifest.models[STUDENT] = model_record(spec.place, student)
                 manifest.machine |= {"device": tuning.device, "dtype": tuning.placement.dtype}
 
             stage = tune_stage("tune", job, tuning)

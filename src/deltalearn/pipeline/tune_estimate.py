@@ -64,7 +64,8 @@ class Student:
         from deltalearn.tune.estimate import known_config
 
         try:
-            files = locate_tokenizer(spec.path, spec.revision, network=expect is None)
+            place = spec.place, spec.revision, spec.chat_template
+            files = locate_tokenizer(*place, network=expect is None)
             return cls(files, read_config(files), "config read")
         except UserError:
             if expect is None:

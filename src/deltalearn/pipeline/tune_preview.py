@@ -60,7 +60,7 @@ def preview_pairs(loaded: LoadedRecipe) -> str:
     recipe = loaded.recipe
     spec, pairs = recipe.student, recipe.pairs.outside
     assert spec is not None and pairs is not None  # the command needs them
-    files = locate_tokenizer(spec.path, spec.revision)
+    files = locate_tokenizer(spec.place, spec.revision, spec.chat_template)
     examples, counts = read_examples(
         pairs,
         recipe.tune,
@@ -73,7 +73,7 @@ def preview_pairs(loaded: LoadedRecipe) -> str:
     warning = check_fit(read_config(files), lengths, recipe.tune.method, examples.largest_id)
     page = preview(load_tokenizer(files, chat=False), examples, PREVIEW_PAIRS, counts).rstrip()
     head = f"Of the first {counts.pairs:,} pairs of {pairs.source}: "
-    rendered = template_line(pairs, counts, spec.path)
+    rendered = template_line(pairs, counts, spec.place)
     return "\n".join(filter(None, [split_line(pairs), rendered, warning, head + page]))
 
 
@@ -98,7 +98,7 @@ def report_dry_run(loaded: LoadedRecipe, tflops: float | None = None) -> str:
     found = estimate_tuning(student, lengths, recipe.tune, recipe.seeds[0], recipe.dtype)
     head = [
         f"Dry run of {recipe.name}: no weights read, nothing trained",
-        f"model     {spec.path}: {student.about}",
+        f"model     {spec.place}: {student.about}",
         f"pairs     {pairs.source}: {lengths.about}",
         *filter(None, [found.warning]),
     ]

@@ -11,6 +11,7 @@ from pydantic import Field, field_validator, model_validator
 from deltalearn.recipe.base import Spec
 from deltalearn.recipe.template import not_an_argument
 
+GGUF = ".gguf"  # what a file of one model ends with
 VARIABLE = r"[A-Za-z_][A-Za-z0-9_]*"  # of the environment
 OWN_FIELDS = {  # of a request to a server: what sets them, and is part of an answer's key
     "model": "server.model",
@@ -117,14 +118,23 @@ def _secret_in(value: Any) -> str | None:
 
 
 class ModelSpec(Spec):
-    """A model: a Hugging Face directory, `package://module/path`, or a hub id."""
+    """A model: a Hugging Face directory, a GGUF file, `package://module/path`, or a hub id."""
 
     MAIN = "path"
 
     path: str = Field(
-        min_length=1, description="A directory, package://module/path, or a Hugging Face hub id."
+        min_length=1,
+        description="A directory, a GGUF file, package://module/path, or a Hugging Face hub id.",
+    )
+    file: str | None = Field(
+        None, min_length=1, description="A GGUF file in that directory or hub model."
     )
     revision: str | None = Field(None, description="Of a hub model: branch, tag or commit.")
+    chat_template: str | None = Field(
+        None,
+        min_length=1,
+        description="Instead of its own: chatml, raw (texts alone), or a file of Jinja.",
+    )
     template: dict[str, Any] = Field(
         default_factory=dict, description="Arguments of its chat template, everywhere."
     )
@@ -136,9 +146,36 @@ class ModelSpec(Spec):
             raise ValueError(wrong)
         return template
 
+    @model_validator(mode="after")
+    def _one_file(self) -> ModelSpec:
+        if self.file is None:
+            return self
+        if self.path.lower().endswith(GGUF):
+            raise ValueError(f"path names a {GGUF} file already; leave file out")
+        if not self.file.lower().endswith(GGUF):
+            raise ValueError(f"file must be a {GGUF} file; other models are whole directories")
+        if self.file.startswith(("/", "~")) or ".." in self.file.split("/"):
+            raise ValueError("file must lie in the directory or hub model that path names")
+        return self
+
+    @property
+    def place(self) -> str:
+        """Where the model is, in one piece, for `lm.locate`."""
+        return self.path if self.file is None else f"{self.path.rstrip('/')}/{self.file}"
+
 
 class GeneratorSpec(ModelSpec):
     """A model that answers prompts. With `server` it is asked there, and nothing is loaded here."""
 
     server: ServerSpec | None = Field(None, description="Asked there; nothing is loaded here.")
     system: str | None = Field(None, min_length=1, description="Instead of generate.system.")
+
+    @model_validator(mode="after")
+    def _rendered_here(self) -> GeneratorSpec:
+        if self.server is not None:
+            self.idle(
+                "with server, which has loaded the model and its template itself",
+                "file",
+                "chat_template",
+            )
+        return self

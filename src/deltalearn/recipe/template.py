@@ -48,7 +48,7 @@ def not_an_argument(template: Mapping[str, Any]) -> str | None:
         return None
     remedy = "set `day`" if found == ["strftime_now"] else "leave it out"
     if found == ["chat_template"]:
-        remedy = "change chat_template.jinja beside the model"
+        remedy = "give chat_template beside the path (chatml, raw, or a file of Jinja)"
     return f"template.{found[0]} is no argument of a chat template: {remedy}"
 
 

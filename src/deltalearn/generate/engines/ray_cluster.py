@@ -46,7 +46,7 @@ class RayEngine:
 
     def __init__(
         self,
-        place: tuple[str, str | None],
+        place: tuple[str, str | None, str | None],
         files: ModelFiles,
         placement: Placement,
         sampling: Sampling,
@@ -58,7 +58,8 @@ class RayEngine:
         """Prepare to answer; workers start at the first request.
 
         Args:
-            place: Path and revision by which every worker locates the model for itself.
+            place: Path, revision and chosen chat template by which every worker locates the model
+                for itself.
             files: The model's files on this machine.
             placement: Device and precision.
             sampling: Settings of the choice of tokens.
