@@ -17,7 +17,9 @@ from deltalearn.errors import UserError
 from deltalearn.pipeline.contamination import compare_items, overlap_lines
 from deltalearn.pipeline.run import run_recipe
 from deltalearn.pipeline.run_options import RunOptions
-from deltalearn.recipe import load_recipe
+from deltalearn.pipeline.tune import run_tune
+from deltalearn.pipeline.tune_preview import check_modes, report_dry_run
+from deltalearn.recipe import TUNE, load_recipe
 from deltalearn.report.summary import _contaminated
 
 QUESTIONS = [
@@ -169,3 +171,76 @@ def test_an_arms_own_questions_are_looked_at_as_well(recipe, tmp_path):
     arms = {"base": {}, "delta": {"chosen": "larger", "rejected": "smaller", "tune": tune}}
     with pytest.raises(UserError, match="9 of 9 questions"):
         run_recipe(load_recipe(str(recipe(arms=arms))), RunOptions(out=tmp_path / "out"))
+
+
+# -- pairs that are tuned on by themselves -------------------------------------------------------
+
+
+@pytest.fixture
+def pairs(tmp_path) -> Path:
+    """Pairs whose prompts say one of QUESTIONS and one of the suite's."""
+    first = json.loads((GOLDEN / "gsm8k" / "test.jsonl").open(encoding="utf-8").readline())
+    prompts = [*OTHERS[:2], f"Think. {QUESTIONS[3]}", first["question"]]
+    lines = (json.dumps({"prompt": p, "chosen": "yes", "rejected": "no"}) for p in prompts)
+    (tmp_path / "pairs.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    return tmp_path / "pairs.jsonl"
+
+
+def tuning(model: Path, pairs: Path, *more: str):
+    options = [f"student.path={model}", f"pairs.source={pairs}", "device=cpu", "dtype=float32"]
+    sizes = ["tune.steps=1", "tune.batch_size=2", "tune.dev=null"]
+    return load_recipe(None, [*options, *sizes, *more], command=TUNE)
+
+
+def test_pairs_are_compared_with_what_is_named(tiny_model, pairs, tmp_path):
+    """Files, whatever their columns, benchmarks, and those of them that are on this disk."""
+    loaded = tuning(tiny_model, pairs)
+    mine = tmp_path / "mine.csv"
+    mine.write_text("question\n" + "\n".join(QUESTIONS), encoding="utf-8")
+    said: list[str] = []
+    how = {"against": [str(mine), "gsm8k", "ifeval"], "data_dir": GOLDEN, "say": said.append}
+    run_tune(loaded, tmp_path / "out", **how)
+    found = json.loads((tmp_path / "out" / "overlap.json").read_text())
+    met = {name: one["any"] for name, one in found["sets"].items()}
+    assert met == {str(mine): 1, "gsm8k": 1, "ifeval": 0} and found["prompts"] == 4
+    assert found["sets"][str(mine)]["first"][0]["text"] == QUESTIONS[3]
+    contaminated = [line for line in said if line.startswith("CONTAMINATED")]
+    trained = next(i for i, line in enumerate(said) if line.startswith("layout"))
+    assert len(contaminated) == 2 and said.index(contaminated[1]) < trained
+    said.clear()
+    run_tune(loaded, tmp_path / "out", **how)
+    assert contaminated == [line for line in said if line.startswith("CONTAMINATED")]
+    shown = report_dry_run(loaded, None, how["against"], GOLDEN)
+    assert contaminated == [x for x in shown.splitlines() if x.startswith("CONTAMINATED")]
+
+
+def test_all_of_the_suite_that_is_here_is_compared(tiny_model, pairs, tmp_path):
+    (tmp_path / "data" / "gsm8k").mkdir(parents=True)
+    for file in (GOLDEN / "gsm8k").iterdir():
+        (tmp_path / "data" / "gsm8k" / file.name).write_bytes(file.read_bytes())
+    shown = report_dry_run(tuning(tiny_model, pairs), None, ["tulu3"], tmp_path / "data")
+    assert "CONTAMINATED: 1 of" in shown and "ifeval is not compared" in shown
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("no.jsonl", "--against no.jsonl: neither a file here nor a benchmark of the suite"),
+        ("gsm9k", "there are tulu3, mmlu"),
+        ("gsm8k", "--against gsm8k: .*gsm8k.*--data-dir"),
+    ],
+)
+def test_what_is_not_to_be_had_is_said_before_anything_is_trained(
+    tiny_model, pairs, tmp_path, name, says
+):
+    with pytest.raises(UserError, match=says):
+        run_tune(tuning(tiny_model, pairs), tmp_path / "out", against=[name], data_dir=tmp_path)
+    assert not (tmp_path / "out").exists()
+
+
+def test_options_without_effect_are_refused():
+    modes = {"preview": False, "dry_run": False, "tflops": None}
+    with pytest.raises(UserError, match="--data-dir has no effect without --against"):
+        check_modes(**modes, data_dir=Path("x"))
+    with pytest.raises(UserError, match="--against has no effect with --preview"):
+        check_modes(**{**modes, "preview": True}, against=["gsm8k"])

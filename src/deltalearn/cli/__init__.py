@@ -178,6 +178,15 @@ def tune(
     update: Annotated[
         bool, typer.Option("--update", help="Let changed settings start over in OUT.")
     ] = False,
+    against: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME|FILE", help="Questions to look for among the prompts: tulu3, q.jsonl."
+        ),
+    ] = None,
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Of benchmarks; default $DELTALEARN_DATA_DIR.")
+    ] = None,
     preview: Annotated[bool, typer.Option("--preview", help="Show two pairs and stop.")] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show plan, tokens and memory, and stop.")
@@ -193,14 +202,16 @@ def tune(
     from deltalearn.recipe.template import given_arguments
     from deltalearn.util.distributed import is_first_process
 
-    check_modes(preview=preview, dry_run=dry_run, tflops=tflops, reference=reference, update=update)
+    asked: dict[str, Any] = {"against": against or (), "data_dir": data_dir}
+    own: dict[str, Any] = {"reference": reference, "update": update}
+    check_modes(preview=preview, dry_run=dry_run, tflops=tflops, **own, **asked)
     settings["seeds"] = None if seed is None else [seed]
     settings |= given_arguments(template or [], "student")
     loaded = load_recipe(recipe, set_ or (), command=TUNE, options=settings)
     if not (preview or dry_run):
-        run_tune(loaded, out, reference=reference, update=update)
+        run_tune(loaded, out, **own, **asked)
     elif is_first_process():
-        typer.echo(preview_pairs(loaded) if preview else report_dry_run(loaded, tflops))
+        typer.echo(preview_pairs(loaded) if preview else report_dry_run(loaded, tflops, **asked))
 
 
 @app.command()

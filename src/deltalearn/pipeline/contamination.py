@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deltalearn.errors import UserError
 from deltalearn.formats.rows import source_digest
 from deltalearn.pipeline.context import Context
 from deltalearn.pipeline.prompts import PROMPTS, PromptFile
-from deltalearn.pipeline.stage import Say, Stage
+from deltalearn.pipeline.stage import Stage
 from deltalearn.pipeline.tune_inputs import pairs_digest
 from deltalearn.recipe import DevSpec, EvaluateSpec, PairsSource, Recipe
 from deltalearn.records import Message
@@ -252,14 +253,58 @@ def check_dev(recipe: Recipe) -> None:
                 )
 
 
-def say_overlap_with_dev(pairs: PairsSource, dev: DevSpec, say: Say) -> None:
-    """Tell which of the questions that choose when to stop are trained on.
+def overlap_of_pairs(
+    pairs: PairsSource,
+    dev: DevSpec | None,
+    against: Sequence[str] = (),
+    data_dir: str | Path | None = None,
+) -> dict[str, Any]:
+    """Look for questions among the prompts of pairs from outside.
 
     Args:
         pairs: The training data.
-        dev: The questions.
-        say: Gets the lines.
+        dev: The questions that choose when to stop, if any do.
+        against: Others: benchmarks of the suite by name, `tulu3` for the eleven, and files of
+            prompts.
+        data_dir: Local data of the suite; default: what DELTALEARN_DATA_DIR names.
+
+    Returns:
+        As `compare_items`.
+
+    Raises:
+        UserError: If one of `against` is neither, or if nothing of it can be read here.
     """
-    found = compare_items(list(prompts_of_pairs(pairs)), {DEV: _items(dev.reading)}, {})
-    for line in overlap_lines(found):
-        say(line)
+    sets, absent = _asked(against, data_dir)
+    if dev is not None:
+        sets[DEV] = _items(dev.reading)
+    return compare_items(list(prompts_of_pairs(pairs)), sets, absent) if sets else {}
+
+
+def _asked(
+    names: Sequence[str], data_dir: str | Path | None
+) -> tuple[dict[str, Texts], dict[str, str]]:
+    """Items of benchmarks of the suite and of files, and why others are not to be had."""
+    from deltalearn.evaluate.tulu3.sources import NoData
+    from deltalearn.evaluate.tulu3.suite import BY_NAME, questions_on_disk
+    from deltalearn.pipeline.evaluate_options import expanded
+    from deltalearn.prompts.read import read_prompts
+
+    sets: dict[str, Texts] = {}
+    absent: dict[str, str] = {}
+    for name in expanded(names):
+        if name in BY_NAME:
+            try:
+                sets[name] = questions_on_disk(name, data_dir)
+            except NoData as reason:
+                absent[name] = f"{reason}; --data-dir names where it is"
+        elif local_path(name).is_file():
+            sets[name] = [(p.id, _text(p.messages)) for p in read_prompts(name).prompts]
+        else:
+            raise UserError(
+                f"--against {name}: neither a file here nor a benchmark of the suite; there are "
+                f"tulu3, {', '.join(BY_NAME)}"
+            )
+    if absent and not sets:
+        first = next(iter(absent))
+        raise UserError(f"--against {first}: {absent[first]}")
+    return sets, absent

@@ -8,7 +8,7 @@ there is work to do.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -18,7 +18,7 @@ from filelock import FileLock
 from deltalearn.errors import UserError
 from deltalearn.formats.rows import source_digest
 from deltalearn.lm.locate import ModelFiles, locate
-from deltalearn.pipeline.contamination import say_overlap_with_dev
+from deltalearn.pipeline.contamination import OVERLAP, overlap_lines, overlap_of_pairs
 from deltalearn.pipeline.directory import RunDirectory
 from deltalearn.pipeline.generator import chosen_template_line, model_record, rendering_of
 from deltalearn.pipeline.job import Doing, Job
@@ -35,6 +35,7 @@ from deltalearn.recipe import STUDENT, LoadedRecipe, PairsSource, TuneSpec
 from deltalearn.recipe.methods import FREE_TO_CHANGE, METHODS
 from deltalearn.records import Rendering
 from deltalearn.util.distributed import Processes, free_gpus
+from deltalearn.util.files import write_json
 
 if TYPE_CHECKING:
     from deltalearn.lm.load import Placement
@@ -245,6 +246,8 @@ def run_tune(
     *,
     reference: Path | None = None,
     update: bool = False,
+    against: Sequence[str] = (),
+    data_dir: Path | None = None,
     say: Say = print,
 ) -> Path:
     """Tune one student; run it again to resume. A finished run does nothing.
@@ -255,6 +258,9 @@ def run_tune(
         reference: Folder of reference log-probabilities, to share one between runs; default
             `out`/reference.
         update: Let changed settings or inputs start over.
+        against: Questions that are looked for among the training prompts, besides `tune.dev`:
+            names of benchmarks, and files. What is met is said, and kept in `out`/overlap.json.
+        data_dir: Local data of the benchmarks.
         say: Gets a line for everything worth telling.
 
     Returns:
@@ -271,6 +277,12 @@ def run_tune(
         raise UserError(f"--reference has no effect on {method}, which has none; remove it")
     out = out or Path("runs") / recipe.name
     processes = Processes(recipe.device)
+
+    def look() -> None:
+        if found := overlap_of_pairs(pairs, recipe.tune.dev, against, data_dir):
+            write_json(out / OVERLAP, found)
+            for line in overlap_lines(found):
+                say(line)
 
     def lead() -> None:
         with RunDirectory(out, loaded, update=update, free=free_settings(), say=say) as directory:
@@ -295,9 +307,8 @@ def run_tune(
             def prepare() -> None:
                 if line := chosen_template_line(STUDENT, spec):
                     say(line)
+                look()
                 tuning.prepare()
-                if recipe.tune.dev is not None:
-                    say_overlap_with_dev(pairs, recipe.tune.dev, say)
                 manifest = directory.manifest
                 manifest.models[STUDENT] = model_record(spec.place, student)
                 manifest.machine |= {"device": tuning.device, "dtype": tuning.placement.dtype}
@@ -306,6 +317,8 @@ def run_tune(
             if directory.run(dataclasses.replace(stage, prepare=prepare), over=update):
                 say(tuned_line(out / "final", directory.manifest.stages["tune"]))
             else:
+                if against:
+                    look()
                 say(f"{out / 'final'}: finished already, nothing to do")
 
     processes.lead(lead, lambda job: follow(job, processes))

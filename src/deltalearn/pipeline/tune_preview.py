@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from deltalearn.errors import UserError, refuse_idle
 from deltalearn.lm.clock import today
 from deltalearn.lm.locate import locate_tokenizer
+from deltalearn.pipeline.contamination import overlap_lines, overlap_of_pairs
 from deltalearn.pipeline.generator import rendering_of
 from deltalearn.pipeline.tune_inputs import (
     read_config,
@@ -27,6 +29,8 @@ def check_modes(
     tflops: float | None,
     reference: Path | None = None,
     update: bool = False,
+    against: Sequence[str] = (),
+    data_dir: Path | None = None,
 ) -> None:
     """Raise UserError for a mode or an option that another one leaves without effect.
 
@@ -36,12 +40,18 @@ def check_modes(
         tflops: Speed given for the estimate.
         reference: Folder given for the tuning.
         update: Given for the tuning.
+        against: Questions to be looked for among the prompts.
+        data_dir: Given for them.
     """
     if preview and dry_run:
         raise UserError("--preview and --dry-run each show something and stop; give one of them")
     if preview or dry_run:
         why = f"with {'--preview' if preview else '--dry-run'}, which writes nothing"
         refuse_idle({"--reference": reference, "--update": update}, why)
+    if preview:
+        refuse_idle({"--against": against or None}, "with --preview, which reads two pairs")
+    if not against:
+        refuse_idle({"--data-dir": data_dir}, "without --against")
     if not dry_run:
         refuse_idle({"--tflops": tflops}, "without --dry-run")
     if tflops is not None and tflops <= 0:
@@ -77,7 +87,12 @@ def preview_pairs(loaded: LoadedRecipe) -> str:
     return "\n".join(filter(None, [split_line(pairs), rendered, warning, head + page]))
 
 
-def report_dry_run(loaded: LoadedRecipe, tflops: float | None = None) -> str:
+def report_dry_run(
+    loaded: LoadedRecipe,
+    tflops: float | None = None,
+    against: Sequence[str] = (),
+    data_dir: Path | None = None,
+) -> str:
     """Estimate a tuning without weights, and without network if the recipe has `expect`.
 
     Lengths are counted where pairs and tokenizer are on this disk (or can be had, if there is
@@ -86,6 +101,8 @@ def report_dry_run(loaded: LoadedRecipe, tflops: float | None = None) -> str:
     Args:
         loaded: A recipe with a student and pairs from outside.
         tflops: Useful TFLOP/s that a GPU is expected to reach; gives hours.
+        against: As for `tune.run_tune`; what is met is said.
+        data_dir: Local data of the benchmarks.
     """
     from deltalearn.pipeline.tune_estimate import Student, estimate_tuning, lengths_of_source
     from deltalearn.tune.estimate import format_dry_run
@@ -103,4 +120,7 @@ def report_dry_run(loaded: LoadedRecipe, tflops: float | None = None) -> str:
         *filter(None, [found.warning]),
     ]
     report = format_dry_run(found.plan, found.sizes, found.settings, found.dtype, tflops)
+    if against:
+        met = overlap_lines(overlap_of_pairs(pairs, recipe.tune.dev, against, data_dir))
+        report = "\n".join([report, *met])
     return "\n".join(head) + "\n" + report
