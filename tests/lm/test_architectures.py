@@ -36,7 +36,12 @@ def tried() -> list[str]:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", tried())
 def test_a_type_fares_as_the_page_says(name, tmp_path, tiny_tokenizer):
-    assert outcome(name, tmp_path, tiny_tokenizer) == TABLE[name]
+    found, told = outcome(name, tmp_path, tiny_tokenizer), TABLE[name]
+    if found.tune == told.tune == "not built" and not transformers.__version__.startswith(
+        OF_THE_PAGE
+    ):
+        return  # with another error of another version
+    assert found == told
 
 
 def test_the_page_has_every_type_that_transformers_had():

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from deltalearn.errors import UserError, is_disk_full
-from deltalearn.util import kvstore
+from deltalearn.util import kvstore, sqlite
 from deltalearn.util.kvstore import (
     KeyValueStore,
     StoreBusy,
@@ -129,7 +129,7 @@ def test_what_cannot_be_written_says_so(store, tmp_path):
 
 
 def test_who_waits_in_vain_is_told(path, monkeypatch):
-    monkeypatch.setattr(kvstore, "LOCK_SECONDS", 0.05)
+    monkeypatch.setattr(sqlite, "LOCK_SECONDS", 0.05)
     store = KeyValueStore(path, "things")
     holder = sqlite3.connect(path)
     holder.execute("BEGIN IMMEDIATE")

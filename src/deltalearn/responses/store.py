@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 from deltalearn.errors import UserError, is_sqlite_place, place_fault
 from deltalearn.records import Prompt, Request, Response
 from deltalearn.util.files import canonical_json, digest
+from deltalearn.util.sqlite import open_sqlite
 
 SCHEMA_VERSION = 5
 
@@ -153,7 +154,7 @@ class ResponseStore:
     def _connect(self) -> sqlite3.Connection:
         """Open the file; where nothing can be written, as it is: WAL needs a file beside it."""
         if not self._to_read:
-            return sqlite3.connect(self.path, timeout=60)
+            return open_sqlite(self.path)
         log = self.path.with_name(f"{self.path.name}-wal")
         if log.is_file() and log.stat().st_size:
             raise UserError(

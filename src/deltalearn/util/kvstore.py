@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from deltalearn.errors import UserError, is_disk_full
+from deltalearn.util.sqlite import open_sqlite
 
 SCHEMA_VERSION = 1
 SCHEMA = "CREATE TABLE IF NOT EXISTS entries (key PRIMARY KEY, value NOT NULL) WITHOUT ROWID"
 BATCH_SIZE = 500  # keys of one query
-LOCK_SECONDS = 60  # that another process may hold the file
 DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 READ_ONLY = {sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM}
 
@@ -58,7 +58,7 @@ class KeyValueStore(Generic[Key, Value]):
         self._holds = holds
         with self._typed_errors():
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._db = sqlite3.connect(path, timeout=LOCK_SECONDS)
+            self._db = open_sqlite(path)
             self._set_up(zlib.crc32(holds.encode()) >> 1)  # a signed number of 32 bits
 
     def _set_up(self, kind: int) -> None:
