@@ -68,7 +68,7 @@ def outcome(model_type: str, folder: Path, tokenizer) -> Outcome:
     A UserError of a stage is its refusal.
     """
     try:
-        student = _save(model_type, folder, tokenizer)
+        student = save_tiny(model_type, folder, tokenizer)
     except Exception as error:  # of transformers, which refuses the tiny config or lacks a package
         return Outcome("not built", "", "", f"no tiny config ({type(error).__name__})")
     pairs = _pairs(folder)
@@ -110,7 +110,7 @@ def _reason(text: str) -> str:
     return next(known, re.sub(r"[\d.e+-]+", "#", text)[:80])
 
 
-def _save(model_type: str, folder: Path, tokenizer) -> Path:
+def save_tiny(model_type: str, folder: Path, tokenizer) -> Path:
     """A model with wide random weights, so that every earlier token shows in the result."""
     end = tokenizer.eos_token_id
     ids = {"bos_token_id": end, "eos_token_id": end, "pad_token_id": tokenizer.pad_token_id}

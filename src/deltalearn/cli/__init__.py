@@ -253,6 +253,22 @@ def theory(settings: list[Any]) -> None:
     run_theory(*settings)
 
 
+@app.command()
+@settings_of_options(
+    "deltalearn.ladder.options:LadderOptions", flags={"noise": "--noise A,B", "bits": "--bits A,B"}
+)
+def ladder(
+    settings: list[Any],
+    model: Annotated[str, typer.Argument(help="A directory or hub id.")],
+) -> None:
+    """Make weaker siblings of a model: layers left out, rounded, noisy; measured in order."""
+    from deltalearn.ladder.make import make_ladder
+    from deltalearn.ladder.notes import print_ladder
+
+    (options,) = settings
+    print_ladder(make_ladder(model, options), options.out)
+
+
 @lab_app.command()
 def pretrain(
     out: Annotated[Path, typer.Option(help="Where the rebuilt ladder goes.")] = Path("lab-ladder"),

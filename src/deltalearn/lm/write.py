@@ -1,4 +1,4 @@
-"""A model as files that others can read: written, rehearsed before a run, read back after it."""
+"""A changed model as files that others can read: written, rehearsed before a run, read back."""
 
 from __future__ import annotations
 
@@ -36,8 +36,9 @@ def write_model(
     files: ModelFiles,
     directory: Path,
     template: Mapping[str, Any] = NOTHING,
+    changes: Mapping[str, Any] = NOTHING,
 ) -> None:
-    """Write a tuned model beside the side files of the one that it came from.
+    """Write a changed model beside the side files of the one that it came from.
 
     Tokenizer, template, generation config and processor are copied, byte for byte: written anew
     they would be in the format of this transformers, which others cannot read. The config is the
@@ -50,9 +51,11 @@ def write_model(
         directory: Exists already.
         template: Arguments of the chat template that it was trained with, which the copy of the
             template has as defaults.
+        changes: Fields of the text model's config that are other ones now.
     """
     model.save_pretrained(directory)
-    _write_config(model.config, files.directory / "config.json", directory / "config.json")
+    source = files.directory / "config.json"
+    _write_config(model.config, source, directory / "config.json", changes)
     _copy(files.directory, directory, OTHER_FILES)
     copy_tokenizer(files, directory, template)
 
@@ -84,12 +87,15 @@ def _copy(source: Path, directory: Path, patterns: tuple[str, ...]) -> None:
             shutil.copyfile(file, directory / name)
 
 
-def _write_config(config: PretrainedConfig, source: Path, file: Path) -> None:
+def _write_config(
+    config: PretrainedConfig, source: Path, file: Path, changes: Mapping[str, Any]
+) -> None:
     """The config of the source with what is no longer true of the model put right."""
     written, values = _read(file), _read(source)
     parts = [(values, written)]
     if isinstance(inner := values.get("text_config"), dict):
         parts.append((inner, written.get("text_config") or {}))
+    parts[-1][0].update(changes)
     for old, new in parts:
         for name in ("quantization_config", REMOTE_CODE):
             old.pop(name, None)
