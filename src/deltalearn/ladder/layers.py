@@ -125,7 +125,7 @@ def leave_out(model: PreTrainedModel, layers: nn.ModuleList, kept: Sequence[int]
 
 
 def config_changes(values: dict[str, Any], number: int, kept: Sequence[int]) -> dict[str, Any]:
-    """What a config says of the layers that stay.
+    """Say of a config what changes where some layers stay.
 
     Args:
         values: The (text) config of all layers.

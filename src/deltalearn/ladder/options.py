@@ -129,7 +129,7 @@ class Sibling:
     seed: int | None = None
 
     def what(self) -> str:
-        """What was done to the model, in words."""
+        """Say in words what was done to the model."""
         if self.dropped is not None:
             return f"without {_layers(self.dropped)}" if self.dropped else "without no layer"
         if self.bits is not None:
