@@ -104,6 +104,20 @@ def test_what_is_missing_has_a_remedy(tmp_path, monkeypatch):
     assert what_is_missing(load_recipe("lab", ()).recipe) == []
 
 
+def test_a_tuning_that_has_begun_tells_its_speed(tmp_path):
+    recipe, out = load_recipe(small(tmp_path), ()), tmp_path / "run"
+    assert "unknown: give --tflops" in estimate_run(recipe, out)
+    (out / "arms" / "delta" / "seed-0").mkdir(parents=True)
+    lines = [json.dumps({"step": 1 + i, "seconds": 60.0 + 3600 * i}) for i in range(3)]
+    (out / "arms" / "delta" / "seed-0" / "log.jsonl").write_text("\n".join(lines))
+    text = estimate_run(recipe, out)
+    steps = int(row(section(text, "tune"), "delta")[3])
+    (line,) = [x for x in section(text, "time").splitlines() if "tune/delta" in x]
+    assert f"TFLOP/s, measured in {out}" in line
+    # An hour a step, and a forward of all pairs for the reference.
+    assert steps <= float(re.search(r"([\d.,]+) h", line)[1]) < 2 * steps
+
+
 @pytest.mark.parametrize(
     ("setting", "package", "extra"),
     [("float8=true", "torchao", "float8"), ("kernels=liger", "liger_kernel", "kernels")],

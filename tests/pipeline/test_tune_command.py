@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -491,6 +492,24 @@ class TestModes:
         assert "pairs: 6 of 6 used" in ended.out
         assert "3 steps of 2 pairs" in ended.out
         assert "At 1 useful TFLOP/s a GPU" in ended.out
+
+    def test_dry_run_tells_the_time_of_a_run_that_has_begun(self, tune, base, tmp_path):
+        """The steps that the run took, at their own speed; nothing is written beside it."""
+        out = tmp_path / "out"
+        before = tune(*base, "--out", out, "--dry-run")
+        assert f"Time: unknown; give --tflops, or begin the run, whose log in {out}" in before.out
+        assert not out.exists()
+        assert tune(*base, "--out", out).code == 0
+        after = tune(*base, "--out", out, "--dry-run")
+        found = re.search(
+            r"At ([\d.e-]+) useful TFLOP/s, measured over 3 steps in (\S+):", after.out
+        )
+        assert found and found[2] == str(out)
+        assert "0.0 min of them left of that run" in after.out
+        lines = [json.loads(x) for x in (out / "log.jsonl").read_text().splitlines()]
+        step = (lines[-1]["seconds"] - lines[0]["seconds"]) / 2
+        work = re.search(r"Useful work: ([\d.e-]+) TFLOP a step", after.out)
+        assert float(found[1]) == pytest.approx(float(work[1]) / step, rel=0.01)
 
     def test_dry_run_holds_out_the_pairs_that_the_run_holds_out(self, tune, base, pairs):
         """By prompt: one pair of three to a prompt holds out all three."""

@@ -210,6 +210,23 @@ class TestReport:
             size
         )
 
+    def test_hours_of_a_run_that_has_begun(self, size):
+        settings = TuneSpec(batch_size=4)
+        plan = dry_run(equal_pairs(4_000), size, settings, 0)
+        told = {"seconds": 9.0, "taken": 200, "where": "runs/x"}
+        report = format_dry_run(plan, (size, size), settings, "bfloat16", **told)
+        rate = plan.flops / 9.0 / 1e12
+        assert report.endswith(
+            f"At {rate:,.3g} useful TFLOP/s, measured over 200 steps in runs/x: "
+            "2.5 h, 2.0 h of them left of that run"
+        )
+        given = format_dry_run(plan, (size, size), settings, "bfloat16", 1e-6, **told)
+        assert "measured" not in given, "what is given counts"
+        unknown = format_dry_run(plan, (size, size), settings, "bfloat16", where="runs/x")
+        assert unknown.endswith(
+            "give --tflops, or begin the run, whose log in runs/x then tells it"
+        )
+
     def test_memory_of_every_number_of_gpus(self, size):
         text = self.lines(size)
         for row in ("1    whole", "2    DDP", "2    FSDP2", "4    DDP", "8    DDP", "8    FSDP2"):

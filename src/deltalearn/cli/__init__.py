@@ -211,7 +211,9 @@ def tune(
     if not (preview or dry_run):
         run_tune(loaded, out, **own, **asked)
     elif is_first_process():
-        typer.echo(preview_pairs(loaded) if preview else report_dry_run(loaded, tflops, **asked))
+        typer.echo(
+            preview_pairs(loaded) if preview else report_dry_run(loaded, tflops, out, **asked)
+        )
 
 
 @app.command()

@@ -22,6 +22,7 @@ from deltalearn.pipeline.manifest import DONE, MANIFEST, Manifest, StageRecord
 from deltalearn.pipeline.missing import local_models, model_is_here, what_is_missing
 from deltalearn.pipeline.pairs import pairs_name
 from deltalearn.pipeline.run_options import Rates
+from deltalearn.pipeline.tune_rate import Pace
 from deltalearn.recipe import LoadedRecipe, PairsSource, Recipe
 from deltalearn.util.paths import local_path
 
@@ -342,9 +343,13 @@ class _RunEstimate:
         for arm, (found, _) in self.tunings.items():
             for seed in self.recipe.seeds:
                 record = self.stages.get(f"tune/{arm}/seed-{seed}")
+                pace = Pace.of(self.out / "arms" / arm / f"seed-{seed}")
                 if record is not None:
                     work += found.plan.flops * found.plan.steps
                     seconds += record.seconds
+                elif pace.seconds:
+                    work += found.plan.flops * pace.steps
+                    seconds += pace.seconds * pace.steps
         if seconds:
             return work / seconds, f"at {work / seconds / 1e12:.3g} TFLOP/s, measured in {self.out}"
         return None, "unknown: give --tflops"

@@ -16,6 +16,7 @@ from deltalearn.pipeline.tune_inputs import (
     split_line,
     template_line,
 )
+from deltalearn.pipeline.tune_rate import Pace
 from deltalearn.recipe import LoadedRecipe
 
 PREVIEW_FROM = 100  # pairs read at a time to show some; all would take as long as tuning's start
@@ -90,6 +91,7 @@ def preview_pairs(loaded: LoadedRecipe) -> str:
 def report_dry_run(
     loaded: LoadedRecipe,
     tflops: float | None = None,
+    out: Path | None = None,
     against: Sequence[str] = (),
     data_dir: Path | None = None,
 ) -> str:
@@ -101,6 +103,7 @@ def report_dry_run(
     Args:
         loaded: A recipe with a student and pairs from outside.
         tflops: Useful TFLOP/s that a GPU is expected to reach; gives hours.
+        out: The run directory; its steps, if it has begun, give hours too. Default runs/<name>.
         against: As for `tune.run_tune`; what is met is said.
         data_dir: Local data of the benchmarks.
     """
@@ -119,7 +122,12 @@ def report_dry_run(
         f"pairs     {pairs.source}: {lengths.about}",
         *filter(None, [found.warning]),
     ]
-    report = format_dry_run(found.plan, found.sizes, found.settings, found.dtype, tflops)
+    place = out or Path("runs") / recipe.name
+    pace = Pace.of(place)
+    report = format_dry_run(
+        found.plan, found.sizes, found.settings, found.dtype, tflops,
+        seconds=pace.seconds, taken=pace.steps, where=str(place),
+    )  # fmt: skip
     if against:
         met = overlap_lines(overlap_of_pairs(pairs, recipe.tune.dev, against, data_dir))
         report = "\n".join([report, *met])

@@ -243,6 +243,10 @@ def format_dry_run(
     settings: TuneSpec,
     dtype: str,
     tflops: float | None = None,
+    *,
+    seconds: float | None = None,
+    taken: int = 0,
+    where: str = "",
 ) -> str:
     """Write the report of a dry run.
 
@@ -251,14 +255,17 @@ def format_dry_run(
         sizes: The model measured whole and sharded.
         settings: The recipe's `tune` section.
         dtype: Name of the run's precision.
-        tflops: Useful TFLOP/s that each GPU is expected to reach; adds hours.
+        tflops: Useful TFLOP/s that each GPU is expected to reach; gives hours.
+        seconds: Of a step of this run, as measured; gives hours without `tflops`.
+        taken: Steps that were taken already.
+        where: They were taken.
 
     Returns:
         Lines of text.
     """
     blocks = [_run_lines(plan, settings), _layout_lines(plan)]
     blocks.append(_memory_lines(plan, sizes, settings, dtype))
-    blocks.append(_time_lines(plan, tflops))
+    blocks.append([_work_line(plan), _time_line(plan, tflops, seconds, taken, where)])
     return "\n\n".join("\n".join(block) for block in blocks)
 
 
@@ -348,12 +355,30 @@ def _can_shard(settings: TuneSpec) -> bool:
     return settings.optimizer == "adamw" and (settings.lora is None or settings.lora.bits is None)
 
 
-def _time_lines(plan: DryRun, tflops: float | None) -> list[str]:
-    lines = [f"Useful work: {plan.flops / 1e12:,.1f} TFLOP a step"]
+def _work_line(plan: DryRun) -> str:
+    line = f"Useful work: {plan.flops / 1e12:,.4g} TFLOP a step"
     if plan.reference_flops:
-        lines[0] += f", {plan.reference_flops / 1e15:,.2f} PFLOP once for the reference"
+        line += f", {plan.reference_flops / 1e15:,.3g} PFLOP once for the reference"
+    return line
+
+
+def _time_line(
+    plan: DryRun, tflops: float | None, seconds: float | None, taken: int, where: str
+) -> str:
     if tflops is not None:
         work = plan.flops * plan.steps + plan.reference_flops
-        hours = [f"{work / (tflops * 1e12 * gpus) / 3600:,.1f} h on {gpus}" for gpus in GPUS]
-        lines.append(f"At {tflops:g} useful TFLOP/s a GPU: {', '.join(hours)}")
-    return lines
+        times = [f"{duration(work / (tflops * 1e12 * gpus))} on {gpus}" for gpus in GPUS]
+        return f"At {tflops:g} useful TFLOP/s a GPU: {', '.join(times)}"
+    if seconds is None:
+        return f"Time: unknown; give --tflops, or begin the run, whose log in {where} then tells it"
+    rate = plan.flops / seconds / 1e12
+    left = duration(max(0, plan.steps - taken) * seconds)
+    return (
+        f"At {rate:,.3g} useful TFLOP/s, measured over {taken:,} steps in {where}: "
+        f"{duration(plan.steps * seconds)}, {left} of them left of that run"
+    )
+
+
+def duration(seconds: float) -> str:
+    """A time for people, in hours or minutes."""
+    return f"{seconds / 3600:,.1f} h" if seconds >= 3600 else f"{seconds / 60:,.1f} min"
