@@ -578,7 +578,7 @@ class TestMessages:
             (["--set", "model.path=x"], ["model: unknown key; did you mean 'student'?"]),
             (["--set", "tune.dtype=float32"], ["tune.dtype: unknown key"]),
             (["--set", "pairs.split=test"], ["split 'test' has no effect on files"]),
-            (["--lr=-1"], ["command line: tune.lr", "greater than 0"]),
+            (["--lr=-1"], ["command line: tune.lr", "more than 0"]),
             (["--steps", "3", "--epochs", "1"], ["give one of them"]),
             (["--split", "train"], ["split 'train' has no effect on files"]),
             (["--student", "./nowhere"], ["./nowhere: no such model directory"]),
