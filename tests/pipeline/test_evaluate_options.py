@@ -59,6 +59,7 @@ def test_the_command_line_says_it_in_a_line(tmp_path):
         ({"dtype": "foo"}, "--dtype foo"),
         ({"options": {"foo": 1}}, "--backend-option foo"),
         ({"options": {"batch_size": 2}}, "batch_size"),
+        ({"options": {"gguf_file": "m.gguf"}}, "the model itself is named so"),
     ],
 )
 def test_a_model_that_does_not_load_is_no_traceback(tmp_path, tiny_model, options, message):

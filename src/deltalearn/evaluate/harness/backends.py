@@ -13,7 +13,7 @@ from deltalearn.util.distributed import alone
 
 LOADS = {  # arguments of lm_eval's transformers model with which it must load one itself
     "parallelize", "max_memory_per_gpu", "max_cpu_memory", "offload_folder", "device_map",
-    "tp_plan", "peft", "delta", "autogptq", "gptqmodel", "gguf_file", "quantization_config",
+    "tp_plan", "peft", "delta", "autogptq", "gptqmodel", "quantization_config",
     "load_in_4bit", "load_in_8bit", "attn_implementation",
 }  # fmt: skip
 READS = {"think_end_token"}
@@ -67,6 +67,7 @@ def _hf(options: BackendOptions) -> Any:
     )
 
     _refuse(options, READS, "reasoning is told from the answer by the model's own marks")
+    _refuse(options, {"gguf_file"}, "the model itself is named so: owner/name/FILE.gguf, or a path")
     files, here = locate(options.model), place(options.device or "auto", options.dtype)
     loads = bool(LOADS & options.options.keys())
     known = inspect.signature(TransformersLM).parameters

@@ -58,7 +58,8 @@ def needs_template(model: Any, name: str) -> None:
     if tokenizer is not None and getattr(tokenizer, "chat_template", "unknown") is None:
         raise UserError(
             f"the tokenizer of {name} has no chat template, by which all benchmarks but DROP are "
-            "asked; give a model that has one, or --benchmark drop"
+            "asked; choose one (--set student.chat_template=raw, or a file), give a model that has "
+            "one, or --benchmark drop"
         )
 
 
