@@ -22,8 +22,14 @@ LIMIT = 64 << 20  # bytes: what a small upload takes
 PACKAGES = (
     "pydantic==2.14.4", "pydantic_core==2.50.5", "annotated_types", "typing_inspection",
     "trl==1.16.0", "datasets==5.2.0", "dill==0.4.1", "multiprocess==0.70.19",
+    "liger-kernel==0.8.5", "torchao==0.18.0",
 )  # fmt: skip
-PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
+PLATFORMS = (
+    "manylinux_2_28_x86_64",
+    "manylinux_2_24_x86_64",
+    "manylinux_2_17_x86_64",
+    "manylinux2014_x86_64",
+)
 GO = """#!/bin/bash
 # Install the wheels beside whatever is here, and run the stages: bash go.sh [options of gpu.py]
 set -eu

@@ -150,6 +150,7 @@ def trl_config(job: dict[str, Any]) -> Any:
         eval_strategy="no",
         report_to=[],
         disable_tqdm=True,
+        use_liger_kernel=job.get("trl_liger", False),
         seed=job["seed"],
     )
 
@@ -186,7 +187,7 @@ def run_ours(job: dict[str, Any]) -> dict[str, Any]:
         del model
         gc.collect()
     out = Path(job["out"])
-    with clocked_cache(out / "reference.sqlite") as cache:
+    with clocked_cache(Path(job.get("reference", out / "reference.sqlite"))) as cache:
         done = our_run(job, job["pairs_file"], out, cache)
     records = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     return _answer(
@@ -215,11 +216,17 @@ def our_run(job: dict[str, Any], pairs_file: str, out: Path, cache: Any) -> dict
     placement = Placement(job["device"], job["dtype"])
     for saving in ("save_student", "check_written", "rehearse"):
         setattr(train, saving, lambda *_: None)  # TRL's side does not save either
+    began = time.perf_counter()
     said: list[str] = []
+
+    def say(line: str) -> None:  # with the time, since a short lease may be spent before a step
+        said.append(f"{time.perf_counter() - began:.1f} s: {line}")
+
     done = train.tune(
         student, examples, tune_spec(job), job["seed"], out, reference=cache, placement=placement,
-        say=said.append,
+        say=say,
     )  # fmt: skip
+    say("done")
     return {**done, "said": said}
 
 

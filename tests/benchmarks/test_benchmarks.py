@@ -57,7 +57,7 @@ def test_every_stage_of_a_gpu_day_runs_on_a_cpu(tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
     assert {line["stage"] for line in lines} == set(summary["stages"])
     ways = {(line["dtype"], line["way"]): line for line in lines if "way" in line}
-    assert len(ways) == 14
+    assert len(ways) == 18
     for (dtype, way), line in ways.items():
         assert "error" not in line, line
         rough = dtype == "bfloat16" or way == "shared-qlora"
@@ -65,6 +65,16 @@ def test_every_stage_of_a_gpu_day_runs_on_a_cpu(tmp_path):
     (resume,) = [line["resume"] for line in lines if "resume" in line]
     assert 0 < resume["stopped_after"] < resume["steps"]
     assert resume["largest_difference"] == 0
+    levers = {line["lever"]: line for line in lines if "lever" in line}
+    assert len(levers) == 5 and all(line["loss_apart"] < 1e-5 for line in levers.values())
+    for line in levers.values():
+        assert line["memory_estimated_mb"] > 0 < line["memory_peak_mb"]
+        assert line["seconds_estimated"] > 0 < line["seconds_measured"]
+    assert len([line for line in lines if "rival" in line and "losses" in line]) == 2
+    traces = [line for line in lines if "kinds" in line]
+    assert len(traces) == 2
+    for line in traces:
+        assert line["kinds"]["products"] > 0 < line["parts"]["head"]
     ratios = {line["mode"]: line for line in lines if "ratio" in line}
     assert set(ratios) == {"lora", "full"}
     assert all(line["steps_agree"] and line["ratio"] > 0 for line in ratios.values())
@@ -77,6 +87,57 @@ def test_a_stage_that_takes_too_long_is_cut_and_the_others_go_on(load, tmp_path,
     options = SimpleNamespace(out=tmp_path, shape="1b", tiny=True)
     assert gpu.run_stage("correctness", 1, tmp_path, options) == "cut after 1 s"
     assert "correctness: cut after 1 s" in (tmp_path / "logs.txt").read_text()
+
+
+def test_an_error_is_a_finding_and_the_next_goes_on(load, tmp_path):
+    """Memory that runs out, a side that ends, a broken kernel: each is a line."""
+    import torch
+
+    job = load("gpu_job").Job("x", str(tmp_path / "lines"), str(tmp_path), "1b", True, 0.0)
+    errors = (torch.OutOfMemoryError("no room"), SystemExit("ours ended"), RuntimeError("y" * 2000))
+    for error in errors:
+        with job.told(lever="a"):
+            raise error
+    with pytest.raises(KeyboardInterrupt), job.told(lever="a"):
+        raise KeyboardInterrupt
+    lines = [json.loads(line) for line in (tmp_path / "lines").read_text().splitlines()]
+    assert [line["lever"] for line in lines] == ["a"] * 3
+    assert lines[0]["error"] == "OutOfMemoryError: no room"
+    assert lines[1]["error"] == "SystemExit: ours ended"
+    assert len(lines[2]["error"]) == 800
+
+
+def test_where_the_time_of_a_trace_goes(load):
+    """Kinds by name, parts by the marks around them, and what no kernel fills."""
+    module = load("gpu_profile")
+
+    def event(kind, name, start, end, thread=0):
+        return module.Event(kind, name, start, end, thread)
+
+    found = module.where_time_goes([
+        event("gpu_user_annotation", "part: head", 40, 60),
+        event("gpu_user_annotation", "Optimizer.step#AdamW.step", 90, 101),
+        event("user_annotation", "part: head", 0, 5),
+        event("cpu_op", "aten::mm", 0, 9),
+        event("kernel", "nvjet_tst_128x256_64x4", 0, 30),
+        event("kernel", "triton_tem_fused_flex_attention_0", 30, 40),
+        event("kernel", "sm90_xmma_gemm_bf16", 45, 55),
+        event("kernel", "multi_tensor_apply_kernel", 90, 100),
+        event("gpu_memcpy", "Memcpy HtoD", 50, 52, thread=1),
+    ])  # fmt: skip
+    assert found["milliseconds"] == 0.1
+    assert found["idle"] == 0.4
+    assert found["kinds"] == {"products": 0.4, "attention": 0.1, "others": 0.1, "copies": 0.02}
+    assert found["parts"] == {"head": 0.12, "optimizer": 0.1}
+    assert found["kernels"][0] == {"name": "nvjet_tst_128x256_64x4", "share": 0.3, "calls": 1}
+    on_cpu = module.where_time_goes([
+        event("cpu_op", "aten::linear", 0, 10),
+        event("cpu_op", "aten::mm", 2, 10),
+        event("cpu_op", "aten::mul", 5, 20, thread=1),
+    ])  # fmt: skip
+    assert on_cpu["kinds"] == {"others": 0.85, "products": 0.4}, "each with its own time"
+    assert on_cpu["idle"] == 0
+    assert "no kernels" in module.where_time_goes([])["error"]
 
 
 def test_tune_vs_trl_gpu_says_what_is_missing():
