@@ -14,6 +14,8 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -22,8 +24,10 @@ LIMIT = 64 << 20  # bytes: what a small upload takes
 PACKAGES = (
     "pydantic==2.14.4", "pydantic_core==2.50.5", "annotated_types", "typing_inspection",
     "trl==1.16.0", "datasets==5.2.0", "dill==0.4.1", "multiprocess==0.70.19",
-    "liger-kernel==0.8.5", "torchao==0.18.0",
+    "liger-kernel==0.8.5", "torchao==0.18.0", "bitsandbytes==0.50.2",
 )  # fmt: skip
+# Of packages with a library for every CUDA, that of torch 2.11's alone: 1 MB instead of 43.
+LIBRARIES = {"bitsandbytes": ("libbitsandbytes_cpu.so", "libbitsandbytes_cuda130.so")}
 PLATFORMS = (
     "manylinux_2_28_x86_64",
     "manylinux_2_24_x86_64",
@@ -70,6 +74,26 @@ def download(wheels: Path, python: str, packages: list[str]) -> None:
                *platforms, "--dest", str(wheels), *packages]  # fmt: skip
     if subprocess.run(command).returncode:
         sys.exit("some package has no such wheel; name others with --packages")
+    for name, kept in LIBRARIES.items():
+        for wheel in wheels.glob(f"{name}-*.whl"):
+            trim(wheel, kept)
+
+
+def trim(wheel: Path, kept: Sequence[str]) -> None:
+    """Leave out the libraries of a wheel but for some, and their lines in its list of files."""
+
+    def stays(name: str) -> bool:
+        return not name.endswith(".so") or Path(name).name in kept
+
+    whole = wheel.rename(wheel.with_suffix(".whole"))
+    with zipfile.ZipFile(whole) as old, zipfile.ZipFile(wheel, "w", zipfile.ZIP_DEFLATED) as new:
+        for name in filter(stays, old.namelist()):
+            content = old.read(name)
+            if name.endswith(".dist-info/RECORD"):
+                lines = content.decode().splitlines(keepends=True)
+                content = "".join(x for x in lines if stays(x.partition(",")[0])).encode()
+            new.writestr(name, content)
+    whole.unlink()
 
 
 def parse() -> argparse.Namespace:

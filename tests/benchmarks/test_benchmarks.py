@@ -11,6 +11,7 @@ import json
 import os
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -105,6 +106,22 @@ def test_an_error_is_a_finding_and_the_next_goes_on(load, tmp_path):
     assert lines[0]["error"] == "OutOfMemoryError: no room"
     assert lines[1]["error"] == "SystemExit: ours ended"
     assert len(lines[2]["error"]) == 800
+
+
+def test_a_wheel_is_trimmed_to_the_libraries_that_are_used(load, tmp_path):
+    wheel = tmp_path / "x-1.0-py3-none-any.whl"
+    names = ["x/__init__.py", "x/libx_cuda130.so", "x/libx_cuda118.so"]
+    record = "".join(f"{name},sha256=0,1\n" for name in names)
+    with zipfile.ZipFile(wheel, "w") as made:
+        for name in names:
+            made.writestr(name, name)
+        made.writestr("x-1.0.dist-info/RECORD", record)
+    load("gpu_pack").trim(wheel, ("libx_cuda130.so",))
+    with zipfile.ZipFile(wheel) as found:
+        assert found.namelist() == [*names[:2], "x-1.0.dist-info/RECORD"]
+        assert found.read("x/libx_cuda130.so").decode() == names[1]
+        assert "cuda118" not in found.read("x-1.0.dist-info/RECORD").decode()
+    assert [path.name for path in tmp_path.iterdir()] == [wheel.name]
 
 
 def test_where_the_time_of_a_trace_goes(load):
