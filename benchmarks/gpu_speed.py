@@ -87,6 +87,7 @@ def levers(job: Job) -> None:
     In one process, which reads the libraries once; the reference is scored once for all that score
     alike. Losses of each are held against those of the first.
     """
+    import torch
     from sides import run_ours
 
     comparison, work = ready(job, "lora")
@@ -101,6 +102,8 @@ def levers(job: Job) -> None:
                 **comparison.settings, **work.job, "ours": changes, "out": str(place / "out"),
                 "reference": str(job.directory / "reference.sqlite"),
             })  # fmt: skip
+            if "compile" in changes:  # or the graphs of several settings would be too many
+                torch.compiler.reset()
             first = first or found["losses"]
             apart = max(abs(a - b) for a, b in zip(found["losses"], first, strict=True))
             job.say(lever=name, loss_apart=apart, **measured(work, found, comparison))
