@@ -44,15 +44,25 @@ class StoredQuantization:
         return f"{self.method} {self.bits} bit" if self.bits else self.method
 
 
-def stored_quantization(directory: Path) -> StoredQuantization | None:
-    """Read from a model's config how its weights are stored; None if they are ordinary ones."""
+def _said(directory: Path, *keys: str) -> Any:
+    """What a model's config, or that of its text model, says under one of some keys."""
     try:
         config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-        found = config.get("quantization_config") or (config.get("text_config") or {}).get(
-            "quantization_config"
-        )
+        parts = (config, config.get("text_config") or {})
+        return next((part[key] for part in parts for key in keys if part.get(key)), None)
     except (OSError, ValueError, AttributeError):
         return None  # whoever loads it says what is wrong
+
+
+def stored_dtype(directory: Path) -> str | None:
+    """Read from a model's config in which of the precisions that we write it is meant to be."""
+    found = str(_said(directory, "dtype", "torch_dtype")).removeprefix("torch.")
+    return found if found in ("float32", "bfloat16", "float16") else None
+
+
+def stored_quantization(directory: Path) -> StoredQuantization | None:
+    """Read from a model's config how its weights are stored; None if they are ordinary ones."""
+    found = _said(directory, "quantization_config")
     if not isinstance(found, dict):
         return None
     method = str(found.get("quant_method") or "")

@@ -182,6 +182,7 @@ class Tuning:
                 reference=reference,
                 placement=self.placement,
                 title=job.title,
+                source=job.pairs.source,
                 dev=self._dev(),
                 template=job.rendering.arguments,
                 say=self.say,

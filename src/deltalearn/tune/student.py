@@ -14,11 +14,13 @@ from transformers import BitsAndBytesConfig, PreTrainedModel
 from deltalearn.errors import needs
 from deltalearn.lm.load import Placement, load_model, require_device
 from deltalearn.lm.locate import ModelFiles
-from deltalearn.lm.quantized import trained_as
+from deltalearn.lm.quantized import stored_dtype, trained_as
 from deltalearn.lm.write import NOTHING, copy_tokenizer, write_model
 from deltalearn.recipe import LoraSpec, TuneSpec
 from deltalearn.tune.lora import adapted, other_towers
-from deltalearn.util.files import replacing_directory
+from deltalearn.util.files import replacing_directory, write_text
+
+CARD = "README.md"
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -139,12 +141,13 @@ def save_student(
     placement: Placement,
     out: Path,
     template: Mapping[str, Any] = NOTHING,
+    card: str = "",
 ) -> None:
     """Write the tuned student as an ordinary Hugging Face directory, complete or not at all.
 
     The student is read anew from `files` and the weights are laid over it, so nothing of how it was
     trained (sharding, quantising, attention) stays in it. It is stored as safetensors in
-    `placement.dtype`, with the side files that it came with (`lm.write`). To be called by one
+    `written_dtype`, with the side files that it came with (`lm.write`). To be called by one
     process; it needs host memory for the model in that dtype.
 
     With LoRA the adapter goes to `adapter` beside `out`, in peft's format and float32, and `out` is
@@ -156,11 +159,13 @@ def save_student(
         weights: Whole tensors under the names of `trainable_parameters`.
         files: The student's files.
         settings: The recipe's `tune` section.
-        placement: Gives the precision.
+        placement: Gives the precision of the run.
         out: The directory; replaced if it exists.
         template: Arguments of the chat template that it was trained with, kept as defaults.
+        card: Text of its README.md, and of the adapter's; empty for none.
     """
-    model = load_model(files, Placement("cpu", placement.dtype), dequantize=True)
+    dtype = written_dtype(files, settings, placement.dtype)
+    model = load_model(files, Placement("cpu", dtype), dequantize=True)
     _without_towers(model)
     if settings.lora is not None:
         model = adapted(model, settings.lora, files, seed=0)
@@ -172,6 +177,29 @@ def save_student(
             # True or "auto" would ask the hub what the student's vocabulary is.
             model.save_pretrained(directory, save_embedding_layers=False)
             copy_tokenizer(files, directory, template)
+            _write_card(card, directory)
         model = model.merge_and_unload()
     with replacing_directory(out) as directory:
         write_model(model, files, directory, template)
+        _write_card(card, directory)
+
+
+def _write_card(card: str, directory: Path) -> None:
+    """In place of the one that peft writes, which says nothing."""
+    (directory / CARD).unlink(missing_ok=True)
+    if card:
+        write_text(directory / CARD, card)
+
+
+def written_dtype(files: ModelFiles, settings: TuneSpec, dtype: str) -> str:
+    """Name the precision of the weights that a run leaves.
+
+    Merged adapters change a model that is in a precision of its own already: it keeps that, and is
+    rounded once. The adapter by itself is float32 whatever it was trained beside.
+
+    Args:
+        files: The student's.
+        settings: The recipe's `tune` section.
+        dtype: Of the run, in which weights that are all trained are written.
+    """
+    return (stored_dtype(files.directory) or dtype) if settings.lora is not None else dtype

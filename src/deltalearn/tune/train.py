@@ -22,6 +22,7 @@ from deltalearn.lm.rows import choose_rows, require_gradients
 from deltalearn.lm.write import NOTHING, check_written, rehearse
 from deltalearn.recipe import LoraSpec, TuneSpec
 from deltalearn.recipe.methods import FREE_TO_CHANGE, METHODS
+from deltalearn.tune.card import model_card
 from deltalearn.tune.checkpoint import Checkpoints
 from deltalearn.tune.checkpointing import checkpoint_layers
 from deltalearn.tune.compiled import compile_layers
@@ -41,6 +42,7 @@ from deltalearn.tune.student import (
     reference_view,
     save_student,
     silence_dropout,
+    written_dtype,
 )
 from deltalearn.tune.trackers import start_trackers
 from deltalearn.util.failure import informed
@@ -61,6 +63,7 @@ def tune(
     reference: ReferenceCache,
     placement: Placement,
     title: str = "tune",
+    source: str = "",
     dev: Dev | None = None,
     template: Mapping[str, Any] = NOTHING,
     say: Say = lambda line: None,
@@ -79,6 +82,7 @@ def tune(
         reference: Cache of the untouched student's log-probabilities.
         placement: Device and precision.
         title: Name of the run, for people.
+        source: Where the pairs were read, for the model's card.
         dev: Scores of a model while tuning; the first of them decides keep_best and patience.
         template: Arguments of the chat template by which `examples` were rendered; the tuned model
             has them as defaults.
@@ -102,8 +106,9 @@ def tune(
     needed = partial(estimate, student, examples, settings, placement, accelerator)
     if memory := informed("memory estimate", needed, say):
         say(format_estimate(memory))
+    written = written_dtype(student, settings, placement.dtype)
     # UserError, on every process, where what the run will write could not be read.
-    rehearsal = partial(rehearse, student, placement.dtype, out, template)
+    rehearsal = partial(rehearse, student, written, out, template)
     informed("rehearsal of saving", rehearsal, say)
     model = load_student(student, settings, placement, seed)
     if settings.lora is not None:
@@ -183,7 +188,10 @@ def tune(
     finish()
     weights = whole_weights(accelerator, policy)
     if accelerator.is_main_process:
-        save_student(weights, student, settings, placement, out / "final", template)
+        card = model_card(
+            student.name, settings, source=source, pairs=len(train), steps=final_step, seed=seed
+        )
+        save_student(weights, student, settings, placement, out / "final", template, card)
         check_written(out / "final")  # and if it cannot be read, the checkpoints are still there
     accelerator.wait_for_everyone()
     checkpoints.remove()
