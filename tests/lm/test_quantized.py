@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, FineGrainedFP8Config, Mxfp4Config
 from deltalearn.errors import UserError
 from deltalearn.lm.load import Placement, load_model
 from deltalearn.lm.locate import ModelFiles, locate
-from deltalearn.lm.quantized import stored_quantization, trained_as
+from deltalearn.lm.quantized import stored_dtype, stored_quantization, trained_as
 from deltalearn.recipe import TuneSpec
 from deltalearn.tune.student import load_student, save_student, trainable_parameters
 
@@ -96,13 +96,17 @@ def test_a_student_is_trained_in_full_and_written_as_an_ordinary_model(
             parameter.copy_(weights[name])
     save_student(weights, files, settings, cpu, tmp_path / "final")
     again, loading = AutoModelForCausalLM.from_pretrained(
-        tmp_path / "final", output_loading_info=True
+        tmp_path / "final", dtype=torch.float32, output_loading_info=True
     )
     assert not any(loading.values())
     assert "quantization_config" not in json.loads((tmp_path / "final/config.json").read_text())
-    assert torch.allclose(logits(again), logits(student), atol=1e-4)
+    # Merged adapters leave a model in the precision that its config says: here not float32.
+    own = stored_dtype(stored[kind])
+    merged = lora is not None and own != "float32"
+    assert merged or torch.allclose(logits(again), logits(student), atol=1e-4)
+    assert (logits(again) - logits(student)).abs().max() < 0.02 * logits(student).abs().max()
     assert {t.dtype for t in load_file(tmp_path / "final/model.safetensors").values()} == {
-        torch.float32
+        getattr(torch, own) if merged else torch.float32
     }
     second = locate(str(tmp_path / "final"))  # and can be tuned again
     assert trained_as(second, None) is None

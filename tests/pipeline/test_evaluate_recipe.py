@@ -9,7 +9,7 @@ from helpers.cli import deltalearn, fails
 
 from deltalearn.errors import UserError
 from deltalearn.pipeline import evaluate
-from deltalearn.pipeline.evaluate_recipe import evaluate_recipe
+from deltalearn.pipeline.evaluate_recipe import evaluate_recipe, model_name
 from deltalearn.recipe import EVALUATE, load_recipe
 
 
@@ -55,3 +55,50 @@ def test_an_evaluation_is_a_recipe_and_leaves_it(tmp_path, tiny_model, write_lin
     scores = [json.loads((tmp_path / n / "results.json").read_text()) for n in ("a", "b")]
     assert scores[0]["benchmarks"].keys() == scores[1]["benchmarks"].keys() != set()
     fails(deltalearn("evaluate", "--recipe", file), "give a model")
+
+
+@pytest.mark.parametrize(
+    ("place", "name"),
+    [
+        ("runs/my/arms/delta/seed-0/final", "my/delta/seed-0"),
+        ("runs/my/arms/delta/seed-1/final/", "my/delta/seed-1"),
+        ("runs/other/arms/delta/seed-0/final", "other/delta/seed-0"),
+        ("runs/my/arms/delta/seed-0/adapter", "my/delta/seed-0/adapter"),
+        ("runs/my/arms/delta/seed-0", "my/delta/seed-0"),
+        ("runs/tuned/final", "tuned"),
+        ("runs/tuned/adapter", "tuned/adapter"),
+        ("trl/checkpoint-500", "trl/checkpoint-500"),
+        ("axolotl/merged", "axolotl/merged"),
+        ("hub/models--org--some-model/snapshots/0123abcd", "some-model"),
+        ("student", "student"),
+    ],
+)
+def test_a_model_is_named_after_its_place_so_that_two_are_told_apart(
+    tmp_path, monkeypatch, place, name
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / place).mkdir(parents=True)
+    assert model_name(place) == name
+    assert model_name(str(tmp_path / place)) == name
+    monkeypatch.chdir(tmp_path / place)
+    for inside in (".", "../" + (tmp_path / place).name):
+        assert model_name(inside) == name
+
+
+@pytest.mark.parametrize("name", ["org/final", "org/model", "final", "org/checkpoint-500"])
+def test_a_name_at_a_hub_or_server_is_its_last_part(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    assert model_name(name) == name.rpartition("/")[2]
+
+
+def test_two_arms_of_a_run_have_directories_of_their_own(tmp_path, tiny_model, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(evaluate._Evaluation, "_benchmark", lambda self, name: None)
+    for arm in ("delta", "sft"):
+        final = tmp_path / "runs" / "my" / "arms" / arm / "seed-0" / "final"
+        final.parent.mkdir(parents=True)
+        final.symlink_to(tiny_model)
+        options = {"student.path": str(final), "evaluate.benchmarks": ["gsm8k"]}
+        found = evaluate_recipe(load_recipe(None, command=EVALUATE, options=options))
+        assert found["model"]["name"] == f"my/{arm}/seed-0"
+        assert (tmp_path / "evals" / "my" / arm / "seed-0" / "results.json").is_file()

@@ -181,7 +181,7 @@ class TestPairs:
         written([*shaped("conversational"), *rows, {"prompt": "x", "\x1b[31m": "y"}], pairs)
         out = tmp_path / "out"
         ended = tune(*base, "--out", out)
-        assert f"\n  first identical ids: {pairs}:7: both answers the same" in ended.out
+        assert f"\n  first identical answers: {pairs}:7: both answers the same" in ended.out
         assert f"\n  first no column: {pairs}:9: no 'chosen'; there are prompt, \\x1b" in ended.out
         first = json.loads((out / "run.json").read_text())["stages"]["tune"]["counts"]["first"]
         assert first["identical_ids"].startswith(f"{pairs}:7: ")

@@ -291,3 +291,41 @@ def test_a_browser_shows_the_page_without_complaint(written, html, tmp_path):
     shown = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
     assert "CONSOLE" not in shown.stderr
     assert Page(shown.stdout).tags == Page(html).tags
+
+
+def test_figures_of_other_settings_are_not_overwritten(tmp_path, monkeypatch):
+    """The same again may be written again; other settings need --update or another --out."""
+    from deltalearn.errors import UserError
+    from deltalearn.theory import run
+    from deltalearn.theory.options import Options
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(run, "print_table", lambda *given: None)
+
+    def write_files(geometry, theory, measured, out):
+        out.mkdir(parents=True, exist_ok=True)
+        (out / run.PAGE).write_text(f"{geometry.student}, {measured.plan.trials}")
+        return [out / run.PAGE]
+
+    monkeypatch.setattr(run, "write_files", write_files)
+    few = {"trials": 3, "steps": 5, "batch": 50, "dimension": 20}
+    page = tmp_path / "runs/theory" / run.PAGE
+    for _ in range(2):
+        run.run_theory(Options(**few))
+    for changed, named in (
+        ({"student": 0.7}, "student"),
+        ({"trials": 4}, "trials"),
+        ({"loss": "dpo", "beta": 3.0}, "loss, beta"),
+        ({"inputs": "heavy"}, "inputs"),
+    ):
+        with pytest.raises(UserError, match=f"other settings .{named}.. Pass --update"):
+            run.run_theory(Options(**{**few, **changed}))
+    assert page.read_text() == "0.8, 3"
+    run.run_theory(Options(**few, student=0.7, out=tmp_path / "other"))
+    run.run_theory(Options(**few, student=0.7, update=True))
+    assert page.read_text() == "0.7, 3"
+    (page.parent / run.SETTING).unlink()  # as versions before this one left it
+    with pytest.raises(UserError, match="Pass --update"):
+        run.run_theory(Options(**few, student=0.7))
+    with pytest.raises(UserError, match="--update has no effect"):
+        run.run_theory(Options(**few, update=True, no_figures=True))

@@ -100,5 +100,5 @@ def test_counts_of_all_pairs(tiny_tokenizer):
     assert "2 pairs; tokens on average: prompt" in text
     assert "== all pairs: 3 read, 2 kept" in text
     assert "dropped 1: empty, first here: a side without text" in text
-    assert "assumed ends: 1" in text
+    assert "answers taken to have ended: 1" in text
     assert "cut pairs" not in text

@@ -295,9 +295,11 @@ def main() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from deltalearn.errors import UserError, is_disk_full, place_fault
     from deltalearn.util.malloc import keep_freed_memory
+    from deltalearn.util.quiet import quiet_libraries
     from deltalearn.util.signals import interrupt_on_sigterm
 
     keep_freed_memory()
+    quiet_libraries()
     interrupt_on_sigterm()
 
     try:

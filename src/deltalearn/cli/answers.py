@@ -138,10 +138,12 @@ def _of_whole_recipe(
 
 def say_errors(directory: RunDirectory) -> bool:
     """Tell of requests of a run that ended in errors; whether there are any."""
+    from deltalearn.util.text_format import plural
+
     if failed := directory.errors():
         typer.echo(
-            f"{failed:,} requests ended in errors and make no pair: see `deltalearn responses "
-            f"errors {directory.path}`; ask them again with --retry-errors"
+            f"{plural(failed, 'request')} ended in errors and made no pair: see `deltalearn "
+            f"responses errors {directory.path}`; ask again with --retry-errors"
         )
     return failed > 0
 

@@ -18,6 +18,10 @@ from deltalearn.lm.clock import on_day
 from deltalearn.records import Message, Rendering
 
 PLAIN = Rendering()
+WITHOUT = (
+    "the model has no chat template, by which a conversation is rendered; use an instruction-tuned "
+    "model, or set `tokenizer.chat_template` and save it"
+)
 REFUSED = (TemplateError, TypeError, ValueError, LookupError)  # on purpose, or tripped over
 
 
@@ -61,6 +65,8 @@ def prompt_texts(
             f"{tokenizer.name_or_path}: the chat template is broken: {error}"
         ) from error
     except REFUSED as error:
+        if not tokenizer.chat_template:
+            return [Refusal(WITHOUT)] * len(conversations)
         if len(conversations) == 1:
             return [Refusal(f"the chat template refuses the conversation: {error}")]
         # jinja does not say which one it was; halving finds few among many quickly.

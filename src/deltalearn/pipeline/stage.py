@@ -10,6 +10,7 @@ from typing import Any
 
 from deltalearn.pipeline.manifest import StageRecord
 from deltalearn.util.files import digest, read_jsonl
+from deltalearn.util.text_format import words
 
 Say = Callable[[str], None]
 SHOWN_OF_LAST_STEP = ("loss", "margin", "accuracy")
@@ -80,15 +81,15 @@ def counts_line(counts: Mapping[str, Any]) -> str:
         if name == "last":
             parts.append(f"last step: {last_step(value)}")
         elif isinstance(value, dict):
-            inner = [f"{k} {v:,}" for k, v in value.items() if v and not isinstance(v, str)]
-            parts += [f"{name}: {', '.join(inner)}"] if inner else []
+            inner = [f"{words(k)} {v:,}" for k, v in value.items() if v and not isinstance(v, str)]
+            parts += [f"{words(name)}: {', '.join(inner)}"] if inner else []
         elif isinstance(value, str):
             continue  # said when it was decided
         elif isinstance(value, int):
-            parts += [f"{name} {value:,}"] if value else []
+            parts += [f"{words(name)} {value:,}"] if value else []
         else:
-            parts.append(f"{name} {value:.4f}")
-    return "  ".join(parts).replace("_", " ")
+            parts.append(f"{words(name)} {value:.4f}")
+    return "  ".join(parts)
 
 
 def last_step(record: Mapping[str, Any]) -> str:

@@ -10,6 +10,7 @@ from deltalearn.formats.rows import files_line, source_digest
 from deltalearn.lm.locate import ModelFiles
 from deltalearn.recipe import PairsSource, TuneSpec
 from deltalearn.records import Rendering
+from deltalearn.util.text_format import words
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -124,9 +125,9 @@ def counts_text(counts: ExampleCounts) -> str:
     lost = {"unusable rows": counts.unusable, "dropped": counts.dropped}
     parts = [f"pairs: {counts.examples:,} of {counts.pairs + sum(counts.unusable.values()):,} used"]
     for what, reasons in lost.items():
-        if found := [f"{r.replace('_', ' ')} {n:,}" for r, n in reasons.items() if n]:
+        if found := [f"{words(r)} {n:,}" for r, n in reasons.items() if n]:
             parts.append(f"{what}: {', '.join(found)}")
-    places = [f"  first {r.replace('_', ' ')}: {visible(at)}" for r, at in counts.first.items()]
+    places = [f"  first {words(r)}: {visible(at)}" for r, at in counts.first.items()]
     return "\n".join(["; ".join(parts), *places])
 
 

@@ -35,5 +35,6 @@ class Options:
     correlation: Annotated[float | None, "Of neighbours in correlated inputs; default 0.5."] = None
     seed: Annotated[int, "Of the simulations."] = 0
     out: Annotated[Path | None, "Where page and figures go; default runs/theory."] = None
+    update: Annotated[bool, "Replace figures of other settings in --out."] = False
     no_figures: Annotated[bool, "Only print the table."] = False
     as_json: Annotated[bool, "Print one line of JSON; figures only with --out."] = False

@@ -14,28 +14,57 @@ from deltalearn.theory.geometry import Geometry
 from deltalearn.theory.options import Options
 from deltalearn.theory.predictions import Measured, Theory, default_rate
 from deltalearn.theory.simulate import NEEDS, Plan
-from deltalearn.util.files import finite, write_text
+from deltalearn.util.files import finite, write_json, write_text
 from deltalearn.util.terminal import Column, Grid, console
 
 OUT = Path("runs/theory")
+PAGE, SETTING = "theory.html", "setting.json"  # in a directory of figures
 LOSS_NAMES = {"preference": "preference training", "sft": "SFT", "dpo": "DPO"}
 
 
 def run_theory(options: Options) -> None:
     """Print the numbers, and write the figures unless they are not wanted."""
     _reject_unused_options(options)
+    writes = not options.no_figures and (not options.as_json or options.out is not None)
+    if writes:
+        _claim(options.out or OUT, options)
     geometry = geometry_of(options)
     theory = Theory.of(geometry, options.dimension)
     plan = _plan(options, geometry, theory)
     measured = Measured.of(geometry, plan)
-    writes = not options.no_figures and (not options.as_json or options.out is not None)
     files = write_files(geometry, theory, measured, options.out or OUT) if writes else None
+    if files:
+        write_json(files[0].with_name(SETTING), _content(options))
     if options.as_json:
         print(json.dumps(as_json(geometry, theory, measured), allow_nan=False))
         return
     print_table(geometry, theory, measured)
     if files:
         print(f"page:    {files[0]}\nfigures: {files[0].parent / 'figures'} (SVG and PNG)")
+
+
+def _content(options: Options) -> dict[str, Any]:
+    """All that decides what the figures show."""
+    about = ("out", "update", "no_figures", "as_json")
+    return {name: value for name, value in asdict(options).items() if name not in about}
+
+
+def _claim(out: Path, options: Options) -> None:
+    """UserError if a directory holds figures of other settings, and they are to stay."""
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out}: there is a file of this name; give a directory")
+    if options.update or not (out / PAGE).exists():
+        return
+    try:
+        known = json.loads((out / SETTING).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        known = {}
+    changed = [name for name, value in _content(options).items() if known.get(name, ...) != value]
+    if changed:
+        raise UserError(
+            f"{out}: holds figures of other settings ({', '.join(changed)}). Pass --update to "
+            "replace them, or another --out"
+        )
 
 
 def _reject_unused_options(options: Options) -> None:
@@ -45,10 +74,13 @@ def _reject_unused_options(options: Options) -> None:
             why = f"without --{key} {' or '.join(values)}"
             refuse_idle({f"--{name}": getattr(options, name)}, why)
     if options.no_figures:
-        refuse_idle({"--out": options.out}, "with --no-figures: nothing is written")
+        idle = {"--out": options.out, "--update": options.update}
+        refuse_idle(idle, "with --no-figures: nothing is written")
     if options.as_json:
         why = "with --json, which writes none without --out"
         refuse_idle({"--no-figures": options.no_figures}, why)
+        if options.out is None:
+            refuse_idle({"--update": options.update}, why)
 
 
 def geometry_of(options: Options) -> Geometry:
@@ -195,8 +227,6 @@ def write_files(geometry: Geometry, theory: Theory, measured: Measured, out: Pat
     from deltalearn.theory.page import render_page
     from deltalearn.util.progress import progress
 
-    if out.exists() and not out.is_dir():
-        raise UserError(f"--out {out}: there is a file of this name; give a directory")
     setting = Setting(geometry, measured.plan.dimension, measured.plan.trials, measured.plan.seed)
     drawn, written = [], []
     with progress("figures", total=len(PANELS), unit="figures") as bar:
@@ -205,7 +235,7 @@ def write_files(geometry: Geometry, theory: Theory, measured: Measured, out: Pat
             written += panel.save(out / "figures")
             drawn.append(panel)
             bar.advance(1)
-    page = out / "theory.html"
+    page = out / PAGE
     write_text(
         page, render_page(rows(geometry, theory, measured), geometry, theory, measured, drawn)
     )

@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from deltalearn.lm.turn import end_of_turn
 from deltalearn.tune.dataset import Example, Examples
 from deltalearn.tune.tokenize import ExampleCounts
+from deltalearn.util.text_format import words
 
 WIDTH = 100
 SHOWN_TOKENS = 72  # tokens of a prompt or an answer; of a longer one its first and last are shown
@@ -115,8 +116,9 @@ def _all_pairs(counts: ExampleCounts | None) -> list[str]:
     parts = ["", f"== all pairs: {counts.pairs:,} read, {counts.examples:,} kept"]
     for reason, number in (counts.unusable | counts.dropped).items():
         if number:
-            parts.append(f"  dropped {number:,}: {reason}, first {visible(counts.first[reason])}")
+            at = visible(counts.first[reason])
+            parts.append(f"  dropped {number:,}: {words(reason)}, first {at}")
     for name in ("altered_answers", "special_token_answers", "assumed_ends", "cut_pairs"):
         if number := getattr(counts, name):
-            parts.append(f"  {name.replace('_', ' ')}: {number:,}")
+            parts.append(f"  {words(name)}: {number:,}")
     return parts

@@ -25,6 +25,7 @@ from deltalearn.lm.turn import Turn, turn_of
 from deltalearn.records import Rendering
 from deltalearn.tune.dataset import Collector, Examples, read_about
 from deltalearn.util.files import digest
+from deltalearn.util.text_format import words
 
 BATCH = 2000  # pairs tokenised at a time
 RULES = 3  # raise it when the same pair becomes other ids, so that no older folder is used
@@ -346,7 +347,11 @@ class _Preparation:
                 "tune.max_length, or let tune.truncation drop or cut them"
             )
         if not counts.examples:
-            why = [f"  {r}: {n:,}; first {counts.first[r]}" for r, n in counts.dropped.items() if n]
+            why = [
+                f"  {words(r)}: {n:,}; first {counts.first[r]}"
+                for r, n in counts.dropped.items()
+                if n
+            ]
             raise UserError("\n".join([f"none of {counts.pairs:,} pairs can be trained on", *why]))
 
 

@@ -35,7 +35,8 @@ class Bar:
         """Move by `steps`; `amount` (tokens, pairs, ...) counts towards the rate shown."""
         self._amount += amount
         rate = self._amount / max(time.monotonic() - self._start, 1e-9)
-        shown = f"{rate:,.0f} {self._unit}/s  {note}" if self._amount else note
+        speed = f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"  # never "0" of what goes on
+        shown = f"{speed} {self._unit}/s  {note}" if self._amount else note
         self._progress.update(self._task, advance=steps, note=shown)
         if self._progress.disable and time.monotonic() - self._said >= EVERY:
             self._said = time.monotonic()

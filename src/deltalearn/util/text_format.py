@@ -74,6 +74,18 @@ def plain(value: float, decimals: int) -> str:
     return signed(value, decimals).removeprefix("+")
 
 
+WORDS = {  # names of counts whose own words would tell little
+    "assumed_ends": "answers taken to have ended",
+    "identical_ids": "identical answers",
+    "identical_after_cut": "answers identical once cut",
+}
+
+
+def words(name: str) -> str:
+    """Write the name of a count, or of the reason for one, as people say it."""
+    return WORDS.get(name, name.replace("_", " "))
+
+
 def count(value: int) -> str:
     """A whole number with thousands separators."""
     return f"{value:,}"
