@@ -13,8 +13,10 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -30,12 +32,14 @@ from helpers.fake_run import (
 )
 
 from deltalearn.evaluate.harness.results import write_items
+from deltalearn.report.compare import is_control
 from deltalearn.report.curves import Log, health
-from deltalearn.report.figures import spread
+from deltalearn.report.figures import percent, spread
 from deltalearn.report.page import render_page
 from deltalearn.report.summary import summarize
 from deltalearn.report.view import Arm
 from deltalearn.util.files import write_json
+from deltalearn.util.svg import drawing, short_signed, value_axis
 from deltalearn.util.text_format import (
     GAIN,
     LOSS,
@@ -314,8 +318,67 @@ def test_evaluated_items_among_the_prompts_are_on_the_page_and_in_the_notes(tmp_
     for said in ("12 of 40 items of mine", "Compared with 8,001 training prompts", "prompt 3",
                  "arc_easy is not compared: it is a task of lm_eval"):  # fmt: skip
         assert said in page.text
+    row = re.search(r">mine</th>(.*?)</tr>", page_of(run)).group(1)
+    assert re.findall(r">([\d,]+)[ <]", row) == ["40", "12", "11", "12", "10", "13"]
     (run / "overlap.json").unlink()
     assert summarize(run)["overlap"] is None
+
+
+def test_no_object_of_python_is_on_the_page(plain_run, hostile_page):
+    """A name in a template may be that of a method instead of a key."""
+    for html in (page_of(plain_run), hostile_page):
+        assert not re.search(r"built-in method|object at 0x|&lt;bound|>None<|>nan<", html)
+
+
+def test_a_control_that_is_ahead_is_not_the_tuned_student(tmp_path):
+    """The tile is about delta learning, not about what it is compared with."""
+    run = make_run(tmp_path, effects={"delta": 0.1, "sft": 0.3}, steps=3, pairs=3)
+    tiles = Page(page_of(run)).text
+    assert "tuned student" in tiles and "highest of" not in tiles
+    assert re.search(r"delta, \+1\d\.\d points", tiles)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "rejected", "method", "control"),
+    [
+        ("large", "small", "dpo_norm", False),
+        ("small", "large", "dpo_norm", True),
+        ("student", "small", "dpo_norm", True),
+        ("large", "student", "dpo_norm", True),
+        ("large", "small", "sft", True),
+        ("elsewhere", "small", "dpo_norm", False),
+    ],
+)
+def test_controls_are_told_by_what_they_learn_from(chosen, rejected, method, control):
+    scores = {name: {"m": {"mean": mean}} for name, mean in (("large", 0.4), ("small", 0.2))}
+    view = SimpleNamespace(
+        is_scored=lambda name: name in scores, scores=scores.__getitem__,
+        arms=[arm("delta"), arm("x", chosen, rejected, method)],
+    )  # fmt: skip
+    assert is_control(view, view.arms[1], SimpleNamespace(key="m")) == control
+    alone = SimpleNamespace(**{**vars(view), "arms": [arm("sft", "large", "small", "sft")]})
+    assert not is_control(alone, alone.arms[0], SimpleNamespace(key="m"))
+    outside = replace(arm("strong"), chosen="", rejected="", outside="pairs.jsonl")
+    assert not is_control(view, outside, SimpleNamespace(key="m"))
+
+
+def arm(name: str, chosen: str = "large", rejected: str = "small", method: str = "dpo_norm"):
+    return Arm(name, method, chosen, rejected, 0, 1.0)
+
+
+@pytest.mark.parametrize("span", [1e-6, 3e-5, 1e-3, 0.002, 0.03, 0.7, 8, 40, 3000])
+@pytest.mark.parametrize("start", [0, -1, 0.4995])
+def test_no_two_ticks_of_an_axis_are_called_alike(span, start):
+    with drawing("ticks", 400, 100) as figure:
+        axes = figure.add_subplot()
+        value_axis(axes, 20, [start, start + span], "x", short_signed)
+        ticks = axes.get_xticks()
+    for written in (short_signed, percent):
+        labels = [written(tick) for tick in ticks]
+        assert len(set(labels)) == len(labels) > 1
+        assert [float(re.sub("[%+]", "", x).replace("−", "-")) for x in labels] == pytest.approx(
+            ticks if written is short_signed else 100 * ticks, abs=1e-8
+        )
 
 
 def test_lengths_and_samples_of_pairs(plain_run):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import tracemalloc
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -610,4 +611,33 @@ def test_random_frames_have_the_distribution_of_drawn_directions():
         direct = product + sines[i] * sines[j] * (e[i] * e[j]).sum(1)
         assert stats.ks_2samp(direct, gram[:, i + 1, j + 1]).pvalue > 1e-3
     triple = np.einsum("ti,ti->t", np.cross(frames[:, 1, 1:], frames[:, 2, 1:]), frames[:, 3, 1:])
-    assert np.all(triple > -1e-12)  # a frame, up to rotation
+    assert np.all(triple[::2] > -1e-12)  # a frame, up to rotation; every second is a mirror image
+    np.testing.assert_allclose(triple[1::2], -triple[::2], atol=1e-12)
+
+
+def test_mirrored_draws_have_the_same_mean_and_an_honest_smaller_error():
+    """Every second student has the error of the one before it turned round: less luck, no bias."""
+    geometry, steps = GOLDEN, 4
+    plan = Plan(
+        dimension=30, trials=400, steps=steps, rate=0.1, batch=400, random_errors=True, seed=3
+    )
+    result = simulate(geometry, plan)
+    single = Estimate.of(result.cosines)
+    assert (result.cosine.mean == single.mean).all()
+    assert result.cosine.error[-1] < 0.5 * single.error[-1]
+    again = [simulate(geometry, replace(plan, trials=40, seed=seed)) for seed in range(100, 140)]
+    means = np.array([one.cosine.mean[-1] for one in again])
+    claimed = np.mean([one.cosine.error[-1] for one in again])
+    assert means.std(ddof=1) == pytest.approx(claimed, rel=0.4), "what 40 repetitions scatter"
+    assert (
+        abs(means.mean() - result.cosine.mean[-1])
+        < 4 * claimed / np.sqrt(40) + 4 * (result.cosine.error[-1])
+    )
+
+
+def test_an_odd_number_of_draws_counts_them_all():
+    plan = Plan(dimension=30, trials=5, steps=1, rate=0.1, random_errors=True)
+    result = simulate(GOLDEN, plan)
+    assert result.cosines.shape[0] == 5 and np.isfinite(result.cosine.error).all()
+    one = simulate(GOLDEN, replace(plan, trials=1))
+    assert np.isnan(one.cosine.error).all() and np.isfinite(one.cosine.mean).all()

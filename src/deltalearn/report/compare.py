@@ -145,7 +145,9 @@ def _device(view: RunView) -> str:
 
 def _score_tiles(view: RunView, first: Measure) -> list[dict[str, str]]:
     arms = view.summary["arms"]
-    best = max(view.arms, key=lambda a: arms[a.name][first.key]["mean"])
+    # What a person means by the best: a control that is ahead is no result of delta learning.
+    tried = [arm for arm in view.arms if not is_control(view, arm, first)] or view.arms
+    best = max(tried, key=lambda a: arms[a.name][first.key]["mean"])
     means = {name: own[first.key]["mean"] for name, own in view.summary["teachers"].items()}
     weak = max(means, key=means.__getitem__, default=None)
     difference = first.difference(view.difference(best.name)[first.key]["mean"])
@@ -154,11 +156,34 @@ def _score_tiles(view: RunView, first: Measure) -> list[dict[str, str]]:
         _tile("student, untouched", first.score(view.base[first.key]["mean"]), first.label),
         *([_tile("best weak model", first.score(means[weak]), weak)] if weak else []),
         _tile(
-            "tuned student" if len(view.arms) == 1 else f"highest of {len(view.arms)} arms",
+            "tuned student" if len(tried) == 1 else f"highest of {len(tried)} arms",
             reached,
             f"{best.name}, {difference} {first.unit}",
         ),
     ]
+
+
+def is_control(view: RunView, arm: Arm, first: Measure) -> bool:
+    """Tell whether an arm is there to be compared with.
+
+    That is imitation beside arms that learn preferences, answers of the student itself, and pairs
+    the wrong way round: their chosen side scores lower than their rejected one.
+
+    Args:
+        view: The run.
+        arm: One of its tuned arms.
+        first: The benchmark by which sides are compared.
+    """
+    if arm.outside is not None:
+        return False
+    if STUDENT in (arm.chosen, arm.rejected):
+        return True
+    if arm.supervised:
+        return not all(other.supervised for other in view.arms)
+    if not (view.is_scored(arm.chosen) and view.is_scored(arm.rejected)):
+        return False
+    chosen, rejected = (view.scores(n)[first.key]["mean"] for n in (arm.chosen, arm.rejected))
+    return chosen < rejected
 
 
 def _items_tile(view: RunView) -> dict[str, str]:

@@ -19,10 +19,12 @@ from deltalearn.util.svg import (
     INK,
     MUTED,
     SERIES,
+    TICK_DECIMALS,
     drawing,
     inline,
     interval_mark,
     margins,
+    short,
     value_axis,
 )
 from deltalearn.util.text_format import Measure, one_line, plain
@@ -231,4 +233,4 @@ def spread(values: Sequence[float], distance: float, high: float) -> list[float]
 
 def percent(value: float) -> str:
     """A fraction as a tick label."""
-    return f"{plain(100 * value, 0)}%"
+    return f"{short(plain(100 * value, TICK_DECIMALS))}%"

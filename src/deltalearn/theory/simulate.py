@@ -52,8 +52,8 @@ class Plan:
         inputs: "normal"; "elliptical": multivariate t with `freedom` degrees of freedom; "heavy":
             independent t coordinates; "correlated": normal with a correlation of `correlation` to
             the power |i - j|. All have unit variances.
-        random_errors: Draw the error directions anew in each trial instead of taking the
-            geometry's.
+        random_errors: Draw the error directions anew in every two trials, mirror images of one
+            another, instead of taking the geometry's.
         records: Numbers of steps after which to measure; default 0 and `steps`.
         seed: Decides the result alone.
     """
@@ -114,10 +114,14 @@ class Estimate:
     error: np.ndarray
 
     @classmethod
-    def of(cls, values: np.ndarray) -> Estimate:
-        """Estimate from values of shape (trials, records)."""
-        spread = values.std(axis=0, ddof=1) if len(values) > 1 else np.full(values.shape[1], np.nan)
-        return cls(values.mean(axis=0), spread / np.sqrt(len(values)))
+    def of(cls, values: np.ndarray, *, mirrored: bool = False) -> Estimate:
+        """Estimate from values of shape (trials, records); `mirrored`: neighbours are one draw."""
+        mean = values.mean(axis=0)
+        if mirrored:
+            pairs = len(values) // 2
+            values = (values[: 2 * pairs : 2] + values[1 : 2 * pairs : 2]) / 2
+        spread = values.std(axis=0, ddof=1) if len(values) > 1 else np.full(len(mean), np.nan)
+        return cls(mean, spread / np.sqrt(len(values)))
 
 
 @dataclass(frozen=True)
@@ -129,16 +133,17 @@ class Result:
     accuracies: np.ndarray
     overlaps: np.ndarray  # theta* . theta
     norms_squared: np.ndarray  # |theta|^2
+    mirrored: bool = False  # whether neighbouring trials are mirror images
 
     @property
     def cosine(self) -> Estimate:
         """Mean cosine to the truth."""
-        return Estimate.of(self.cosines)
+        return Estimate.of(self.cosines, mirrored=self.mirrored)
 
     @property
     def accuracy(self) -> Estimate:
         """Mean share of inputs labelled as the truth labels them."""
-        return Estimate.of(self.accuracies)
+        return Estimate.of(self.accuracies, mirrored=self.mirrored)
 
 
 def simulate(geometry: Geometry, plan: Plan) -> Result:
@@ -161,6 +166,7 @@ def simulate(geometry: Geometry, plan: Plan) -> Result:
     if records[0] < 0 or records[-1] > plan.steps:
         raise UserError(f"records must lie within 0 and {plan.steps} steps")
     size = max(1, min(-(-plan.trials // PARTS), CHUNK_BYTES // (8 * plan.dimension)))
+    size += size % 2 if plan.random_errors else 0  # mirror images are drawn together
     starts = range(0, plan.trials, size)
     seeds = np.random.SeedSequence(plan.seed).spawn(len(starts))
     jobs = [
@@ -169,8 +175,10 @@ def simulate(geometry: Geometry, plan: Plan) -> Result:
     ]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         parts = list(pool.map(lambda job: _trials(geometry, plan, records, *job), jobs))
-    stacked = [np.concatenate([part[i] for part in parts]) for i in range(4)]
-    return Result(records, *stacked)
+    cosines, accuracies, overlaps, norms = (
+        np.concatenate([part[i] for part in parts]) for i in range(4)
+    )
+    return Result(records, cosines, accuracies, overlaps, norms, mirrored=plan.random_errors)
 
 
 def _trials(
@@ -321,13 +329,19 @@ def _random_error_frames(
     """Coordinates (trials, 4, 4) of theta* and of directions with uniformly random errors.
 
     Three uniform directions in dimension - 1, by the Bartlett decomposition of their Gram matrix:
-    exact, without drawing the dimension - 1 coordinates.
+    exact, without drawing the dimension - 1 coordinates. Every second trial has the directions of
+    the one before it with the student's error turned round, which is as probable: by how much the
+    student's error lies along the teachers' is then zero in the mean of every two, not in that of
+    all that there will ever be.
     """
     lower = np.zeros((trials, 3, 3))
     for i in range(3):
         lower[:, i, i] = np.sqrt(rng.chisquare(dimension - 1 - i, trials))
         lower[:, i, :i] = rng.standard_normal((trials, i))
     errors = lower / np.linalg.norm(lower, axis=2, keepdims=True)
+    second = errors[1::2]
+    second[:] = errors[: 2 * len(second) : 2]
+    second[:, 0] *= -1
     cosines = geometry.cosines
     frames = np.zeros((trials, 4, 4))
     frames[:, 0, 0] = 1

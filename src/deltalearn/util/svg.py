@@ -65,6 +65,7 @@ STYLE = {
 XLINK = "{http://www.w3.org/1999/xlink}href"
 LONG_NUMBER = re.compile(r"-?\d+\.\d{3,}")
 COLOUR = re.compile(r"#[0-9a-f]{6}\b")
+TICK_DECIMALS = 9  # more than any axis needs, fewer than floating point gets wrong
 PNG_DPI = 200
 POINTS_PER_INCH = 72  # one SVG unit is one point, so sizes given in units are divided by this
 
@@ -168,8 +169,13 @@ def interval_mark(
 
 
 def short_signed(value: float) -> str:
-    """A signed number for a tick, with as many decimals as it needs, at most three."""
-    return signed(value, 0) if value == round(value) else signed(value, 3).rstrip("0")
+    """A signed number for a tick, with as many decimals as it needs."""
+    return short(signed(value, TICK_DECIMALS))
+
+
+def short(number: str) -> str:
+    """A number with decimals, without the zeros at its end."""
+    return number.rstrip("0").rstrip(".")
 
 
 def save(figure: Figure, folder: Path, name: str) -> list[Path]:
