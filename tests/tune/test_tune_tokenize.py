@@ -386,7 +386,7 @@ class TestTruncation:
     def test_what_fits_exactly_is_whole(self, letters):
         examples, counts = prepare(letters, self.rows[0], max_length=9, truncation="cut")
         assert len(examples[0].chosen) == 6
-        with pytest.raises(UserError, match="too_long: 1"):
+        with pytest.raises(UserError, match="too long: 1"):
             prepare(letters, self.rows[0], max_length=8)
         cut, counts = prepare(letters, self.rows[0], max_length=8, truncation="cut")
         assert counts.cut_pairs == 1
