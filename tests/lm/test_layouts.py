@@ -440,6 +440,25 @@ def test_improbable_targets_keep_their_precision():
     assert found.tolist() == pytest.approx([-200 - normaliser, -normaliser], rel=1e-6)
 
 
+def test_scoring_keeps_no_probabilities():
+    """A weight that is trained elsewhere asks for none while nothing is learnt."""
+    taken = {}
+
+    class Watched(head.Buffers):
+        def take(self, use, rows, columns, dtype, like):
+            taken[use] = rows
+            return super().take(use, rows, columns, dtype, like)
+
+    linear = torch.nn.Linear(4, 7, bias=False)
+    hidden, targets = torch.randn(9, 4, requires_grad=True), torch.arange(9) % 7
+    learnt = head.token_logprobs(linear, hidden, targets, buffers=Watched())
+    assert taken["kept"] == 9
+    with torch.no_grad():
+        scored = head.token_logprobs(linear, hidden, targets, buffers=Watched())
+    assert taken["kept"] == 0
+    assert torch.equal(scored, learnt)
+
+
 def test_the_head_sees_answer_positions_only(models):
     model = copy.deepcopy(models["gpt2"])
     model.lm_head = torch.nn.Linear(32, VOCABULARY, dtype=torch.float64)  # a bias: the plain path

@@ -92,7 +92,10 @@ def token_logprobs(
         (N,), float32 or wider, differentiable.
     """
     if type(head) is nn.Linear and head.bias is None and adjust is None:
-        return _LinearLogprobs.apply(hidden, head.weight, targets, buffers or Buffers())
+        weight = head.weight
+        if not torch.is_grad_enabled():  # which the function cannot tell: its weight may be trained
+            hidden, weight = hidden.detach(), weight.detach()
+        return _LinearLogprobs.apply(hidden, weight, targets, buffers or Buffers())
     return _by_autograd(head, hidden, targets, adjust)
 
 
