@@ -17,7 +17,7 @@ import argparse
 import json
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,12 +31,10 @@ from deltalearn.lm.chat import answer_ids, prompt_ids
 from deltalearn.lm.decode import decode_within_context
 from deltalearn.lm.load import load_model, load_tokenizer, place
 from deltalearn.lm.locate import locate
-from deltalearn.lm.logprobs import collate, length_batches, padded_logprobs
+from deltalearn.lm.logprobs import collate, padded_logprobs
 from deltalearn.records import Sampling
 
 Row = tuple[list[int], list[int]]  # ids of a prompt and of an answer
-BUDGET = 2048  # tokens of a forward
-STEP = 2e-4  # of a finite difference, in norms of the weights
 SELF = "self"
 
 
@@ -65,39 +63,36 @@ def mean_loglik(model: nn.Module, rows: Sequence[Row]) -> Tensor:
     return torch.stack([part.mean() for part in parts])
 
 
-def gradient(model: nn.Module, rows: Sequence[Row], weights: Sequence[float]) -> Tensor:
-    """Gradient of the weighted sum of the rows' mean log-likelihoods, flat, on the CPU."""
+def gradients(model: nn.Module, rows: Sequence[Row]) -> Iterator[Tensor]:
+    """Yield the gradient of each row's mean log-likelihood, flat, in float32."""
+    for row in rows:
+        model.zero_grad(set_to_none=True)
+        mean_loglik(model, [row]).sum().backward()
+        parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in model.parameters()]
+        yield torch.cat([part.flatten() for part in parts]).float()
     model.zero_grad(set_to_none=True)
-    for batch in length_batches([len(p) + len(a) for p, a in rows], BUDGET):
-        found = mean_loglik(model, [rows[i] for i in batch])
-        (found * found.new_tensor([weights[i] for i in batch])).sum().backward()
-    parts = [p.grad for p in model.parameters() if p.requires_grad]
-    flat = torch.cat([torch.zeros(1) if g is None else g.flatten() for g in parts]).clone()
-    model.zero_grad(set_to_none=True)
-    return flat
 
 
-@torch.no_grad()
-def along(model: nn.Module, rows: Sequence[Row], direction: Tensor) -> np.ndarray:
-    """Derivative of each row's mean log-likelihood along a direction of length 1, (n,)."""
-    size = STEP * torch.cat([p.flatten() for p in model.parameters()]).norm().item()
-    values = []
-    for sign in (1.0, -2.0):  # there, and to the other side
-        _move(model, direction, sign * size)
-        found = torch.empty(len(rows))
-        for batch in length_batches([len(p) + len(a) for p, a in rows], 2 * BUDGET):
-            found[batch] = mean_loglik(model, [rows[i] for i in batch])
-        values.append(found.double().numpy())
-    _move(model, direction, size)
-    return (values[0] - values[1]) / (2 * size)
+def mean_gradient(
+    model: nn.Module, rows: Sequence[Row], targets: Sequence[Tensor] = ()
+) -> tuple[Tensor, np.ndarray]:
+    """The mean of the rows' gradients, and the inner product of each with targets of length 1.
 
+    Args:
+        model: In evaluation mode.
+        rows: Ids of each.
+        targets: Flat gradients.
 
-def _move(model: nn.Module, direction: Tensor, size: float) -> None:
-    at = 0
-    for parameter in model.parameters():
-        part = direction[at : at + parameter.numel()]
-        parameter.add_(part.view_as(parameter), alpha=size)
-        at += parameter.numel()
+    Returns:
+        Flat, and (n, targets).
+    """
+    total, products = None, []
+    units = [target / target.norm() for target in targets]
+    for found in gradients(model, rows):
+        total = found if total is None else total.add_(found)
+        products.append([(found @ unit).item() for unit in units])
+    assert total is not None  # of one row at least
+    return total / len(rows), np.array(products)
 
 
 def alignment(direction: Tensor, target: Tensor, by_prompt: np.ndarray) -> Alignment:
@@ -154,8 +149,9 @@ def main() -> None:
     given.add_argument("--prompts", type=int, default=20)
     given.add_argument("--gold", type=int, default=16)
     given.add_argument("--max-tokens", type=int, default=96)
-    given.add_argument("--dtype", default="bfloat16", help="of answering; gradients are in float32")
+    given.add_argument("--dtype", default="bfloat16", help="of answering")
     given.add_argument("--keep", type=Path, help="a file of answers, which are read from it again")
+    given.add_argument("--precision", default="float32", help="of gradients")
     options = given.parse_args()
     models = dict(one.split("=", 1) for one in options.model) | {SELF: options.student}
     pairs = [tuple(pair.split("/")) for pair in options.pair]
@@ -171,7 +167,7 @@ def main() -> None:
             print(f"{name}: answered", flush=True)
             if options.keep:
                 options.keep.write_text(json.dumps(kept))
-    result = measure(options.student, {n: kept[n] for n in named}, pairs, gold)
+    result = measure(options.student, {n: kept[n] for n in named}, pairs, gold, options.precision)
     print(json.dumps(result))
 
 
@@ -180,40 +176,34 @@ def measure(
     answers: dict[str, list[Row]],
     pairs: Sequence[tuple[str, str]],
     gold: Sequence[Item],
+    precision: str = "float32",
 ) -> dict:
     """Print the table of all pairings; the same as a dictionary."""
     files = locate(student)
-    model, tokenizer = load_model(files, place("cpu", "float32")), load_tokenizer(files)
+    model, tokenizer = load_model(files, place("cpu", precision)), load_tokenizer(files)
     prompts = prompt_ids(tokenizer, [item.messages for item in gold])
     wrong = [with_other_numbers(item.answer, i) for i, item in enumerate(gold)]
     right_rows, wrong_rows = (
         list(zip(prompts, answer_ids(tokenizer, texts, [True] * len(gold)), strict=True))
         for texts in ([item.answer for item in gold], wrong)
     )
-    share = [1 / len(gold)] * len(gold)
-    targets = {"gold": gradient(model, right_rows, share)}
-    against = gradient(model, wrong_rows, share)
-    targets["right over wrong"] = targets["gold"] - against
-    del against
-    slopes = {
-        (target, name): along(model, rows, flat / flat.norm())
-        for target, flat in targets.items()
-        for name, rows in answers.items()
-    }
+    targets = {"gold": mean_gradient(model, right_rows)[0]}
+    targets["right over wrong"] = targets["gold"] - mean_gradient(model, wrong_rows)[0]
     table: dict = {"logliks": {}, "pairs": {}}
-    gradients = {}
+    found, slopes = {}, {}
     for name, rows in answers.items():
-        gradients[name] = gradient(model, rows, [1 / len(rows)] * len(rows)).bfloat16()
+        flat, slopes[name] = mean_gradient(model, rows, list(targets.values()))
+        found[name] = flat.bfloat16()
         with torch.no_grad():
             likelihood = torch.cat([mean_loglik(model, [row]) for row in rows]).mean().item()
         table["logliks"][name] = likelihood
         print(f"{name}: the student gives its answers {likelihood:.3f} a token", flush=True)
     for chosen, rejected in pairs:
-        direction = gradients[chosen].float() - gradients[rejected].float()
+        direction = found[chosen].float() - found[rejected].float()
+        by_prompt = slopes[chosen] - slopes[rejected]
         entry = {}
-        for target, flat in targets.items():
-            by_prompt = slopes[target, chosen] - slopes[target, rejected]
-            entry[target] = vars(alignment(direction, flat, by_prompt))
+        for i, (target, flat) in enumerate(targets.items()):
+            entry[target] = vars(alignment(direction, flat, by_prompt[:, i]))
         table["pairs"][f"{chosen}/{rejected}"] = entry
         shown = "   ".join(
             f"{target} {e['cosine']:+.3f} [{e['lo']:+.3f}, {e['hi']:+.3f}], "
