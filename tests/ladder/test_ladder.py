@@ -15,8 +15,10 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from helpers import stored
 from helpers.architecture_sweep import save_tiny
 from helpers.architectures import tiny_config
+from helpers.gguf_files import gguf_of
 from safetensors.torch import load_file
 from scipy import stats
 from torch import nn
@@ -28,6 +30,7 @@ from deltalearn.errors import UserError
 from deltalearn.ladder.layers import config_changes
 from deltalearn.ladder.make import make_ladder
 from deltalearn.ladder.options import LadderOptions
+from deltalearn.lm.load import load_model
 from deltalearn.lm.locate import locate
 
 LONG = torch.arange(40)[None] % 300  # longer than the tiny windows
@@ -278,6 +281,31 @@ def test_the_order_is_what_plain_transformers_measures(made, text, tmp_path):
         assert step["difference"] == pytest.approx(difference.mean(), abs=1e-5)
         assert step["shown"] == (step["hi"] < 0)
     assert found["in_order"] == all(step["shown"] for step in found["steps"])
+
+
+@pytest.mark.parametrize("kind", ["adapter", "bitsandbytes", "gguf"])
+def test_a_model_that_is_stored_otherwise_gives_ordinary_siblings(kind, made, tmp_path, cpu):
+    if kind == "adapter":
+        source = stored.adapter(made("llama"), tmp_path / "model")
+    else:
+        pytest.importorskip(kind)
+        if kind == "gguf":
+            source = gguf_of(made("llama"), tmp_path / "model.gguf")
+        else:
+            source = stored.bitsandbytes(tmp_path / "model", tokenizer_of(made("llama")), 4)
+    siblings(source, tmp_path, drop="1")
+    whole = load_model(locate(str(source)), cpu, dequantize=True)
+    number = whole.config.num_hidden_layers
+    whole.model.layers[1] = Identity(several=False)
+    sibling = plain(tmp_path / "ladder" / "without-layers-1")
+    assert sibling.config.num_hidden_layers == number - 1
+    assert torch.allclose(
+        logits(sibling), logits(whole), atol=0.1 if kind == "bitsandbytes" else 1e-4
+    )
+
+
+def tokenizer_of(path: Path):
+    return AutoTokenizer.from_pretrained(path)
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "mixtral"])

@@ -63,7 +63,7 @@ def make_ladder(model: str, options: LadderOptions) -> dict[str, Any]:
     """
     _require_room(options.out)
     files, placement = locate(model), place(options.device, options.dtype)
-    loaded = load_model(files, placement)
+    loaded = load_model(files, placement, dequantize=True)
     layers = None
     if options.counts or options.dropped is not None:
         layers = layers_of(loaded, files.name)
@@ -157,10 +157,10 @@ def stored_dtype(files: ModelFiles) -> str:
         files: The model's files.
 
     Returns:
-        The name of a dtype of torch; bfloat16 of weights that are stored in fewer bits.
+        The name of a dtype of torch; float32 also of merged weights, and of those in fewer bits.
     """
-    if stored_quantization(files.directory) is not None:
-        return "bfloat16"
+    if files.adapter is not None or stored_quantization(files.directory) is not None:
+        return "float32"
     headers = [read_header(files.name, path) for path in weight_files(files.name, files.directory)]
     found = {tensor["dtype"] for header in headers for tensor in header.values()}
     (only,) = found if len(found) == 1 else ("",)
