@@ -205,6 +205,7 @@ REFUSED = {  # where a layer at another place is another layer, or others need i
     "hy_v4": "the others need what they compute",
     "zamba2": "could be written and not read again",
     "xlm": "4 lists of layers",
+    "gemma3n_text": "inputs of all layers in one matrix",
     "blt": "no list of layers",
 }
 
@@ -283,6 +284,7 @@ def test_the_order_is_what_plain_transformers_measures(made, text, tmp_path):
     assert found["in_order"] == all(step["shown"] for step in found["steps"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["adapter", "bitsandbytes", "gguf"])
 def test_a_model_that_is_stored_otherwise_gives_ordinary_siblings(kind, made, tmp_path, cpu):
     if kind == "adapter":

@@ -51,12 +51,16 @@ def layers_of(model: PreTrainedModel, name: str) -> nn.ModuleList:
     found = _lists(model, numbers)
     if len(found) > 1:  # of an image tower too, say
         found = _lists(model.get_decoder(), numbers)
+    why = ""
     if len(found) != 1:
-        kind = model.config.model_type
         what = f"{len(found)} lists of layers" if found else "no list of layers"
+        why = f"has {what} of the number in its config"
+    elif values.get("hidden_size_per_layer_input"):
+        why = "has further inputs of all layers in one matrix"
+    if why:
         raise UserError(
-            f"{name}: {kind} has {what} of the number in its config, so none can be left out; use "
-            "--bits or --noise, or another model"
+            f"{name}: {model.config.model_type} {why}, so none can be left out; use --bits or "
+            "--noise, or another model"
         )
     return found[0]
 
