@@ -77,6 +77,9 @@ def run_stage(name: str, limit: float, work: Path, options: argparse.Namespace) 
             end(child)
     found = lines.read_bytes()[before:].decode() if lines.exists() else ""
     print(found, end="")
+    errors = sum("error" in json.loads(line) for line in found.splitlines())
+    if became == "done" and errors:
+        became = f"done, with {errors} errors"
     with (options.out / "logs.txt").open("a") as logs:
         seconds = time.monotonic() - began
         logs.write(f"===== {name}: {became} ({seconds:.0f} s)\n{log.read_text()[-TAIL:]}\n")

@@ -41,7 +41,7 @@ def generation(job: Job) -> None:
     budgets = (8192,) if job.tiny else (65536, 262144)
     ways: dict[str, list[str]] = {f"budget {n}": [f"generate.token_budget={n}"] for n in budgets}
     if importlib.util.find_spec("vllm") is None:
-        job.say(engine="vllm", error="not installed here")
+        job.say(engine="vllm", absent="not installed here")
     else:
         ways["vllm"] = ["generate.engine=vllm"]
     for name, changes in ways.items():

@@ -90,6 +90,19 @@ def test_a_stage_that_takes_too_long_is_cut_and_the_others_go_on(load, tmp_path,
     assert "correctness: cut after 1 s" in (tmp_path / "logs.txt").read_text()
 
 
+def test_errors_among_findings_are_counted(load, tmp_path, monkeypatch):
+    """A stage that goes on after an error must not look like one without."""
+    gpu, lines = load("gpu"), tmp_path / "results.jsonl"
+    said = [{"lever": "a"}, {"lever": "b", "error": "no room"}, {"lever": "c", "error": "x"}]
+    code = f"open({str(lines)!r}, 'a').write({''.join(json.dumps(x) + chr(10) for x in said)!r})"
+    plain = subprocess.Popen
+    monkeypatch.setattr(
+        gpu.subprocess, "Popen", lambda _, **told: plain([sys.executable, "-c", code], **told)
+    )
+    options = SimpleNamespace(out=tmp_path, shape="1b", tiny=True)
+    assert gpu.run_stage("levers", 60, tmp_path, options) == "done, with 2 errors"
+
+
 def test_an_error_is_a_finding_and_the_next_goes_on(load, tmp_path):
     """Memory that runs out, a side that ends, a broken kernel: each is a line."""
     import torch
