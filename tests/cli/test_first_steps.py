@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 
 import pytest
+from helpers.cli import small
 from helpers.stores import answer, failure, put, requests
 from typer.testing import CliRunner
 
@@ -93,3 +94,18 @@ def test_a_list_of_nothing_says_so(tmp_path):
     assert responses("errors", path).output == "no errors\n"
     put(path, failure(requests("M", "q")[0], "refused"), M="m")
     assert "refused" in responses("errors", path).output
+
+
+def test_a_wrong_name_is_told_the_nearest_wherever_it_is_given(store, tmp_path):
+    """Of a value in a recipe: tests/recipe/test_faults.py."""
+    recipe = small(tmp_path)
+    for command, nearest in (
+        (["run", recipe, "--until", "evalute"], "evaluate"),
+        (["run", recipe, "--until", "Tune"], "tune"),
+        (["responses", "forget", store, "largr", "--yes"], "larger"),
+        (["responses", "export", store, tmp_path / "x.jsonl", "--model", "Larger"], "larger"),
+        (["recipe", "promps"], "prompts"),
+    ):
+        result = RUNNER.invoke(app, [str(part) for part in command])
+        assert isinstance(result.exception, UserError), result.output
+        assert str(result.exception).endswith(f"did you mean {nearest!r}?"), result.exception

@@ -222,12 +222,12 @@ def recipe(
 ) -> None:
     """Show every key of a recipe: what it may be, its default, what it does."""
     from deltalearn.errors import UserError
-    from deltalearn.recipe.faults import did_you_mean
     from deltalearn.recipe.reference import reference, section_names
+    from deltalearn.util.text_format import did_you_mean
 
     names = section_names()
     if section is not None and section not in names:
-        near = did_you_mean(section, {name: name for name in names})
+        near = did_you_mean(section, names)
         raise UserError(f"{section}: no such section; there are {', '.join(names)}{near}")
     typer.echo(reference(section), nl=False)
 

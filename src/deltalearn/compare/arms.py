@@ -8,7 +8,7 @@ from pathlib import Path
 
 from deltalearn.errors import UserError
 from deltalearn.evaluate.arms import NAME_LENGTH, Arm, Run
-from deltalearn.util.text_format import listing, one_line
+from deltalearn.util.text_format import did_you_mean, listing, one_line
 
 
 def read_arms(a: Sequence[Path], b: Sequence[Path]) -> tuple[Arm, Arm]:
@@ -98,6 +98,7 @@ def _of_run(run: Path, arm: str) -> list[Path]:
         raise UserError(
             f"{run}:{arm}: no scores of it; this run has "
             f"{listing(_scored(run)) or 'none: its evaluate stage has not run'}"
+            f"{did_you_mean(arm, _scored(run))}"
         )
     return found
 

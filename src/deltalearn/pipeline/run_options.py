@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Literal, get_args
 
 from deltalearn.errors import UserError, refuse_idle
+from deltalearn.util.text_format import did_you_mean
 
 StageName = Literal["prompts", "generate", "pairs", "tune", "evaluate", "report"]
 STAGES: tuple[StageName, ...] = get_args(StageName)
@@ -25,7 +26,10 @@ class RunOptions:
 
     def __post_init__(self) -> None:
         if self.until not in STAGES:
-            raise UserError(f"--until {self.until}: no such stage; there are {', '.join(STAGES)}")
+            raise UserError(
+                f"--until {self.until}: no such stage; there are {', '.join(STAGES)}"
+                f"{did_you_mean(self.until, STAGES)}"
+            )
         if self.parallel < 1:
             raise UserError(f"--parallel {self.parallel}: at least 1 is needed")
 

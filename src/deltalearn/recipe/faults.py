@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import UnionType
@@ -13,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 from deltalearn.recipe.base import NAME
 from deltalearn.recipe.keys import inside, is_section, present, sections
 from deltalearn.recipe.template import whose_arguments
+from deltalearn.util.text_format import did_you_mean
 
 # What other libraries, and older recipes, call our keys, so that one brought along is recognised.
 ALIASES: dict[str, str | tuple[str, ...]] = {
@@ -63,7 +63,6 @@ MEANT = {  # what other libraries call our values
     "hf": "transformers",
     "flex_attention": "flex",
 }
-NEAR = 0.6  # how alike what was meant and what was written are, at least
 SURE = 0.85  # alike enough not to look for the same name elsewhere
 
 # Words for each kind of fault that the validator knows, with what it says about it.
@@ -159,7 +158,7 @@ def _fault(root: type[BaseModel], item: Any, location: list[Any]) -> str:
         text = item["msg"].removeprefix("Value error, ")
     else:
         text = _expected(root, item, location)
-    return text + _given(item.get("input"))
+    return text if kind == "literal_error" else text + _given(item.get("input"))
 
 
 def _expected(root: type[BaseModel], item: Any, location: list[Any]) -> str:
@@ -170,7 +169,7 @@ def _expected(root: type[BaseModel], item: Any, location: list[Any]) -> str:
         choices = [str(choice) for choice in get_args(_literal(annotation))]
         meant = {**{a: v for a, v in MEANT.items() if v in choices}, **{c: c for c in choices}}
         near = did_you_mean(str(item["input"]), meant)
-        return f"expected {_either(choices)}{near}"
+        return f"expected {_either(choices)}{_given(item['input'])}{near}"
     if kind in LISTS:
         return f"expected a list, such as {location[-1]}: [{item['input']}]"
     if kind in SECTIONS:
@@ -204,23 +203,6 @@ def _line(annotation: Any) -> str:
 
 def _either(choices: list[str]) -> str:
     return choices[0] if len(choices) == 1 else f"{', '.join(choices[:-1])} or {choices[-1]}"
-
-
-def did_you_mean(given: str, meant: Mapping[str, str], near: float = NEAR) -> str:
-    """The end of an error with the nearest of some valid texts; empty if none is near.
-
-    Args:
-        given: What was written.
-        meant: What may be written for what; valid texts stand for themselves.
-        near: How alike both are at least, from 0 to 1.
-    """
-    known = {_plain(name): text for name, text in meant.items()}
-    found = difflib.get_close_matches(_plain(given), known, n=1, cutoff=near)
-    return f"; did you mean {known[found[0]]!r}?" if found else ""
-
-
-def _plain(text: str) -> str:
-    return text.lower().replace("-", "_").replace(" ", "_")
 
 
 def _suggestion(root: type[BaseModel], location: list[Any]) -> str:

@@ -11,13 +11,14 @@ from pydantic import ValidationError
 
 from deltalearn.errors import UserError
 from deltalearn.recipe.commands import COMMANDS, RUN, Command
-from deltalearn.recipe.faults import did_you_mean, explain
+from deltalearn.recipe.faults import explain
 from deltalearn.recipe.keys import whole
 from deltalearn.recipe.schema import Recipe
 from deltalearn.recipe.template import share_arguments
 from deltalearn.recipe.tuning import TuneSpec, replaced
 from deltalearn.recipe.yaml_text import one_line, read_yaml
 from deltalearn.util.paths import looked_for
+from deltalearn.util.text_format import did_you_mean
 
 SHIPPED = Path(__file__).parents[1] / "recipes"  # in a wheel
 CHECKOUT = Path(__file__).parents[3] / "recipes"  # in a clone

@@ -21,6 +21,7 @@ from deltalearn.errors import UserError, is_sqlite_place, place_fault
 from deltalearn.records import Prompt, Request, Response
 from deltalearn.util.files import canonical_json, digest
 from deltalearn.util.sqlite import open_sqlite
+from deltalearn.util.text_format import did_you_mean
 
 SCHEMA_VERSION = 5
 
@@ -337,7 +338,10 @@ class ResponseStore:
         if (name,) in self.db.execute(given).fetchall():
             raise UserError(f"{self.path}: {name} has no answers yet")
         known = [row[0] for row in self.db.execute("SELECT DISTINCT name FROM called ORDER BY 1")]
-        raise UserError(f"{self.path}: no model {name!r}; it has {', '.join(known) or 'none'}")
+        raise UserError(
+            f"{self.path}: no model {name!r}; it has {', '.join(known) or 'none'}"
+            f"{did_you_mean(name, known)}"
+        )
 
     def _select(self, columns: str, keys: Iterable[str]) -> Iterator[tuple]:
         # json_each takes any number of keys; `columns` is a constant of this module.

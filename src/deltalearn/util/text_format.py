@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+NEAR = 0.6  # how alike what was meant and what was written are, at least
 GAIN, LOSS, NONE = "gain", "loss", "no difference shown"
 NO_INTERVAL = "no interval"
 
@@ -84,6 +86,24 @@ WORDS = {  # names of counts whose own words would tell little
 def words(name: str) -> str:
     """Write the name of a count, or of the reason for one, as people say it."""
     return WORDS.get(name, name.replace("_", " "))
+
+
+def did_you_mean(given: str, meant: Mapping[str, str] | Iterable[str], near: float = NEAR) -> str:
+    """The end of an error with the nearest of some valid texts; empty if none is near.
+
+    Args:
+        given: What was written.
+        meant: Valid texts, or what may be written for which of them.
+        near: How alike both are at least, from 0 to 1.
+    """
+    meant = meant if isinstance(meant, Mapping) else {text: text for text in meant}
+    known = {_plain_name(name): text for name, text in meant.items()}
+    found = difflib.get_close_matches(_plain_name(given), known, n=1, cutoff=near)
+    return f"; did you mean {known[found[0]]!r}?" if found else ""
+
+
+def _plain_name(text: str) -> str:
+    return text.lower().replace("-", "_").replace(" ", "_")
 
 
 def count(value: int) -> str:

@@ -51,7 +51,7 @@ def check_names(names: Iterable[str], include_path: str | None, others: Iterable
     for name in names:
         known = _manager(include_path).task_index
         if name not in known:
-            near = difflib.get_close_matches(name, [*others, *known], LIKE) or others
+            near = difflib.get_close_matches(name, {*others, *known}, LIKE) or others
             raise UserError(
                 f"no benchmark {name!r}: the suite has {', '.join(others)}; no questions and no "
                 f"task of lm_eval are called that; near: {', '.join(near)}"
