@@ -18,7 +18,7 @@ from deltalearn.responses.maintenance import number_named
 from deltalearn.responses.store import ResponseStore
 
 RUNNER = CliRunner()
-JOURNEY = "run generate pairs tune evaluate compare report recipe responses theory lab"
+JOURNEY = "run generate pairs tune evaluate compare report recipe responses theory ladder lab"
 
 
 @pytest.mark.parametrize(
