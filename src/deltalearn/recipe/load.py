@@ -16,7 +16,6 @@ from deltalearn.recipe.keys import whole
 from deltalearn.recipe.schema import Recipe
 from deltalearn.recipe.template import share_arguments
 from deltalearn.recipe.tuning import TuneSpec, replaced
-from deltalearn.recipe.yaml_text import one_line, read_yaml
 from deltalearn.util.paths import looked_for
 from deltalearn.util.text_format import did_you_mean
 
@@ -70,6 +69,8 @@ def parse_override(text: str) -> tuple[list[str], Any]:
     key, sign, value = text.partition("=")
     if not sign or not key.strip():
         raise UserError(f"--set {text}: expected key=value, for example --set tune.lr=1e-4")
+    from deltalearn.recipe.yaml_text import read_yaml  # PyYAML takes a while; no --help needs it
+
     return key.strip().split("."), read_yaml(value, f"--set {text}")
 
 
@@ -179,6 +180,8 @@ def _validated(values: dict[str, Any], where: str | Path, command: Command) -> R
 
 def read_values(place: str | Path) -> tuple[Path, dict[str, Any]]:
     """The file of a recipe and the mapping in it, whole but not yet validated."""
+    from deltalearn.recipe.yaml_text import read_yaml
+
     path = find_recipe(str(place))
     values = read_yaml(path.read_bytes(), str(path))
     if not isinstance(values, dict):
@@ -218,6 +221,8 @@ def leaves(values: dict, prefix: str = "") -> list[str]:
 def _commented(
     values: dict, origins: dict[str, str], prefix: str = "", depth: int = 0
 ) -> list[str]:
+    from deltalearn.recipe.yaml_text import one_line
+
     lines = []
     for key, value in values.items():
         dotted = f"{prefix}.{key}" if prefix else key

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from deltalearn.errors import UserError
-from deltalearn.recipe.yaml_text import read_yaml
 
 # What other sections and libraries call them.
 CALLED = ("template", "chat_template_kwargs", "chat_template_args", "enable_thinking")
@@ -65,6 +64,8 @@ def given_arguments(texts: Sequence[str], of: str) -> dict[str, Any]:
     Raises:
         UserError: If one is no such thing.
     """
+    from deltalearn.recipe.yaml_text import read_yaml
+
     found = {}
     for text in texts:
         key, sign, value = text.partition("=")
