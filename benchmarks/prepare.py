@@ -31,7 +31,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # as in the command li
 
 from common import MIXES, TEMPLATE, draw_lengths, machine, versions
 
-from deltalearn.formats.preferences import read_pairs_from
+from deltalearn.formats.preferences import PairReader
 from deltalearn.tune.tokenize import prepare_examples
 
 VOCABULARY = 8000
@@ -127,7 +127,7 @@ def ours(tokenizer: Any, rows: Path, out: Path) -> tuple[float, Any, Any]:
     """Seconds from the file to the mapped folder, the examples and their counts."""
     began = time.perf_counter()
     examples, counts = prepare_examples(
-        tokenizer, read_pairs_from(str(rows)), MAX_LENGTH, directory=out, key="benchmark"
+        tokenizer, PairReader(str(rows)), MAX_LENGTH, directory=out, key="benchmark"
     )
     return time.perf_counter() - began, examples, counts
 

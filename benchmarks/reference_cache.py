@@ -182,14 +182,14 @@ def one_tree(job: dict[str, Any], out: Path) -> dict[str, Any]:
     from deltalearn.lm.load import Placement, load_model, load_tokenizer
     from deltalearn.lm.locate import locate
     from deltalearn.lm.rows import choose_rows
-    from deltalearn.tune import prepare_examples, read_pairs_from
+    from deltalearn.tune import PairReader, prepare_examples
     from deltalearn.tune.reference import reference_logprobs
 
     student = locate(job["model"])
     model, tokenizer = load_model(student, Placement("cpu", "float32")), load_tokenizer(student)
     sides = []
     for file in job["files"]:
-        examples, _ = prepare_examples(tokenizer, read_pairs_from(file), job["max_length"])
+        examples, _ = prepare_examples(tokenizer, PairReader(file), job["max_length"])
         pairs = [examples[i] for i in range(len(examples))]
         sides.append(
             [[(p.prompt, p.chosen) for p in pairs], [(p.prompt, p.rejected) for p in pairs]]

@@ -205,11 +205,11 @@ def our_run(job: dict[str, Any], pairs_file: str, out: Path, cache: Any) -> dict
     """One run of `tune` on the pairs of a file."""
     from deltalearn.lm.load import Placement, load_tokenizer
     from deltalearn.lm.locate import ModelFiles
-    from deltalearn.tune import prepare_examples, read_pairs_from, train
+    from deltalearn.tune import PairReader, prepare_examples, train
 
     # Nothing is looked up by the model's content here, and reading 16 GB takes half a minute.
     student = ModelFiles(job["model"], Path(job["model"]), "drawn")
-    rows = read_pairs_from(pairs_file)
+    rows = PairReader(pairs_file)
     examples, _ = prepare_examples(
         load_tokenizer(student), rows, job["max_length"], truncation="error"
     )

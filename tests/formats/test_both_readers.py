@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from deltalearn.errors import UserError
-from deltalearn.formats.preferences import read_pairs_from
+from deltalearn.formats.preferences import PairReader
 from deltalearn.responses.importer import import_responses
 from deltalearn.responses.store import ResponseStore
 
@@ -137,7 +137,7 @@ def imported(source: Path, **options: Any) -> tuple[list[list[dict]], list[str]]
 def tuned(source: Path, **options: Any) -> tuple[list[list[dict]], list[str]]:
     """(prompts, answers) that `tune --pairs` finds; raw text as a user's turn."""
     try:
-        rows = list(read_pairs_from(str(source), **options))
+        rows = list(PairReader(str(source), **options))
     except UserError:
         return [], []
     prompts = [[turn("user", r.prompt)] if isinstance(r.prompt, str) else r.prompt for r in rows]
@@ -182,5 +182,5 @@ def test_tools_are_for_the_template_that_tuning_has(write_lines):
     """A store keeps roles and texts alone: without its tools it would be another question."""
     file = write_lines([{"prompt": [Q], **TURNS, "tools": [{"name": "w"}]}])
     assert imported(file) == ([], [])
-    (row,) = read_pairs_from(str(file))
+    (row,) = PairReader(str(file))
     assert row.template == {"tools": [{"name": "w"}]}

@@ -16,7 +16,7 @@ import pytest
 from datasets import Dataset, Features, Json, List, Value
 
 from deltalearn.errors import UserError
-from deltalearn.formats.preferences import read_pairs_from
+from deltalearn.formats.preferences import PairReader
 from deltalearn.formats.questions import read_items
 from deltalearn.prompts.read import read_prompts
 from deltalearn.responses.importer import import_responses
@@ -41,7 +41,7 @@ READERS = ["pairs", "prompts", "questions", "imports"]
 def read(reader: str, file: Path, **options: Any) -> list[list[dict[str, Any]]]:
     """The prompts that a reader finds in a file."""
     if reader == "pairs":
-        return [list(row.prompt) for row in read_pairs_from(str(file), **options)]
+        return [list(row.prompt) for row in PairReader(str(file), **options)]
     if reader == "prompts":
         found = read_prompts(str(file), **options)
         assert not found.rejects, found.rejects
@@ -108,7 +108,7 @@ def test_the_sides_of_a_pair_in_other_shapes(shape, write_lines):
     prompt, chosen, rejected = SIDES[shape]
     file = write_lines([{"prompt": prompt, "chosen": chosen, "rejected": rejected}])
     for text in ("chat", "raw"):  # turns are never raw text
-        (row,) = read_pairs_from(str(file), text=text)
+        (row,) = PairReader(str(file), text=text)
         assert (row.prompt, row.chosen, row.rejected) == ((Q,), "a", "b")
     assert read("imports", file) == [[Q]]
 
@@ -172,11 +172,11 @@ def test_json_of_arrow_is_what_it_holds(write_lines, tmp_path):
          "tools": tools}
         for prompt, tools in zip(([Q], asked), TOOLS, strict=True)
     ]  # fmt: skip
-    expected = list(read_pairs_from(str(write_lines(rows))))
+    expected = list(PairReader(str(write_lines(rows))))
     assert [row.template["tools"] for row in expected] == TOOLS
     (tmp_path / "files").mkdir()
     for name, file in json_files(rows, tmp_path / "files").items():
-        found = list(read_pairs_from(str(file)))
+        found = list(PairReader(str(file)))
         told = [(row.prompt, row.chosen, row.rejected, row.template) for row in found]
         assert told == [(r.prompt, r.chosen, r.rejected, r.template) for r in expected], name
 

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deltalearn.errors import UserError
-from deltalearn.formats.preferences import MEANINGS, PairReader, PairRow, read_pairs_from
+from deltalearn.formats.preferences import MEANINGS, PairReader, PairRow
 from deltalearn.formats.rows import source_digest
 from deltalearn.pairs import write_pairs
 from deltalearn.records import Pair
@@ -38,7 +38,7 @@ EXPECTED = ((ASK,), " Four. ", "Five.")
 @pytest.fixture
 def read(write_lines):
     def run(*cells: dict, **options) -> PairReader:
-        return read_pairs_from(str(write_lines(cells)), **options)
+        return PairReader(str(write_lines(cells)), **options)
 
     return run
 
@@ -329,7 +329,7 @@ def test_no_rows_and_no_source(read):
     with pytest.raises(UserError, match="no rows here"):
         list(read())
     with pytest.raises(UserError, match="no such file"):
-        list(read_pairs_from("./none.jsonl"))
+        list(PairReader("./none.jsonl"))
 
 
 json_values = st.recursive(
@@ -360,7 +360,7 @@ def test_no_row_crashes(tmp_path_factory, cells):
     file = tmp_path_factory.mktemp("any") / "rows.jsonl"
     good = {"prompt": "p", "chosen": "a", "rejected": "b"}
     file.write_text(json.dumps(cells) + "\n" + json.dumps(good) + "\n")
-    reader = read_pairs_from(str(file))
+    reader = PairReader(str(file))
     rows = list(reader)
     assert len(rows) == 2 - sum(reader.counts.unusable.values())
     for row in rows:
@@ -409,8 +409,8 @@ def test_nulls_that_arrow_put_into_objects_are_taken_out(tmp_path, write_lines):
 
     rows = [row("city", {"a": 1}), row("unit", {"b": 2})]
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "rows.parquet")
-    found = list(read_pairs_from(str(tmp_path / "rows.parquet")))
-    expected = list(read_pairs_from(str(write_lines(rows))))
+    found = list(PairReader(str(tmp_path / "rows.parquet")))
+    expected = list(PairReader(str(write_lines(rows))))
     for one, other in zip(found, expected, strict=True):
         assert (one.prompt, one.template) == (other.prompt, other.template)
     assert found[0].prompt[1]["tool_calls"][0]["function"]["arguments"]["list"][0] is None
@@ -431,7 +431,7 @@ class TestSplitsOfAFolder:
 
     @staticmethod
     def prompts(source: str, split: str | None = None) -> list[str]:
-        return [r.prompt[0]["content"][:5] for r in read_pairs_from(source, split=split)]
+        return [r.prompt[0]["content"][:5] for r in PairReader(source, split=split)]
 
     def test_one_is_read(self, folder):
         source = folder(
@@ -488,7 +488,7 @@ def test_our_own_pairs_file(tmp_path, answered):
         Pair("p", 0, (SYSTEM, ASK), answered(" lead\n"), answered("cut", finish_reason="length"))
     ]
     write_pairs(tmp_path / "pairs.parquet", pairs, "big", "small")
-    (row,) = read_pairs_from(str(tmp_path / "pairs.parquet"))
+    (row,) = PairReader(str(tmp_path / "pairs.parquet"))
     assert parts(row) == ((SYSTEM, ASK), " lead\n", "cut")
     assert (row.chosen_finish_reason, row.rejected_finish_reason) == ("stop", "length")
     assert row.where.endswith("pairs.parquet: row 1")
@@ -498,7 +498,7 @@ def test_folder_and_limit(write_lines, tmp_path):
     for part in "ab":
         rows = [{"prompt": f"{part}{i}", "chosen": "x", "rejected": "y"} for i in range(3)]
         write_lines([b"torn", *rows], f"data/{part}.jsonl")
-    reader = read_pairs_from(str(tmp_path / "data"), limit=4)
+    reader = PairReader(str(tmp_path / "data"), limit=4)
     prompts = [row.prompt[0]["content"] for row in reader]
     assert prompts == ["a0", "a1", "a2", "b0"]
     assert reader.counts.read == 6, "two torn rows on the way"
@@ -532,26 +532,26 @@ class TestSavedDataSets:
 
     def test_one(self, data, tmp_path):
         data.save_to_disk(str(tmp_path / "saved"))
-        (row,) = read_pairs_from(str(tmp_path / "saved"))
+        (row,) = PairReader(str(tmp_path / "saved"))
         assert parts(row) == EXPECTED
         with pytest.raises(UserError, match="split 'train' has no effect"):
-            list(read_pairs_from(str(tmp_path / "saved"), split="train"))
+            list(PairReader(str(tmp_path / "saved"), split="train"))
 
     def test_splits(self, data, tmp_path):
         import datasets
 
         both = {"train": data, "test": datasets.concatenate_datasets([data, data])}
         datasets.DatasetDict(both).save_to_disk(str(tmp_path / "saved"))
-        assert len(list(read_pairs_from(str(tmp_path / "saved")))) == 1
-        assert len(list(read_pairs_from(str(tmp_path / "saved"), split="test"))) == 2
+        assert len(list(PairReader(str(tmp_path / "saved")))) == 1
+        assert len(list(PairReader(str(tmp_path / "saved"), split="test"))) == 2
         with pytest.raises(UserError, match="no split 'dev'; there are train, test"):
-            list(read_pairs_from(str(tmp_path / "saved"), split="dev"))
+            list(PairReader(str(tmp_path / "saved"), split="dev"))
 
     def test_damaged(self, data, tmp_path):
         data.save_to_disk(str(tmp_path / "saved"))
         next((tmp_path / "saved").glob("*.arrow")).write_bytes(b"torn")
         with pytest.raises(UserError, match="this saved data set does not load"):
-            list(read_pairs_from(str(tmp_path / "saved")))
+            list(PairReader(str(tmp_path / "saved")))
 
 
 def test_counts_of_the_source_reach_those_of_the_examples(read, tiny_tokenizer):

@@ -12,7 +12,7 @@ import datasets
 import pytest
 
 from deltalearn.errors import UserError
-from deltalearn.formats.preferences import read_pairs_from
+from deltalearn.formats.preferences import PairReader
 from deltalearn.formats.questions import read_items
 from deltalearn.formats.rows import files_line, rows, source_digest
 from deltalearn.prompts.read import read_prompts
@@ -77,7 +77,7 @@ def test_splits_are_those_of_datasets(layout, tmp_path):
 def read_by(reader: str, folder: str, split: str | None = None) -> list[str]:
     """What a reader makes of a folder, told by the files that its prompts name."""
     if reader == "pairs":
-        return [row.prompt[0]["content"] for row in read_pairs_from(folder, split=split)]
+        return [row.prompt[0]["content"] for row in PairReader(folder, split=split)]
     if reader == "prompts":
         return [p.messages[0]["content"] for p in read_prompts(folder, split=split).prompts]
     if reader == "questions":

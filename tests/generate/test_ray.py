@@ -17,6 +17,7 @@ from deltalearn.errors import UserError
 from deltalearn.generate.engines.hf import TransformersEngine
 from deltalearn.generate.stage import generate
 from deltalearn.lm.locate import locate
+from deltalearn.lm.render import PLAIN
 from deltalearn.records import Prompt, Request, Response, Sampling
 from deltalearn.responses.requests import RequestPlan, Settings
 from deltalearn.responses.store import ResponseStore
@@ -61,7 +62,7 @@ def engine(place: str, cpu, said: list[str], **options) -> RayEngine:
     options = {"workers": 2, "engine": "transformers", **options}
     files = locate(place)
     return RayEngine(
-        (place, None), files, cpu, GREEDY, BUDGET, RayOptions(**options), None, said.append
+        (place, None), files, cpu, GREEDY, BUDGET, RayOptions(**options), PLAIN, said.append
     )
 
 

@@ -299,6 +299,6 @@ def test_a_key_is_hidden_before_anything_is_cut():
     said = json.dumps({"error": {"message": "x" * 290 + key}}).encode()
     for content in (said, said.replace(b"/", b"\\/")):
         with pytest.raises(Fault) as caught:
-            read_reply(400, {}, hide(content, key))
+            read_reply(400, {}, hide(content, [key]))
         assert "sk-" not in caught.value.reason and caught.value.reason.endswith("x[key]")
-    assert hide(said, None) == said
+    assert hide(said, []) == said

@@ -18,7 +18,7 @@ from deltalearn.lm.locate import locate
 from deltalearn.lm.rows import choose_rows
 from deltalearn.pairs import write_pairs
 from deltalearn.records import Pair, Response
-from deltalearn.tune import prepare_examples, read_pairs_from
+from deltalearn.tune import PairReader, prepare_examples
 from deltalearn.tune.losses import PREFERENCE_LOSSES
 
 ANSWERS = [  # prompt, chosen, rejected: lengths differ between sides and pairs
@@ -75,7 +75,7 @@ def trl_trainer(pairs_file: Path, out: Path, **settings):
 def our_loss_and_gradients(pairs_file: Path, method: str, beta: float):
     model, reference = load_model(ladder("m"), CPU), load_model(ladder("s"), CPU)
     tokenizer = load_tokenizer(ladder("m"))
-    examples, _ = prepare_examples(tokenizer, read_pairs_from(str(pairs_file)), 64)
+    examples, _ = prepare_examples(tokenizer, PairReader(str(pairs_file)), 64)
     trees = [Tree(e.prompt, (e.chosen, e.rejected)) for e in examples]
 
     def sums(of):  # shared rows: chosen and rejected take turns

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,11 +44,11 @@ def answers(value: dict[str, Any], ladder: tuple[str, ...] = ()) -> list[FoundAn
     """
     refuse_tools(value, "the row")
     value = conversations(value)
-    found = _columns(value, ladder) if ladder else None
-    for row_format in () if ladder else ROW_FORMATS:
-        found = row_format(value)
-        if found is not None:
-            break
+    if ladder:
+        found = _columns(value, ladder)
+    else:
+        tried = (row_format(value) for row_format in ROW_FORMATS)
+        found = next((some for some in tried if some is not None), [])
     if not found:
         raise Unusable(f"no answer in a known shape; the row has {', '.join(map(str, value))}")
     return found
@@ -160,7 +160,8 @@ def _single(value: dict[str, Any]) -> list[FoundAnswer] | None:
     sample = value.get("sample")
     reason = _reason(value.get("finish_reason"))
     sample = sample if isinstance(sample, int) and 0 <= sample < 2**63 else None
-    return [FoundAnswer(_model(value), prompt, text, reason, _id(value), sample)]
+    model = _first(value, columns.MODEL, str) or ""
+    return [FoundAnswer(model, prompt, text, reason, _id(value), sample)]
 
 
 # Most specific first.
@@ -194,14 +195,14 @@ def _text(cell: Any) -> str:
     raise Unusable(f"an answer must be text or messages, not {type(cell).__name__}")
 
 
-def _model(value: dict[str, Any]) -> str:
-    cells = (value.get(column) for column in columns.MODEL)
-    return next((cell for cell in cells if isinstance(cell, str)), "")
-
-
 def _id(value: dict[str, Any]) -> str | None:
-    cells = (value.get(column) for column in columns.ID)
-    return next((str(cell) for cell in cells if isinstance(cell, str | int)), None)
+    return _first(value, columns.ID, str | int)
+
+
+def _first(value: dict[str, Any], names: Sequence[str], kind: Any) -> str | None:
+    """The text of the first cell of a kind."""
+    cells = (value.get(name) for name in names)
+    return next((str(cell) for cell in cells if isinstance(cell, kind)), None)
 
 
 def _reason(value: Any) -> str | None:

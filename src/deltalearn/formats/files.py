@@ -10,7 +10,7 @@ import io
 import itertools
 import json
 import lzma
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -219,24 +219,10 @@ def _decoder(field: Any) -> Decoder | None:
         return lambda value: None if value is None else json.loads(value)
     if isinstance(kind, pyarrow.StructType):
         inner = {f.name: d for f in kind if (d := _decoder(f)) is not None}
-        return _in_struct(inner) if inner else None
+        if not inner:
+            return None
+        return lambda row: row and row | {name: read(row[name]) for name, read in inner.items()}
     if (element := getattr(kind, "value_field", None)) is not None and hasattr(kind, "value_type"):
         item = _decoder(element)
-        return _in_list(item) if item else None
+        return (lambda cells: cells and [item(cell) for cell in cells]) if item else None
     return None
-
-
-def _in_struct(inner: dict[str, Decoder]) -> Decoder:
-    def decode(value: Any) -> Any:
-        if value is None:
-            return None
-        return value | {name: decoder(value[name]) for name, decoder in inner.items()}
-
-    return decode
-
-
-def _in_list(item: Decoder) -> Decoder:
-    def decode(value: Iterable[Any] | None) -> Any:
-        return None if value is None else [item(one) for one in value]
-
-    return decode

@@ -92,40 +92,53 @@ class SourceCounts:
     first: dict[str, str] = field(default_factory=dict)
 
 
+@dataclass(kw_only=True)
 class PairReader:
     """The pairs of a source, one after the other; `counts` grows while they are read.
 
     Iterating again reads the source again. UserError while iterating if the source is missing, or
-    at its end if not one row was a pair.
+    at its end if not one row was a pair. A side's finish reason is read from `<its
+    column>_finish_reason`; `tools` and `chat_template_kwargs` are handed to the chat template, a
+    system column is a turn, and a row with another column that changes the question
+    (`columns.CHANGING`) is no pair.
+
+    Attributes:
+        source: As for `formats.rows.rows`.
+        split: Of a hub id, and of a folder whose names tell splits; default "train".
+        prompt_column: Text or a conversation; default: the first there is of `columns.PROMPT`.
+        chosen_column: Text or a conversation; default: the first of `columns.CHOSEN`.
+        rejected_column: As chosen_column, of `columns.REJECTED`.
+        ignore_columns: Columns to leave out, though they may change the question.
+        limit: The first so many pairs.
+        text: What prompts and answers of plain text are, whatever their columns are called: "chat",
+            a user's turn and its answers; "raw", for the model as they are; "raw only", the same,
+            and conversations are no pairs.
+        counts: Of the rows read so far.
     """
 
-    def __init__(
-        self,
-        source: str,
-        split: str | None,
-        named: Named,
-        limit: int | None,
-        ignore: Collection[str] = (),
-    ) -> None:
-        self.source = source
-        self.counts = SourceCounts()
-        self._split = split
-        self._named = named
-        self._limit = limit
-        self._ignore = ignore
+    source: str = field(kw_only=False)
+    split: str | None = None
+    prompt_column: str | None = None
+    chosen_column: str | None = None
+    rejected_column: str | None = None
+    ignore_columns: Collection[str] = ()
+    limit: int | None = None
+    text: Text = "chat"
+    counts: SourceCounts = field(default_factory=SourceCounts, init=False)
 
     def __iter__(self) -> Iterator[PairRow]:
         counts = self.counts = SourceCounts()
         seen: dict[str, None] = {}  # column names, in order
-        for row in rows(self.source, self._split, ignore=self._ignore):
-            if counts.pairs == self._limit:
+        named = Named(self.prompt_column, self.chosen_column, self.rejected_column, self.text)
+        for row in rows(self.source, self.split, ignore=self.ignore_columns):
+            if counts.pairs == self.limit:
                 break
             counts.read += 1
             try:
                 if row.problem is not None:
                     raise Unfit("unreadable", row.problem)
                 seen |= dict.fromkeys(row.value)
-                pair = preference(row.value, self._named, row.where)
+                pair = preference(row.value, named, row.where)
             except Unfit as unfit:
                 counts.unusable[unfit.reason] += 1
                 counts.first.setdefault(unfit.reason, f"{row.where}: {unfit.detail}")
@@ -146,40 +159,6 @@ class PairReader:
         parts.append(f"  columns seen: {', '.join(columns) or 'none'}")
         parts += [f"  {REMEDIES[r]}" for r in self.counts.unusable if r in REMEDIES]
         return "\n".join(parts)
-
-
-def read_pairs_from(
-    source: str,
-    *,
-    split: str | None = None,
-    prompt_column: str | None = None,
-    chosen_column: str | None = None,
-    rejected_column: str | None = None,
-    ignore_columns: Collection[str] = (),
-    limit: int | None = None,
-    text: Text = "chat",
-) -> PairReader:
-    """Read pairs of `source`.
-
-    Args:
-        source: As for `formats.rows.rows`.
-        split: Of a hub id, and of a folder whose names tell splits; default "train".
-        prompt_column: Text or a conversation; default: the first there is of `columns.PROMPT`.
-        chosen_column: Text or a conversation; default: the first of `columns.CHOSEN`.
-        rejected_column: As chosen_column, of `columns.REJECTED`.
-        ignore_columns: Columns to leave out, though they may change the question.
-        limit: The first so many pairs.
-        text: What prompts and answers of plain text are, whatever their columns are called: "chat",
-            a user's turn and its answers; "raw", for the model as they are; "raw only", the same,
-            and conversations are no pairs.
-
-    Returns:
-        A reader. A side's finish reason is read from `<its column>_finish_reason`; `tools` and
-        `chat_template_kwargs` are handed to the chat template, a system column is a turn, and a
-        row with another column that changes the question (`columns.CHANGING`) is no pair.
-    """
-    named = Named(prompt_column, chosen_column, rejected_column, text)
-    return PairReader(source, split, named, limit, ignore_columns)
 
 
 @dataclass(frozen=True)

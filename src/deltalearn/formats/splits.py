@@ -71,23 +71,16 @@ def splits_of(folder: Path, files: Iterable[Path]) -> dict[str, list[Path]]:
             shards.setdefault(found[1], []).append(path)
     if shards:
         return _ordered(shards)
-    for parts_of in (_folders, _file):
+    for part in (slice(-1), slice(-1, None)):  # folders, file
+        # The dot of a file's suffix ends a word, and a folder's name may end with it.
+        parts = {path: name.split("/")[part] for path, name in names.items()}
         called = {
-            split: [p for p, name in names.items() if any(_names(split, s) for s in parts_of(name))]
+            split: [path for path, found in parts.items() if any(_names(split, s) for s in found)]
             for split in KEYWORDS
         }
         if any(called.values()):
             return _ordered({split: paths for split, paths in called.items() if paths})
     return {}
-
-
-def _folders(name: str) -> list[str]:
-    return name.split("/")[:-1]
-
-
-def _file(name: str) -> list[str]:
-    # The dot of a file's suffix ends a word, and a folder's name may end with it.
-    return [name.rpartition("/")[2]]
 
 
 def _names(split: str, part: str) -> bool:

@@ -86,13 +86,13 @@ def estimate_generation(
         store: The response store, which need not exist.
         retry_errors: Count what ended in an error as still to ask.
     """
-    known, again = {"tokens": 0.0, "answers": 0}, 0
+    known, tokens, again = 0, 0.0, 0
     if store.is_file():
         with ResponseStore(store, existing=True) as opened:
             total, missing = survey(opened, requests)
             again = _errors(opened, requests) if retry_errors else 0
             missing += again
-            known = _mean_tokens(opened, generator.identity)
+            known, tokens = _mean_tokens(opened, generator.identity)
     else:
         total = missing = sum(1 for _ in requests)
     prompt, how = _prompt_tokens(generator, requests)
@@ -105,8 +105,8 @@ def estimate_generation(
         prompt_tokens=prompt,
         how=how,
         # Those in the store may have had another limit.
-        answer_tokens=min(known["tokens"], most) if known["answers"] else float(most),
-        basis=f"the mean of {known['answers']:,} answers in the store" * bool(known["answers"]),
+        answer_tokens=min(tokens, most) if known else float(most),
+        basis=f"the mean of {known:,} answers in the store" * bool(known),
         most=most,
         prices=generator.prices,
     )
@@ -119,14 +119,14 @@ def _errors(store: ResponseStore, requests: Iterable[Request]) -> int:
     return found
 
 
-def _mean_tokens(store: ResponseStore, identity: str) -> dict[str, float]:
-    answers, tokens = store.db.execute(
+def _mean_tokens(store: ResponseStore, identity: str) -> tuple[int, float]:
+    """(number of answers, mean tokens of one)."""
+    return store.db.execute(
         "SELECT count(*), avg(coalesce(completion_tokens, length(token_ids) / 4)) FROM responses "
         "WHERE finish_reason != 'error' AND (completion_tokens NOT NULL OR length(token_ids)) "
         "AND model = (SELECT id FROM models WHERE identity = ?)",  # some servers do not count
         [identity],
     ).fetchone()
-    return {"answers": answers, "tokens": tokens or 0.0}
 
 
 def _prompt_tokens(generator: Any, requests: Iterable[Request]) -> tuple[float, str]:

@@ -155,6 +155,13 @@ def fingerprint(store: ResponseStore, requests: Iterable[Request]) -> str:
     return hashed.hexdigest()
 
 
+def failed(key: str, prompt_tokens: int, fault: str, reason: str, *, tries: int = 1) -> Response:
+    """Make a response with finish_reason "error", of a kind `fault`, for a reason in words."""
+    return Response(
+        key, "", (), "error", prompt_tokens, reason, completion_tokens=0, fault=fault, tries=tries
+    )
+
+
 def _windows(
     store: ResponseStore, requests: Iterable[Request], forget_errors: bool = False
 ) -> Iterator[Window]:

@@ -156,7 +156,9 @@ class Client:
                     break
                 there = not fault.unreachable
                 if fault.unreachable and tries >= self.endpoint.tries - 1:
-                    there = self._breaker.good_since(asked) or await self._is_there()
+                    there = self._breaker.good_since(asked) or await is_there(
+                        self._session, self.endpoint
+                    )
             else:
                 self._breaker.good()
                 return Reply(value, tries + limited + 1, time.monotonic() - began)
@@ -172,12 +174,7 @@ class Client:
 
     def hidden(self, text: str) -> str:
         """`text` without the key."""
-        return self._hide(text.encode(errors="replace")).decode()
-
-    def _hide(self, said: bytes) -> bytes:
-        for secret in self._secrets:
-            said = hide(said, secret)
-        return said
+        return hide(text.encode(errors="replace"), self._secrets).decode()
 
     async def _may_ask(self) -> bool:
         """Wait as long as the server wants quiet; whether the run goes on."""
@@ -208,7 +205,7 @@ class Client:
             raise Fault(
                 "connection", reason[: 2 * SHOWN], retry=True, unreachable=True, absent=absent
             ) from None
-        value, used = read_reply(status, headers, self._hide(content), read)
+        value, used = read_reply(status, headers, hide(content, self._secrets), read)
         if used:
             self._tokens.give_back(expected - used)
         return value
@@ -220,9 +217,6 @@ class Client:
         field = self.endpoint.length_field
         left = await room(self._session, self.endpoint, body)
         return {**body, field: left} if left is not None and 0 < left < body[field] else None
-
-    async def _is_there(self) -> bool:
-        return await is_there(self._session, self.endpoint)
 
     def _ends_run(self, fault: Fault) -> bool:
         """Take note of a fault for all requests; whether the run ends."""

@@ -9,7 +9,7 @@ import email.utils
 import json
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 HIDDEN = b"[key]"
 SHOWN = 300  # characters of a server's message that are kept
@@ -75,12 +75,12 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
     return max(0.0, email.utils.mktime_tz(date) - time.time()) if date else None
 
 
-def hide(said: bytes, key: str | None) -> bytes:
-    """Take the key out of a server's text; some repeat it in their errors or in an answer.
+def hide(said: bytes, keys: Iterable[str]) -> bytes:
+    """Take keys out of a server's text; some repeat them in their errors or in an answer.
 
     Before anything is read or cut: a part of a key is to be hidden as well.
     """
-    if key:
+    for key in keys:
         for written in (key, key.replace("/", "\\/")):  # as some write it into JSON
             said = said.replace(written.encode(), HIDDEN)
     return said

@@ -74,7 +74,33 @@ Read = Callable[[Any], T]  # takes what is wanted out of a reply's JSON
 
 def chat_answer(value: Any) -> Answer:
     """The answer in a chat completion."""
-    return _answer(value["choices"][0], value.get("usage") or {})
+    choice, usage = value["choices"][0], value.get("usage") or {}
+    message = choice["message"]
+    reason = choice.get("finish_reason")
+    text, reasoning = message_parts(message)
+    if text is None and (reasoning or reason in LENGTH_REASONS):
+        text = ""  # it thought, and said nothing or was cut
+    if reason == "content_filter":
+        raise Fault("filtered", "the server's content filter held the answer back")
+    if text is None and message.get("tool_calls"):
+        raise Fault("malformed", "the model calls a tool instead of answering")
+    if not isinstance(text, str):
+        raise Fault("malformed", f"no text in the answer (it ended with {reason!r})")
+    if reason not in STOP_REASONS | LENGTH_REASONS:
+        raise Fault("malformed", f"the answer ended with {reason!r}", **_once(reason in BROKEN))
+    ids = tuple(choice.get("token_ids") or ())
+    if isinstance(choice.get("stop_reason"), str):
+        ids = ()  # ended by a stop string, which the text is without and the ids may be with
+    if not all(isinstance(i, int) and 0 <= i < MOST for i in ids):
+        raise Fault("malformed", "its token ids are none")
+    return Answer(
+        replace_surrogates(text),
+        replace_surrogates(reasoning),
+        "stop" if reason in STOP_REASONS else "length",
+        ids,
+        _count(usage.get("prompt_tokens")),
+        _count(usage.get("completion_tokens")),
+    )
 
 
 def read_reply(
@@ -159,35 +185,6 @@ def _pieces(content: Any) -> tuple[str | None, str]:
         return None, _pieces(next(filter(None, inner), ""))[0] or ""
     text = content.get("text", content.get("refusal"))
     return (text, "") if isinstance(text, str) else (None, "")
-
-
-def _answer(choice: dict[str, Any], usage: dict[str, Any]) -> Answer:
-    message = choice["message"]
-    reason = choice.get("finish_reason")
-    text, reasoning = message_parts(message)
-    if text is None and (reasoning or reason in LENGTH_REASONS):
-        text = ""  # it thought, and said nothing or was cut
-    if reason == "content_filter":
-        raise Fault("filtered", "the server's content filter held the answer back")
-    if text is None and message.get("tool_calls"):
-        raise Fault("malformed", "the model calls a tool instead of answering")
-    if not isinstance(text, str):
-        raise Fault("malformed", f"no text in the answer (it ended with {reason!r})")
-    if reason not in STOP_REASONS | LENGTH_REASONS:
-        raise Fault("malformed", f"the answer ended with {reason!r}", **_once(reason in BROKEN))
-    ids = tuple(choice.get("token_ids") or ())
-    if isinstance(choice.get("stop_reason"), str):
-        ids = ()  # ended by a stop string, which the text is without and the ids may be with
-    if not all(isinstance(i, int) and 0 <= i < MOST for i in ids):
-        raise Fault("malformed", "its token ids are none")
-    return Answer(
-        replace_surrogates(text),
-        replace_surrogates(reasoning),
-        "stop" if reason in STOP_REASONS else "length",
-        ids,
-        _count(usage.get("prompt_tokens")),
-        _count(usage.get("completion_tokens")),
-    )
 
 
 def _tokens(value: dict[str, Any]) -> int:

@@ -92,10 +92,10 @@ def training_prompts(context: Context) -> Iterator[tuple[str, Sequence[Message] 
 
 def prompts_of_pairs(pairs: PairsSource) -> Iterator[tuple[str, Sequence[Message] | str]]:
     """Yield the place of every pair from outside, and its prompt."""
-    from deltalearn.formats.preferences import read_pairs_from
+    from deltalearn.formats.preferences import PairReader
 
     how = pairs.model_dump(exclude={"source", "chat_template"})
-    for row in read_pairs_from(pairs.source, **how):
+    for row in PairReader(pairs.source, **how):
         yield row.where, row.prompt
 
 

@@ -49,7 +49,7 @@ def read_examples(
         kept: A folder for the next start to find them in, and their digest.
         some: How `prepare_examples` stops early.
     """
-    from deltalearn.formats.preferences import READING, read_pairs_from
+    from deltalearn.formats.preferences import READING, PairReader
     from deltalearn.lm.load import load_tokenizer
     from deltalearn.tune.tokenize import prepare_examples
 
@@ -60,7 +60,7 @@ def read_examples(
     folder, content = kept or (None, None)
     return prepare_examples(
         tokenizer,
-        read_pairs_from(pairs.source, **columns, limit=limit, text=text),
+        PairReader(pairs.source, **columns, limit=limit, text=text),
         tune.max_length,
         rendering=rendering,
         truncation=tune.truncation,

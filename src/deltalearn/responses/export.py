@@ -10,10 +10,17 @@ from typing import Any
 
 from deltalearn.errors import UserError
 from deltalearn.responses.store import RESPONSE, Group, ResponseStore, response_of
-from deltalearn.util.files import replacing
+from deltalearn.util.files import replacing, write_jsonl
 
 ROWS_PER_GROUP = 2000  # rows written together
 SUFFIXES = (".jsonl", ".parquet")
+COLUMNS: dict[str, Any] = {  # of a row, and what their cells may be
+    "model": str, "messages": object, "response": str, "reasoning": str | None,
+    "finish_reason": str, "error": str | None, "fault": str | None, "prompt_id": str,
+    "sample": int, "prompt_tokens": int, "completion_tokens": int | None, "token_ids": object,
+    "seconds": int | float | None, "seed": str | None, "tries": int | None, "engine": str | None,
+    "identity": str, "settings": str, "key": str,
+}  # fmt: skip
 
 
 def export(store: ResponseStore, path: Path, models: Iterable[str] = ()) -> int:
@@ -37,14 +44,7 @@ def export(store: ResponseStore, path: Path, models: Iterable[str] = ()) -> int:
         raise UserError(f"{path}: answers are written to a .jsonl or a .parquet file")
     wanted = [group for name in models for group in store.named(name)]
     found = _export_rows(store, wanted)
-    if path.suffix == ".jsonl":
-        count = 0
-        with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as out:
-            for row in found:
-                out.write(json.dumps(row, ensure_ascii=False) + "\n")
-                count += 1
-        return count
-    return _write_parquet(path, found)
+    return write_jsonl(path, found) if path.suffix == ".jsonl" else _write_parquet(path, found)
 
 
 def _export_rows(store: ResponseStore, wanted: list[Group]) -> Iterator[dict[str, Any]]:
@@ -93,17 +93,13 @@ def _write_parquet(path: Path, found: Iterator[dict[str, Any]]) -> int:
     import pyarrow.parquet as pq
 
     text, number = pa.string(), pa.int64()
-    turns = pa.list_(pa.struct([("role", text), ("content", text)]))
     kinds = {
-        "messages": turns, "sample": number, "prompt_tokens": number, "tries": number,
-        "completion_tokens": number, "token_ids": pa.list_(pa.int64()), "seconds": pa.float64(),
-    }  # fmt: skip
-    names = (
-        "model", "messages", "response", "reasoning", "finish_reason", "error", "fault",
-        "prompt_id", "sample", "prompt_tokens", "completion_tokens", "token_ids", "seconds",
-        "seed", "tries", "engine", "identity", "settings", "key",
-    )  # fmt: skip
-    schema = pa.schema([(name, kinds.get(name, text)) for name in names])
+        "messages": pa.list_(pa.struct([("role", text), ("content", text)])),
+        "token_ids": pa.list_(number),
+        "seconds": pa.float64(),
+        **{name: number for name, kind in COLUMNS.items() if kind in (int, int | None)},
+    }
+    schema = pa.schema([(name, kinds.get(name, text)) for name in COLUMNS])
     count = 0
     with replacing(path) as temporary, pq.ParquetWriter(
         temporary, schema, compression="zstd"

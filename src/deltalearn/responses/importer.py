@@ -23,6 +23,7 @@ from deltalearn.records import (
     ends_with_user,
     seen_messages,
 )
+from deltalearn.responses.export import COLUMNS
 from deltalearn.responses.requests import request_key
 from deltalearn.responses.store import ResponseStore
 from deltalearn.util.files import canonical_json, digest
@@ -34,14 +35,6 @@ HINT = (
     "several (instruction, generations, generation_models) and, with --column NAME for each "
     "model, a column of answers of each"
 )
-EXPORTED = {  # what `export` writes of an answer, beside messages and token_ids
-    "key": str, "identity": str, "settings": str, "model": str, "prompt_id": str, "sample": int,
-    "response": str, "reasoning": str | None, "finish_reason": str, "error": str | None,
-    "fault": str | None, "prompt_tokens": int, "completion_tokens": int | None,
-    "seconds": int | float | None, "seed": str | None, "tries": int | None, "engine": str | None,
-}  # fmt: skip
-
-
 FORMER_NAMES = {"how": "settings", "thought": "reasoning"}  # columns of earlier exports
 
 
@@ -53,13 +46,13 @@ class Answer:
         request: What was asked.
         response: What came of it.
         model: Name that the file gives its model.
-        engine: Engine that the file names, if it names one.
+        engine: That the file names, if it names one.
     """
 
     request: Request
     response: Response
     model: str
-    engine: str | None = None
+    engine: str = "imported"
 
 
 @dataclass
@@ -91,7 +84,6 @@ def import_responses(
     models: Iterable[str] = (),
     name: str | None = None,
     ignore_columns: Collection[str] = (),
-    engine: str = "imported",
 ) -> Imported:
     """Take answers from a file, a folder or a hub data set into the store.
 
@@ -109,7 +101,6 @@ def import_responses(
             authors' ladder of models.
         name: Name of the model, where the file has none.
         ignore_columns: Columns to leave out, though they may change the question.
-        engine: Engine to note where the file has none.
 
     Returns:
         Counts, and the first rows that were skipped.
@@ -138,8 +129,8 @@ def import_responses(
             result.there += answer.request.key in pending
             pending.setdefault(answer.request.key, answer)
         if len(pending) >= ROWS_PER_TRANSACTION:
-            _flush(store, pending, result, engine)
-    _flush(store, pending, result, engine)
+            _flush(store, pending, result)
+    _flush(store, pending, result)
     if not result.added + result.there:
         example = f" ({result.skipped[0]})" if result.skipped else ""
         raise UserError(f"{source}: no answers to import in {result.read:,} rows{example}; {HINT}")
@@ -188,12 +179,12 @@ def _named_in(value: dict[str, Any]) -> set[str]:
         return set()
 
 
-def _flush(store: ResponseStore, pending: dict[str, Answer], result: Imported, engine: str) -> None:
+def _flush(store: ResponseStore, pending: dict[str, Answer], result: Imported) -> None:
     have = store.have(pending)
     new = [answer for key, answer in pending.items() if key not in have]
     by_engine: dict[str, list[tuple[Request, Response]]] = {}
     for answer in new:
-        by_engine.setdefault(answer.engine or engine, []).append((answer.request, answer.response))
+        by_engine.setdefault(answer.engine, []).append((answer.request, answer.response))
     for made_by, answered in by_engine.items():
         store.add(answered, engine=made_by)
     _name_new(store, new)
@@ -229,7 +220,7 @@ def _exported(value: dict[str, Any]) -> dict[str, Any] | None:
 
 def _as_exported(value: dict[str, Any]) -> Answer:
     """A row that `export` wrote, as it was in its store but for its time."""
-    for name, kind in EXPORTED.items():
+    for name, kind in COLUMNS.items():
         cell = value.get(name)
         if not isinstance(cell, kind) or (isinstance(cell, int) and not 0 <= cell < 2**63):
             raise Unusable(f"not as it was exported: {name} is {cell!r:.50}")
@@ -265,7 +256,7 @@ def _as_exported(value: dict[str, Any]) -> Answer:
         value.get("fault"),
         value.get("tries") or 1,
     )
-    return Answer(request, response, value["model"], value.get("engine"))
+    return Answer(request, response, value["model"], value.get("engine") or Answer.engine)
 
 
 def _taken(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -91,20 +90,15 @@ def _check_pages(store: ResponseStore, found: Check) -> None:
 
 
 def _check_rows(store: ResponseStore, found: Check) -> None:
-    for row in _rows_with_content(store):
-        found.rows += 1
-        _check_row(row, found)
-
-
-def _rows_with_content(store: ResponseStore) -> Iterator[tuple[Any, ...]]:
-    return store.db.cursor().execute(
-        f"""
+    query = f"""
         SELECT r.key, m.identity, p.digest, p.messages, s.json, r.sample, r.checksum, {CONTENT}
         FROM responses r LEFT JOIN models m ON m.id = r.model
         LEFT JOIN prompts p ON p.id = r.prompt LEFT JOIN settings s ON s.id = r.settings
         ORDER BY r.id
         """  # noqa: S608 (CONTENT is a constant)
-    )
+    for row in store.db.execute(query):
+        found.rows += 1
+        _check_row(row, found)
 
 
 def _check_row(row: tuple[Any, ...], found: Check) -> None:

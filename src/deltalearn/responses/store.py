@@ -268,9 +268,9 @@ class ResponseStore:
             seed = None if r.seed is None else str(r.seed)
             seconds = None if r.seconds is None else float(r.seconds)
             content = (
-                request.prompt.id, r.text, r.reasoning, _pack(r.token_ids), r.finish_reason,
-                r.prompt_tokens, r.completion_tokens, seconds, seed, engine, r.fault, r.error,
-                r.tries, now,
+                request.prompt.id, r.text, r.reasoning, array("I", r.token_ids).tobytes(),
+                r.finish_reason, r.prompt_tokens, r.completion_tokens, seconds, seed, engine,
+                r.fault, r.error, r.tries, now,
             )  # fmt: skip
             place = r.key, request.model, request.settings_json, prompt, request.sample
             rows.append((*place, *content, checksum(content)))
@@ -375,7 +375,3 @@ def response_of(row: tuple[Any, ...]) -> Response:
     seed = None if seed is None else int(seed)
     told = finish_reason, prompt_tokens, error, reasoning, tokens, seconds, seed
     return Response(key, text, tuple(ids), *told, *others)
-
-
-def _pack(ids: Sequence[int]) -> bytes:
-    return array("I", ids).tobytes()

@@ -1,6 +1,6 @@
 """Pairs x student -> a tuned student: examples, reference cache, losses and the training loop."""
 
-from deltalearn.formats.preferences import PairRow, read_pairs_from
+from deltalearn.formats.preferences import PairReader, PairRow
 from deltalearn.tune.dataset import Example, Examples
 from deltalearn.tune.reference import ReferenceCache
 from deltalearn.tune.tokenize import ExampleCounts, prepare_examples
@@ -10,9 +10,9 @@ __all__ = [
     "Example",
     "ExampleCounts",
     "Examples",
+    "PairReader",
     "PairRow",
     "ReferenceCache",
     "prepare_examples",
-    "read_pairs_from",
     "tune",
 ]

@@ -61,16 +61,19 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
-def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
-    """Write a file with one JSON value a line, atomically.
+def write_jsonl(path: Path, rows: Iterable[Any]) -> int:
+    """Write a file with one JSON value a line, atomically; return their number.
 
     Args:
         path: Replaced if it exists.
         rows: JSON values, read once.
     """
+    number = 0
     with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as out:
         for row in rows:
             out.write(json.dumps(row, ensure_ascii=False) + "\n")
+            number += 1
+    return number
 
 
 def read_jsonl(path: Path) -> list[Any]:

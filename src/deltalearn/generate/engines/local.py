@@ -9,6 +9,7 @@ from functools import cached_property
 from transformers import PreTrainedTokenizerBase
 
 from deltalearn.errors import UserError
+from deltalearn.generate.stage import failed
 from deltalearn.lm.chat import prompt_ids_or_refusals
 from deltalearn.lm.control import AnswerReader
 from deltalearn.lm.render import PLAIN, Refusal
@@ -105,11 +106,4 @@ def answer_of(
         reasoning=parts.reasoning,
         seconds=seconds,
         seed=seed,
-    )
-
-
-def failed(key: str, prompt_tokens: int, fault: str, reason: str, *, tries: int = 1) -> Response:
-    """Make a response with finish_reason "error", of a kind `fault`, for a reason in words."""
-    return Response(
-        key, "", (), "error", prompt_tokens, reason, completion_tokens=0, fault=fault, tries=tries
     )

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass
 from typing import Any
 
-from deltalearn.generate.stage import Stop, Window
+from deltalearn.generate.stage import Stop, Window, failed
 from deltalearn.lm.reasoning import join_reasoning, lost_marks, split_reasoning
 from deltalearn.openai_api.client import Client, Reply
 from deltalearn.openai_api.endpoint import Endpoint
@@ -27,33 +26,67 @@ LOST = (
 GATHER = 0.05  # seconds over which answers are gathered for one commit; what a crash may cost
 
 
-@dataclass(frozen=True)
-class RequestTemplate:
-    """The parts of a request body that are the same for all requests to a model."""
+class ServedEngine:
+    """Answers through a server. One event loop, in the thread that iterates over `answers`."""
 
-    endpoint: Endpoint
-    sampling: Sampling
-    template: Mapping[str, Any]
+    name = "openai"
 
-    def body(self, request: Request, *, token_ids: bool) -> dict[str, Any]:
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        sampling: Sampling,
+        template: Mapping[str, Any] | None = None,
+        say: Callable[[str], None] = print,
+    ) -> None:
+        """UserError if the key is not in the environment."""
+        endpoint.key()
+        self._endpoint = endpoint
+        self._sampling = sampling
+        self._template = dict(template or {})
+        self._say = say
+
+    def close(self) -> None:
+        """Nothing is held between two iterations."""
+
+    def answers(self, windows: Iterator[Window], stop: Stop) -> Iterator[list[Response]]:
+        """Answers as they come, gathered for commits.
+
+        ServerUnavailable, once what came is yielded, if the server refuses everybody (401, 403,
+        404, ...) or does not answer at all for `patience` seconds.
+        """
+        client = Client(self._endpoint, stop=stop, fit=True, say=self._say)
+        asked = ask_each(
+            client,
+            (request for window in windows for request in window.wanted()),
+            lambda request: (self._body(request, bool(client.server.vllm)), chat_answer),
+            gather=GATHER,
+            look=True,
+        )
+        with closing(asked):
+            for group in asked:
+                if client.server.vllm:
+                    self.name = f"openai (vllm {client.server.vllm})"
+                yield [self._response(request, outcome) for request, outcome in group]
+
+    def _body(self, request: Request, token_ids: bool) -> dict[str, Any]:
         """Make the JSON body of a request, with `token_ids` for ids too, as vLLM gives them."""
-        sampling = self.sampling
+        endpoint, sampling = self._endpoint, self._sampling
         body: dict[str, Any] = {
-            "model": self.endpoint.model,
+            "model": endpoint.model,
             "messages": list(request.messages),
-            self.endpoint.length_field: sampling.max_tokens,
+            endpoint.length_field: sampling.max_tokens,
             "temperature": sampling.temperature,
         }
         if sampling.temperature > 0:
             body |= {"top_p": sampling.top_p, "seed": short_seed(request)}
-        if self.template:
-            body["chat_template_kwargs"] = dict(self.template)
-        body |= self.endpoint.body
+        if self._template:
+            body["chat_template_kwargs"] = self._template
+        body |= endpoint.body
         if token_ids:
             body["return_token_ids"] = True
         return body
 
-    def response(self, request: Request, outcome: Reply[Answer] | Fault) -> Response:
+    def _response(self, request: Request, outcome: Reply[Answer] | Fault) -> Response:
         """Make the record of what came of a request."""
         if isinstance(outcome, Fault):
             return _failed(request, outcome)
@@ -76,65 +109,11 @@ class RequestTemplate:
             reasoning=reasoning,
             completion_tokens=None if answer.token_ids else answer.completion_tokens,
             seconds=round(outcome.seconds, 4),
-            seed=short_seed(request) if self.sampling.temperature else None,
+            seed=short_seed(request) if self._sampling.temperature else None,
             tries=outcome.tries,
         )
 
 
-class ServedEngine:
-    """Answers through a server. One event loop, in the thread that iterates over `answers`."""
-
-    name = "openai"
-
-    def __init__(
-        self,
-        endpoint: Endpoint,
-        sampling: Sampling,
-        template: Mapping[str, Any] | None = None,
-        say: Callable[[str], None] = print,
-    ) -> None:
-        """UserError if the key is not in the environment."""
-        endpoint.key()
-        self._template = RequestTemplate(endpoint, sampling, dict(template or {}))
-        self._say = say
-
-    def close(self) -> None:
-        """Nothing is held between two iterations."""
-
-    def answers(self, windows: Iterator[Window], stop: Stop) -> Iterator[list[Response]]:
-        """Answers as they come, gathered for commits.
-
-        ServerUnavailable, once what came is yielded, if the server refuses everybody (401, 403,
-        404, ...) or does not answer at all for `patience` seconds.
-        """
-        template = self._template
-        client = Client(template.endpoint, stop=stop, fit=True, say=self._say)
-        asked = ask_each(
-            client,
-            (request for window in windows for request in window.wanted()),
-            lambda request: (
-                template.body(request, token_ids=bool(client.server.vllm)),
-                chat_answer,
-            ),
-            gather=GATHER,
-            look=True,
-        )
-        with closing(asked):
-            for group in asked:
-                if client.server.vllm:
-                    self.name = f"openai (vllm {client.server.vllm})"
-                yield [template.response(request, outcome) for request, outcome in group]
-
-
 def _failed(request: Request, fault: Fault) -> Response:
-    return Response(
-        request.key,
-        "",
-        (),
-        "error",
-        0,
-        fault.reason[: 2 * SHOWN],
-        completion_tokens=0,
-        fault=fault.kind,
-        tries=fault.tries,
-    )
+    reason = fault.reason[: 2 * SHOWN]
+    return failed(request.key, 0, fault.kind, reason, tries=fault.tries)

@@ -7,7 +7,6 @@ flight. (Ray Data gives back whole blocks, and ends a job when an engine dies.)
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import os
 import socket
@@ -16,9 +15,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from deltalearn.errors import UserError, needs
-from deltalearn.generate.engines.local import failed
 from deltalearn.generate.engines.vllm_offline import VllmOptions
-from deltalearn.generate.stage import Stop, Window
+from deltalearn.generate.stage import Stop, Window, failed
 from deltalearn.lm.load import Placement
 from deltalearn.lm.locate import ModelFiles
 from deltalearn.lm.render import PLAIN
@@ -52,7 +50,7 @@ class RayEngine:
         sampling: Sampling,
         token_budget: int,
         options: RayOptions,
-        rendering: Rendering | None = None,
+        rendering: Rendering = PLAIN,
         say: Callable[[str], None] = print,
     ) -> None:
         """Prepare to answer; workers start at the first request.
@@ -74,19 +72,17 @@ class RayEngine:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         with needs("generate.engine ray needs ray", "ray", ", or choose another engine"):
             import ray
-        rendering = rendering or PLAIN
         self._ray = ray
         self._options = options
         self._say = say
         self._job = {
             "place": place,
             "fingerprint": files.fingerprint,
-            "device": placement.device,
-            "dtype": placement.dtype,
-            "sampling": dataclasses.asdict(sampling),
+            "placement": placement,
+            "sampling": sampling,
             "token_budget": token_budget,
-            "rendering": dataclasses.asdict(rendering),
-            "vllm": dataclasses.asdict(options.vllm),
+            "rendering": rendering,
+            "vllm": options.vllm,
         }
         self._planner = (files, placement, sampling, token_budget, rendering)
         self._ours = False  # whether the local cluster is ours to end
@@ -219,9 +215,7 @@ class _Pool:
         except self._ray.exceptions.RayTaskError as error:
             raise UserError(f"a Ray worker failed: {_last_line(error)}") from None
         self._free.append(number)
-        if batch is None:
-            return []
-        return [Response(**{**r, "token_ids": tuple(r["token_ids"])}) for r in found]
+        return [] if batch is None else found
 
     def _lost(
         self, number: int, batch: list[Request] | None, say: Callable[[str], None]
@@ -280,35 +274,29 @@ class Worker:
         files = locate(*job["place"])
         if files.fingerprint != job["fingerprint"]:
             raise UserError(f"{files.name} on this node is not the model of the driver")
-        sampling, rendering = Sampling(**job["sampling"]), Rendering(**job["rendering"])
+        sampling, rendering = job["sampling"], job["rendering"]
         if job["kind"] == "vllm":
             from deltalearn.generate.engines.vllm_offline import VllmEngine
 
             self._engine: Any = VllmEngine(
-                files, sampling, VllmOptions(**job["vllm"]), rendering, lambda line: None
+                files, sampling, job["vllm"], rendering, lambda line: None
             )
         else:
             from deltalearn.generate.engines.hf import TransformersEngine
 
-            placement = Placement(job["device"], job["dtype"])
             self._engine = TransformersEngine(
-                files, placement, sampling, job["token_budget"], rendering
+                files, job["placement"], sampling, job["token_budget"], rendering
             )
 
     def ready(self) -> int:
         """The process, once it is there."""
         return os.getpid()
 
-    def ask(self, asked: list[tuple[str, list[Any]]]) -> list[dict[str, Any]]:
-        """Responses to (key, messages), as plain values."""
+    def ask(self, asked: list[tuple[str, list[Any]]]) -> list[Response]:
+        """Responses to (key, messages)."""
         requests = [Request(k, Prompt("", ()), 0, tuple(messages)) for k, messages in asked]
         window = Window(requests, frozenset(r.key for r in requests))
         if hasattr(self._engine, "answer"):
-            found = self._engine.answer(requests)
-        else:
-            found = [r for group in self._engine.answers(iter([window]), _never) for r in group]
-        return [dataclasses.asdict(r) for r in found]
-
-
-def _never() -> bool:
-    return False
+            return self._engine.answer(requests)
+        found = self._engine.answers(iter([window]), lambda: False)
+        return list(itertools.chain.from_iterable(found))

@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from deltalearn.errors import UserError
-from deltalearn.generate.engines.local import LocalPrompts, answer_of, failed
-from deltalearn.generate.stage import Stop, Window
+from deltalearn.generate.engines.local import LocalPrompts, answer_of
+from deltalearn.generate.stage import Stop, Window, failed
 from deltalearn.lm.control import AnswerReader
 from deltalearn.lm.load import check_files, end_ids_of_files, load_tokenizer
 from deltalearn.lm.locate import ModelFiles
