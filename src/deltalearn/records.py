@@ -136,6 +136,14 @@ class Sampling:
 
 
 @dataclass(frozen=True)
+class Placement:
+    """The device and precision of a model: a torch device name and a dtype name."""
+
+    device: str
+    dtype: str
+
+
+@dataclass(frozen=True)
 class Rendering:
     """Arguments and day with which the chat template of one model is rendered, wherever it is.
 

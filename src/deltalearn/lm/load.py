@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -25,16 +24,9 @@ from deltalearn.lm.tokenizer import read_tokenizer
 from deltalearn.lm.transformers_private import attention_name, let_fp8_load
 from deltalearn.lm.turn import end_of_turn
 from deltalearn.lm.weights import same_numbers
+from deltalearn.records import Placement
 
 transformers_logging.disable_progress_bar()
-
-
-@dataclass(frozen=True)
-class Placement:
-    """The device and precision of a model: a torch device name and a dtype name."""
-
-    device: str
-    dtype: str
 
 
 def place(device: str = "auto", dtype: str = "auto") -> Placement:

@@ -12,7 +12,7 @@ from deltalearn.pipeline.context import Context
 from deltalearn.pipeline.prompts import PROMPTS, PromptFile
 from deltalearn.pipeline.stage import Stage
 from deltalearn.pipeline.tune_inputs import pairs_digest
-from deltalearn.recipe import DevSpec, EvaluateSpec, PairsSource, Recipe
+from deltalearn.recipe import DevSpec, PairsSource, Recipe
 from deltalearn.records import Message
 from deltalearn.util.files import write_json
 from deltalearn.util.paths import local_path
@@ -48,22 +48,18 @@ def overlap_stage(context: Context) -> Stage | None:
         met = {name: one["any"] for name, one in found["sets"].items()}
         return {"prompts": found["prompts"], "contaminated": met}
 
-    inputs = {
+    own = spec.questions if spec else {}
+    inputs: dict[str, Any] = {
         "prompts": context.keys.get("prompts"),
         "pairs": {name: pairs_digest(pairs) for name, pairs in _outside(recipe).items()},
-        "questions": {n: source_digest(*q.place) for n, q in spec.questions.items()}
-        if spec
-        else {},
+        "questions": {name: source_digest(*q.place) for name, q in own.items()},
         "dev": [source_digest(*dev.place) for dev in _devs(recipe)],
-        "spec": _which(spec) if spec else None,
+        "spec": None,
     }
+    if spec is not None:  # what of it decides which items are evaluated
+        reading = {name: q.reading for name, q in own.items()}
+        inputs["spec"] = [spec.names, reading, spec.split, spec.limit, spec.data_dir]
     return Stage("overlap", inputs, (OVERLAP,), work)
-
-
-def _which(spec: EvaluateSpec) -> Any:
-    """What of the settings decides which items are evaluated."""
-    questions = {name: own.reading for name, own in spec.questions.items()}
-    return [spec.names, questions, spec.split, spec.limit, spec.data_dir]
 
 
 def _outside(recipe: Recipe) -> dict[str, PairsSource]:

@@ -5,16 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from deltalearn.lm.locate import ModelFiles
 from deltalearn.pipeline.directory import RunDirectory
 from deltalearn.pipeline.generator import Generator, chosen_template_line, make_generators
 from deltalearn.pipeline.stage import Say, Stage, stage_line
 from deltalearn.recipe import Recipe
-
-if TYPE_CHECKING:
-    from deltalearn.lm.load import Placement
+from deltalearn.records import Placement
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 import threading
 import time
@@ -17,6 +18,7 @@ from deltalearn.pipeline.manifest import (
     DONE,
     LEFT,
     MANIFEST,
+    REOPENED,
     RUNNING,
     AnswersLeft,
     Manifest,
@@ -24,7 +26,8 @@ from deltalearn.pipeline.manifest import (
 )
 from deltalearn.pipeline.stage import Say, Stage, silent
 from deltalearn.recipe import LoadedRecipe
-from deltalearn.util.files import write_text
+from deltalearn.recipe.methods import FREE_TO_CHANGE
+from deltalearn.util.files import now, write_text
 from deltalearn.util.signals import leave_if_asked
 
 RECIPE = "recipe.yaml"
@@ -47,7 +50,6 @@ class RunDirectory:
         *,
         update: bool = False,
         may_hold: Sequence[str] = (),
-        free: Collection[str] = (),
         say: Say = silent,
     ) -> None:
         """Create or reopen a run.
@@ -60,7 +62,6 @@ class RunDirectory:
             loaded: The recipe.
             update: Let a run of other settings go on with these.
             may_hold: Names of files that a directory may have before its first run.
-            free: Dotted settings with which a run may go on when they are others.
             say: Is told of what is taken out of the way.
 
         Raises:
@@ -74,10 +75,10 @@ class RunDirectory:
         self._aside: Path | None = None  # where what is replaced goes, once something is
         self._writing = threading.Lock()
         recipe = loaded.values()
-        _existing_manifest(path, may_hold)  # says what is in the way before anything is written
+        _existing_manifest(path, may_hold)  # says what is there before anything is written
         self._hold = Hold(path, may_read=(path / MANIFEST).is_file())
         try:
-            existing = check_directory(path, loaded, update, may_hold, free)
+            existing = check_directory(path, loaded, update, may_hold)
         except BaseException:
             self._hold.release()
             raise
@@ -165,9 +166,9 @@ class RunDirectory:
 
     def reopen(self, stage: str) -> None:
         """Let a stage that is done work again: what it left is not there any more."""
-        self.manifest.stages[stage] = self.manifest.stages[stage].reopened()
+        self.manifest.stages[stage] = replace(self.manifest.stages[stage], state=REOPENED)
 
-    def leave_answers(self, stage: str, left: AnswersLeft, before: str | None) -> None:
+    def leave_answers(self, stage: str, left: AnswersLeft, before: str) -> None:
         """Note what a generate stage left in the store, whose mark was `before` when it began.
 
         What came since is not another stage's: theirs are as they left them.
@@ -191,11 +192,10 @@ class RunDirectory:
         if left:
             self.save()
 
-    def forget_others(self, stages: Iterable[str]) -> None:
-        """Drop records of all other stages."""
-        keep = set(stages)
+    def forget(self, prefix: str) -> None:
+        """Drop the records of all stages called so."""
         known = self.manifest.stages
-        if stale := [name for name in known if name not in keep]:
+        if stale := [name for name in known if name.startswith(prefix)]:
             for name in stale:
                 del known[name]
             self.save()
@@ -226,16 +226,15 @@ class RunDirectory:
                 self.save()
             return False
         before = self.manifest.stages.get(stage.name)
-        other = before is not None and before.key != stage.key
+        other = before if before is not None and before.key != stage.key else None
         lost = set(stage.costly) & set(stage.scratch)
-        if other and not over and self._any(lost):
-            assert before is not None
-            raise UserError(_holds_another(self.path, stage.changed(before)))
+        if other is not None and not over and self._any(lost):
+            raise UserError(_holds_another(self.path, stage.changed(other)))
         self._must_be_writable(f"{stage.name} is not done")
         stage.prepare()
         with self._writing:
-            if before is not None and before.key != stage.key:
-                self._make_way(stage, before)
+            if other is not None:
+                self._make_way(stage, other)
             self.manifest.stages[stage.name] = StageRecord(RUNNING, stage.key, stage.parts)
             self.save()
         start = time.monotonic()
@@ -246,9 +245,14 @@ class RunDirectory:
             raise
         with self._writing:
             self.done_now += 1
-            running = self.manifest.stages[stage.name]
-            seconds = time.monotonic() - start
-            self.manifest.stages[stage.name] = running.done(stage.outputs, seconds, counts)
+            self.manifest.stages[stage.name] = replace(
+                self.manifest.stages[stage.name],
+                state=DONE,
+                outputs=stage.outputs,
+                finished=now(),
+                seconds=round(time.monotonic() - start, 2),
+                counts=counts,
+            )
             self.save()
         leave_if_asked(f"{stage.name} is done; stopped")
         return True
@@ -298,20 +302,15 @@ class RunDirectory:
 
 
 def check_directory(
-    path: Path,
-    loaded: LoadedRecipe,
-    update: bool,
-    may_hold: Sequence[str] = (),
-    free: Collection[str] = (),
+    path: Path, loaded: LoadedRecipe, update: bool, may_hold: Sequence[str] = ()
 ) -> Manifest | None:
     """Make sure that a run may work in a directory; return what run.json says, if there is one.
 
     Args:
         path: The directory.
         loaded: The recipe.
-        update: As in `RunDirectory`, like the next two.
-        may_hold: Names of files.
-        free: Dotted settings.
+        update: As in `RunDirectory`.
+        may_hold: Likewise.
 
     Raises:
         UserError: If it may not.
@@ -320,13 +319,11 @@ def check_directory(
     if existing is None:
         check_place(path)
     else:
-        _check_same(path, existing, loaded.values(), update, free)
+        _check_same(path, existing, loaded, update)
     return existing
 
 
 def _existing_manifest(path: Path, may_hold: Sequence[str]) -> Manifest | None:
-    if path.is_file():
-        raise UserError(f"{path}: a file is in the way of the output directory")
     if not path.is_dir():
         return None
     if (path / MANIFEST).is_file():
@@ -352,10 +349,8 @@ def _keep_aside(place: Path, target: Path, *, copy: bool) -> None:
 
 def _next_number(folder: Path) -> Path:
     """The first folder below `folder`, called by a number, that is not there yet."""
-    number = 1
-    while (folder / str(number)).exists():
-        number += 1
-    return folder / str(number)
+    places = (folder / str(number) for number in itertools.count(1))
+    return next(place for place in places if not place.exists())
 
 
 def _holds_another(path: Path, changed: Iterable[str]) -> str:
@@ -366,18 +361,18 @@ def _holds_another(path: Path, changed: Iterable[str]) -> str:
     )
 
 
-def _check_same(
-    path: Path, existing: Manifest, new: dict[str, Any], update: bool, free: Collection[str]
-) -> None:
+def _check_same(path: Path, existing: Manifest, loaded: LoadedRecipe, update: bool) -> None:
     if not existing.stages.keys() - CHEAP:
         return  # nothing is here yet that other settings could not make again
-    old = existing.recipe
+    old, new = existing.recipe, loaded.values()
     if old["name"] != new["name"]:
         raise UserError(
             f"{path}: holds the run of another recipe ({old['name']!r}, this one is "
             f"{new['name']!r}); choose another --out"
         )
-    changed = sorted(set(_differences(old, new)) - set(free))
+    sections = ["tune", *(f"arms.{arm}.tune" for arm in loaded.recipe.arms)]
+    free = {f"{section}.{key}" for section in sections for key in FREE_TO_CHANGE}
+    changed = sorted(set(_differences(old, new)) - free)
     if changed and not update:
         raise UserError(
             f"{path}: holds a run with other settings ({', '.join(changed)}). Pass --update to "

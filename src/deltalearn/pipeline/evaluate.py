@@ -13,6 +13,8 @@ from deltalearn import __version__
 from deltalearn.errors import UserError
 from deltalearn.evaluate.harness.cache import FILE, Answers
 from deltalearn.evaluate.harness.loading import group_size, loaded, needs_template
+from deltalearn.evaluate.harness.model import CachedLM
+from deltalearn.evaluate.harness.named import load_named
 from deltalearn.evaluate.harness.results import (
     FORMAT,
     Measured,
@@ -24,12 +26,14 @@ from deltalearn.evaluate.harness.results import (
     write_results,
 )
 from deltalearn.evaluate.harness.run import Selection, Tasks, load_tasks, run
-from deltalearn.evaluate.harness.served import Unreachable
+from deltalearn.evaluate.harness.served import Server, Unreachable
 from deltalearn.evaluate.harness.terminal import average_line, line, not_run
 from deltalearn.evaluate.harness.test_set_log import TestSetLog, folder_of_log
 from deltalearn.evaluate.reference.benchmark import item_rows
 from deltalearn.evaluate.reference.kept import Kept
+from deltalearn.evaluate.reference.scorers import scorer
 from deltalearn.evaluate.reply import reply_notes
+from deltalearn.evaluate.tulu3 import humaneval
 from deltalearn.evaluate.tulu3.benchmark import Benchmark
 from deltalearn.evaluate.tulu3.sources import NoData
 from deltalearn.evaluate.tulu3.suite import BY_NAME
@@ -40,6 +44,7 @@ from deltalearn.pipeline.evaluate_settings import evaluated_rendering, sent_fiel
 from deltalearn.pipeline.judge import judge_key, judged, keep_answers
 from deltalearn.pipeline.lock import Hold
 from deltalearn.pipeline.questions import Questions
+from deltalearn.records import Placement
 from deltalearn.util.files import digest, write_text
 from deltalearn.util.signals import leave_if_asked
 
@@ -152,8 +157,6 @@ class _Evaluation:
 
     def _allow_code(self) -> None:
         """Tell the tasks, which lm_eval calls, whether programs may run."""
-        from deltalearn.evaluate.tulu3 import humaneval
-
         humaneval.code_policy = humaneval.CodePolicy(self.spec.allow_code, self.spec.unsafe)
 
     # -- one benchmark -----------------------------------------------------------------------
@@ -163,8 +166,6 @@ class _Evaluation:
             if BY_NAME[name].kind == "code" and not self.spec.allow_code:
                 raise NoData("it runs programs that the model writes; give --allow-code")
             return load_tasks(BY_NAME[name], self.data)
-        from deltalearn.evaluate.harness.named import load_named
-
         return load_named(name, self.spec.include_path)
 
     def _benchmark(self, name: str) -> None:
@@ -183,8 +184,7 @@ class _Evaluation:
             return
         benchmark, settings = tasks.benchmark, settings_of(tasks, self.options, self.rendering)
         if self._is_done(benchmark, settings):
-            known = self.results["benchmarks"][name]
-            self.options.say(line(title, known, "done before"))
+            self._say_before(name, title)
             return
         model = self._loaded(benchmark, settings)
         try:
@@ -209,8 +209,7 @@ class _Evaluation:
         for benchmark in questions.benchmarks:
             settings = questions.settings(benchmark, placement.dtype)
             if self._is_done(benchmark, settings):
-                known = self.results["benchmarks"][benchmark.name]
-                self.options.say(line(benchmark.title, known, "done before"))
+                self._say_before(benchmark.name, benchmark.title)
             else:
                 missing.append((benchmark, settings))
         if not missing:
@@ -218,14 +217,8 @@ class _Evaluation:
         started = time.monotonic()
         for benchmark, settings in missing:
             self._enter(benchmark, settings)
-        scored = questions.score(
-            [benchmark.measure for benchmark, _ in missing],
-            locate(options.backend.model),
-            placement,
-            Kept(self._kept(), digest([self.identity, placement.dtype])),
-            self.spec.token_budget,
-            options.name,
-        )
+        measures = [benchmark.measure for benchmark, _ in missing]
+        scored = self._score(questions, measures, placement)
         for benchmark, settings in missing:
             rows = item_rows(questions.items, scored, benchmark.measure)
             write_items(options.out, benchmark.name, rows)
@@ -235,6 +228,25 @@ class _Evaluation:
             entry = {**summary(benchmark, rows), **settings, "seconds": seconds, "notes": notes}
             self._keep(benchmark, entry | {"key": digest(settings), "unanswered": 0})
 
+    def _score(
+        self, questions: Questions, measures: list[str], placement: Placement
+    ) -> list[dict[str, Any]]:
+        """Score own questions by transformers: a row for each. What was answered is kept."""
+        from deltalearn.evaluate.reference.score import Asked, score_model
+
+        spec, budget = questions.spec, self.spec.token_budget
+        compare = scorer(spec.scorer, spec.pattern)
+        asked = Asked(measures, compare, spec.max_tokens, budget, self.rendering)
+        kept = Kept(self._kept(), digest([self.identity, placement.dtype]))
+        files, title = locate(self.options.backend.model), self.options.name
+        try:
+            return score_model(
+                files, questions.items, asked, placement=placement, title=title, kept=kept
+            )
+        except BaseException:
+            kept.save()
+            raise
+
     def _keep(self, benchmark: Measured, entry: dict[str, Any]) -> None:
         self.results["benchmarks"][benchmark.name] = entry
         self.results["not_run"].pop(benchmark.name, None)
@@ -242,12 +254,13 @@ class _Evaluation:
         self.options.say(line(benchmark.title, entry))
         leave_if_asked(f"{benchmark.title} is done; stopped")
 
+    def _say_before(self, name: str, title: str, remark: str = "") -> None:
+        self.options.say(line(title, self.results["benchmarks"][name], f"done before{remark}"))
+
     def _leave_out(self, name: str, title: str, reason: str) -> None:
         """Name what is not run. What was run stands, whatever is lacking now."""
-        known = self.results["benchmarks"].get(name)
-        if known is not None:
-            remark = f"done before; now {reason}"
-            self.options.say(line(title, known, remark))
+        if name in self.results["benchmarks"]:
+            self._say_before(name, title, f"; now {reason}")
             return
         self.results["not_run"][name] = reason
         self._write()
@@ -320,14 +333,12 @@ class _Evaluation:
         known = self.results["benchmarks"].get(benchmark.name, {})
         if known.get("key") != digest(settings) or known.get("score") is None:
             return False
-        self.options.say(line(benchmark.title, known, f"done before; now {remark}"))
+        self._say_before(benchmark.name, benchmark.title, f"; now {remark}")
         return True
 
     def _loaded(self, benchmark: Benchmark, settings: dict[str, Any]) -> Any:
         """The model as `run` takes it, loaded once; who sees which items is written down first."""
-        from deltalearn.evaluate.harness.model import CachedLM
         from deltalearn.evaluate.harness.prompts import prompts_of
-        from deltalearn.evaluate.harness.served import Server
 
         asked = self.options.backend
         sent = sent_fields(asked, self.rendering)

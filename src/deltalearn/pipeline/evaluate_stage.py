@@ -4,20 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from deltalearn.errors import UserError
 from deltalearn.evaluate.reference.benchmark import PER_BYTE
 from deltalearn.formats.rows import source_digest
 from deltalearn.pipeline.context import Context
-from deltalearn.pipeline.job import Doing, Job
-from deltalearn.pipeline.stage import Say, Stage, silent
-from deltalearn.recipe.evaluation import EvaluateSpec
-from deltalearn.recipe.schema import STUDENT, Recipe
+from deltalearn.pipeline.stage import Doing, Job, Say, Stage, silent
+from deltalearn.recipe import STUDENT, EvaluateSpec, Recipe
 from deltalearn.records import Rendering
-
-if TYPE_CHECKING:
-    from deltalearn.pipeline.evaluate_options import Options
 
 # Options of vLLM and lm_eval that have one model take several GPUs.
 WIDE = {"tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size", "parallelize"}
@@ -108,9 +103,25 @@ class Scoring:
         """Score; scores by name."""
         from deltalearn.lm.load import place
         from deltalearn.pipeline.evaluate import evaluate
+        from deltalearn.pipeline.evaluate_options import Options, backend_of
 
         job, at = self.job, place(self.job.device, self.job.dtype)
-        results = evaluate(_options(job, at.device, at.dtype))
+        model = str(job.model.resolve())
+        results = evaluate(
+            Options(
+                spec=job.spec,
+                backend=backend_of(job.spec, model, device=at.device, dtype=at.dtype),
+                out=job.test_set_log / job.place,
+                name=job.facts.get("name", ""),
+                facts=job.facts,
+                template=job.rendering.arguments,
+                day=job.rendering.day,
+                update=True,  # the run's own settings say whether it goes on
+                only=True,
+                test_set_log=job.test_set_log,
+                say=silent,
+            )
+        )
         _complete(results, job.spec)
         for entry in results["benchmarks"].values():
             for note in entry["notes"]:
@@ -170,24 +181,6 @@ def score_stage(job: ScoreJob, scoring: Doing) -> Stage:
         scoring.prepare,
         copied=(results, f"{SCORES}/{job.place}/items"),
         called=CALLED,
-    )
-
-
-def _options(job: ScoreJob, device: str, dtype: str) -> Options:
-    from deltalearn.pipeline.evaluate_options import Options, backend_of
-
-    return Options(
-        spec=job.spec,
-        backend=backend_of(job.spec, str(job.model.resolve()), device=device, dtype=dtype),
-        out=job.test_set_log / job.place,
-        name=job.facts.get("name", ""),
-        facts=job.facts,
-        template=job.rendering.arguments,
-        day=job.rendering.day,
-        update=True,  # the run's own settings say whether it goes on
-        only=True,
-        test_set_log=job.test_set_log,
-        say=silent,
     )
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from deltalearn.errors import UserError
 from deltalearn.formats.questions import read_items
@@ -17,12 +16,10 @@ from deltalearn.pipeline.evaluate_stage import check_evaluation
 from deltalearn.pipeline.generate import STORE_FILES
 from deltalearn.pipeline.generator import make_generators, rendering_of
 from deltalearn.pipeline.missing import what_is_missing
-from deltalearn.pipeline.run_options import STAGES, RunOptions
-from deltalearn.pipeline.tune import free_settings
+from deltalearn.pipeline.run_options import STAGES, RunOptions, StageName
 from deltalearn.pipeline.tune_inputs import pairs_digest
 from deltalearn.prompts.read import read_prompts
-from deltalearn.recipe import STUDENT, LoadedRecipe, Recipe, TuneSpec
-from deltalearn.recipe.evaluation import EvaluateSpec
+from deltalearn.recipe import STUDENT, EvaluateSpec, LoadedRecipe, Recipe, TuneSpec
 from deltalearn.util.distributed import several_processes
 from deltalearn.util.paths import local_path
 from deltalearn.util.text_format import plural
@@ -44,14 +41,13 @@ def check_run(loaded: LoadedRecipe, options: RunOptions) -> str:
         UserError: With a line for each fault.
     """
     recipe, out = loaded.recipe, options.out or Path("runs") / loaded.recipe.name
-    stages = [s for s in stages_of(recipe) if STAGES.index(s) <= STAGES.index(options.until)]
+    stages = stages_of(recipe, options.until)
     found: list[str] = []
     files: dict[str, ModelFiles] = {}
 
     def look_at_directory() -> None:
-        free = free_settings(tuple(recipe.arms))
-        manifest = check_directory(out, loaded, options.update, STORE_FILES, free)
-        for name, generator in make_generators(recipe, manifest, _no_engine).items():
+        manifest = check_directory(out, loaded, options.update, STORE_FILES)
+        for name, generator in make_generators(recipe, manifest).items():
             if generator.files is not None:
                 files[name] = generator.files
 
@@ -73,11 +69,11 @@ def check_run(loaded: LoadedRecipe, options: RunOptions) -> str:
     return f"{recipe.name}: nothing stands in the way: {asked}{students(recipe)}"
 
 
-def stages_of(recipe: Recipe) -> list[str]:
+def stages_of(recipe: Recipe, until: StageName = STAGES[-1]) -> list[str]:
     """Name the stages that a run of the recipe has: it may need no answers, or no scores."""
     left_out = set() if recipe.generators else {"prompts", "generate", "pairs"}
     left_out |= set() if recipe.evaluate else {"evaluate"}
-    return [stage for stage in STAGES if stage not in left_out]
+    return [s for s in STAGES[: STAGES.index(until) + 1] if s not in left_out]
 
 
 def students(recipe: Recipe) -> str:
@@ -148,10 +144,6 @@ def _note(found: list[str], work: Callable[[], object]) -> None:
         work()
     except UserError as error:
         found.append(str(error))
-
-
-def _no_engine() -> Any:
-    raise AssertionError("no engine is made")
 
 
 def _templates(

@@ -9,24 +9,21 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from deltalearn.errors import UserError
+from deltalearn.generate.stage import fingerprint, generate
 from deltalearn.pipeline.context import Context
 from deltalearn.pipeline.directory import RunDirectory
 from deltalearn.pipeline.generator import Generator, asked_models
-from deltalearn.pipeline.job import Doing, Job
 from deltalearn.pipeline.manifest import AnswersLeft
 from deltalearn.pipeline.prompts import PROMPTS, PromptFile, prompts_stage
 from deltalearn.pipeline.side_by_side import do_side_by_side
-from deltalearn.pipeline.stage import Say, Stage
+from deltalearn.pipeline.stage import Doing, Job, Say, Stage
 from deltalearn.recipe import GenerateSpec, GeneratorSpec, LoadedRecipe
-from deltalearn.records import Request
+from deltalearn.records import Placement, Request
+from deltalearn.responses.store import ResponseStore
 from deltalearn.util.files import digest
-
-if TYPE_CHECKING:
-    from deltalearn.lm.load import Placement
-    from deltalearn.responses.store import ResponseStore
 
 STORE = "responses.sqlite"
 STORE_FILES = (STORE, f"{STORE}-wal", f"{STORE}-shm")
@@ -65,8 +62,6 @@ def _side_by_side(context: Context, asked: Iterable[Answers], at_once: int) -> A
             distinct.setdefault((generator.identity, generator.settings.key()), answers)
     if len(distinct) < 2:
         return set()
-    from deltalearn.responses.store import ResponseStore
-
     ResponseStore(context.path(STORE)).close()  # SQLite does not wait to change modes
     by_name = {answers.generator.name: answers for answers in distinct.values()}
     for answers in by_name.values():
@@ -127,9 +122,6 @@ class Asking:
 
     def work(self) -> dict[str, Any]:
         """Ask what the store does not have; counts."""
-        from deltalearn.generate import generate
-        from deltalearn.responses.store import ResponseStore
-
         job, generator = self.job, self.generator
         with ResponseStore(job.store) as store:
             _call(store, generator)
@@ -196,30 +188,15 @@ class Answers:
         """The stage with another one at work."""
 
         def work() -> dict[str, Any]:
-            before = self._version()
+            with ResponseStore(self.job.store) as store:
+                before = store.version()
             counts = asking.work()
-            self._leave(before)
+            with ResponseStore(self.job.store, existing=True) as store:
+                left = AnswersLeft(store.version(), fingerprint(store, self.requests))
+            self.context.directory.leave_answers(self.name, left, before)
             return counts
 
         return replace(stage or self.stage, work=work, prepare=asking.prepare)
-
-    def _version(self) -> str | None:
-        """The store's mark, if there is a store."""
-        from deltalearn.responses.store import ResponseStore
-
-        if not self.job.store.is_file():
-            return None
-        with ResponseStore(self.job.store) as store:
-            return store.version()
-
-    def _leave(self, before: str | None) -> None:
-        """Write down what is in the store now."""
-        from deltalearn.generate.stage import fingerprint
-        from deltalearn.responses.store import ResponseStore
-
-        with ResponseStore(self.job.store, existing=True) as store:
-            left = AnswersLeft(store.version(), fingerprint(store, self.requests))
-        self.context.directory.leave_answers(self.name, left, before)
 
     def review(self) -> None:
         """Reopen the stage if it is done and the store has not what it left, or errors to retry.
@@ -235,9 +212,6 @@ class Answers:
 
     def are_as_left(self) -> bool:
         """Tell whether the store has what the stage left; note the store's mark if so."""
-        from deltalearn.generate.stage import fingerprint
-        from deltalearn.responses.store import ResponseStore
-
         directory, name = self.context.directory, self.stage.name
         left = directory.manifest.answers.get(name)
         with ResponseStore(self.context.path(STORE), existing=True) as store:
@@ -266,8 +240,6 @@ def _not_left_empty(directory: RunDirectory) -> Iterator[None]:
 
     A record would make mending a mistake in the settings look like another run.
     """
-    from deltalearn.responses.store import ResponseStore
-
     path = directory.path / STORE
     try:
         yield
@@ -278,8 +250,7 @@ def _not_left_empty(directory: RunDirectory) -> Iterator[None]:
             if empty:
                 for name in STORE_FILES:
                     path.with_name(name).unlink(missing_ok=True)
-                stages = directory.manifest.stages
-                directory.forget_others([n for n in stages if not n.startswith("generate/")])
+                directory.forget("generate/")
         raise
 
 

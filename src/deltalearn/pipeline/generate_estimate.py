@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from deltalearn.generate.estimate import GenerationEstimate, estimate_generation
 from deltalearn.pipeline.generate import STORE
 from deltalearn.pipeline.generator import asked_models, make_generators
 from deltalearn.pipeline.manifest import MANIFEST, Manifest
+from deltalearn.prompts import read_prompts
 from deltalearn.recipe import LoadedRecipe, Recipe
-
-if TYPE_CHECKING:
-    from deltalearn.generate.estimate import GenerationEstimate
-    from deltalearn.lm.load import Placement
 
 
 def dry_run(loaded: LoadedRecipe, out: Path | None = None, *, retry_errors: bool = False) -> str:
@@ -44,15 +41,12 @@ def estimate_models(
     Returns:
         Counts of the prompts, in words, and an estimate for each model.
     """
-    from deltalearn.generate.estimate import estimate_generation
-    from deltalearn.prompts import read_prompts
-
     assert recipe.prompts is not None
     found = read_prompts(**recipe.prompts.model_dump())
     counts = ", ".join(f"{k.replace('_', ' ')} {v:,}" for k, v in found.counts.items() if v)
     file = store.parent / MANIFEST
     manifest = Manifest.read(file) if file.is_file() else None  # its day, its commits
-    generators = make_generators(recipe, manifest, _nowhere)
+    generators = make_generators(recipe, manifest)
     estimates = []
     for name in asked_models(recipe):
         requests = generators[name].requests(found.prompts, len(found.prompts))
@@ -60,7 +54,3 @@ def estimate_models(
             estimate_generation(generators[name], requests, store, retry_errors=retry_errors)
         )
     return counts, estimates
-
-
-def _nowhere() -> Placement:
-    raise AssertionError("a dry run loads no model")

@@ -10,18 +10,18 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from deltalearn.generate.stage import Engine
 from deltalearn.lm.clock import reads_clock, today
 from deltalearn.lm.locate import ModelFiles, locate
+from deltalearn.openai_api import Endpoint
 from deltalearn.pipeline.manifest import Manifest, ModelRecord
 from deltalearn.pipeline.stage import Say
 from deltalearn.recipe import STUDENT, GenerateSpec, GeneratorSpec, ModelSpec, PricesSpec, Recipe
-from deltalearn.records import Prompt, Rendering, Request, Sampling
+from deltalearn.records import Placement, Prompt, Rendering, Request, Sampling
+from deltalearn.responses.requests import RequestPlan, Settings
 
 if TYPE_CHECKING:
-    from deltalearn.generate.stage import Engine
-    from deltalearn.lm.load import Placement
-    from deltalearn.openai_api import Endpoint
-    from deltalearn.responses.requests import Settings
+    from deltalearn.generate.engines.vllm_offline import VllmOptions
 
 IN_MEMORY = 100_000  # requests kept in memory; more are made anew each time they are read
 
@@ -78,8 +78,6 @@ class Generator:
     @cached_property
     def settings(self) -> Settings:
         """All but the prompt that decides an answer."""
-        from deltalearn.responses.requests import Settings
-
         spec, server = self.spec, self.model.server
         sampling = Sampling(spec.temperature, spec.top_p, spec.max_tokens)
         return Settings(
@@ -95,8 +93,6 @@ class Generator:
     @cached_property
     def endpoint(self) -> Endpoint:
         """The server of a model that is not here."""
-        from deltalearn.openai_api import Endpoint
-
         server = self.model.server
         assert server is not None
         values = server.model_dump(exclude={"prices", "model"})
@@ -109,8 +105,6 @@ class Generator:
 
     def requests(self, prompts: Iterable[Prompt], number: int) -> Iterable[Request]:
         """Plan what it is asked of `number` prompts; the result can be read again."""
-        from deltalearn.responses.requests import RequestPlan
-
         plan = RequestPlan(self.identity, prompts, self.settings)
         return list(plan) if number * self.spec.samples <= IN_MEMORY else plan
 
@@ -140,7 +134,7 @@ class Generator:
         return TransformersEngine(self.files, self.placement(), sampling, spec.token_budget, how)
 
     @property
-    def _vllm(self) -> Any:
+    def _vllm(self) -> VllmOptions:
         from deltalearn.generate.engines.vllm_offline import VllmOptions
 
         spec = self.spec.vllm
@@ -177,8 +171,12 @@ def model_record(path: str, files: ModelFiles) -> ModelRecord:
     return ModelRecord(path, files.fingerprint, files.commit)
 
 
+def _nowhere() -> Placement:
+    raise AssertionError("who only looks loads no model")
+
+
 def make_generators(
-    recipe: Recipe, manifest: Manifest | None, placement: Callable[[], Placement]
+    recipe: Recipe, manifest: Manifest | None, placement: Callable[[], Placement] = _nowhere
 ) -> dict[str, Generator]:
     """Make a generator of each model of a recipe, and of the student, who may answer too.
 

@@ -30,7 +30,7 @@ from deltalearn.openai_api.replies import Fault
 from deltalearn.pipeline.stage import Say
 from deltalearn.recipe.evaluation import JudgeSpec
 from deltalearn.records import Message
-from deltalearn.util.files import digest, file_digest, replacing
+from deltalearn.util.files import digest, file_digest, write_text
 from deltalearn.util.signals import SafeStop
 
 FOLDER = "alpaca_eval"  # in the result directory: answers, references, verdicts
@@ -60,7 +60,7 @@ def judge_key(judging: Judging | None, data_dir: Path | None) -> str | None:
     if isinstance(judging, Path):
         read_annotations(judging)
         return digest(["annotations", file_digest(judging), sides])
-    judge = _judge(judging)
+    judge = load_judge(judging.evaluator, judging.model, text_only=judging.text_only)
     judge_endpoint(judging, judge).key()
     return digest(["judge", judge.identity.digest, sides])
 
@@ -80,10 +80,8 @@ def keep_answers(directory: Path, rows: Sequence[ItemRow], name: str) -> None:
             }
             for row, output, generator in values
         ]
-        path = directory / FOLDER / file
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as temporary:
-            temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False), "utf-8")
+        text = json.dumps(content, indent=1, ensure_ascii=False)
+        write_text(directory / FOLDER / file, text)
 
 
 def judged(
@@ -135,10 +133,6 @@ def side_files(data_dir: Path | None) -> LengthControlData | None:
     return None if os.environ.get("HF_HUB_OFFLINE") else find_length_data()
 
 
-def _judge(spec: JudgeSpec) -> Judge:
-    return load_judge(spec.evaluator, spec.model, text_only=spec.text_only)
-
-
 def judge_endpoint(spec: JudgeSpec, judge: Judge) -> Endpoint:
     """Find where the judge is asked; UserError if that is nowhere, or its URL is none."""
     url, key_env = spec.url, spec.key_env
@@ -153,7 +147,7 @@ def judge_endpoint(spec: JudgeSpec, judge: Judge) -> Endpoint:
 
 
 def _ask(directory: Path, pairs: Sequence[Pair], spec: JudgeSpec, say: Say) -> list[Annotation]:
-    judge = _judge(spec)
+    judge = load_judge(spec.evaluator, spec.model, text_only=spec.text_only)
     endpoint = judge_endpoint(spec, judge)
     with VerdictCache(directory / FOLDER / FILE) as cache, SafeStop() as stop:
         return annotate(pairs, judge, ask_server(judge, endpoint, stop, say), cache, say=say)

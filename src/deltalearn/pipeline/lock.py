@@ -35,12 +35,13 @@ class Hold:
     def __init__(self, path: Path, *, may_read: bool = False) -> None:
         self.path = path
         self.to_read = may_read and path.is_dir() and not os.access(path, os.W_OK | os.X_OK)
-        self._made: list[Path] = []
+        self._made: list[Path] = []  # the innermost first
         self._lock = FileLock(path / LOCK)
         if self.to_read:
             return
         check_place(path)
-        self._made = _make(path)
+        self._made = [folder for folder in (path, *path.parents) if not folder.exists()]
+        path.mkdir(parents=True, exist_ok=True)
         there = _holder(path / LOCK)
         try:
             self._lock.acquire(timeout=0)
@@ -99,13 +100,6 @@ def check_place(path: Path) -> None:
         read_only = os.statvfs(there).f_flag & os.ST_RDONLY
         why = PLACES[errno.EROFS if read_only else errno.EACCES]
         raise UserError(f"{path}: nothing can be written in {there}: {why}")
-
-
-def _make(path: Path) -> list[Path]:
-    """Make a directory; which folders were not there before, the innermost first."""
-    made = [folder for folder in (path, *path.parents) if not folder.exists()]
-    path.mkdir(parents=True, exist_ok=True)
-    return made
 
 
 def _me() -> dict[str, object]:

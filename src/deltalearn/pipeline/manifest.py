@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -40,17 +40,6 @@ class StageRecord:
     finished: str | None = None
     seconds: float = 0.0
     counts: dict[str, Any] = field(default_factory=dict)
-
-    def done(self, outputs: tuple[str, ...], seconds: float, counts: dict[str, Any]) -> StageRecord:
-        """Return the record of the same stage when it is done."""
-        return replace(
-            self, state=DONE, outputs=outputs, finished=now(), seconds=round(seconds, 2),
-            counts=counts,
-        )  # fmt: skip
-
-    def reopened(self) -> StageRecord:
-        """Return the record of the same stage when it must work again."""
-        return replace(self, state=REOPENED)
 
     def as_json(self) -> dict[str, Any]:
         """Return the record as run.json has it."""

@@ -7,28 +7,25 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from deltalearn.errors import UserError
+from deltalearn.evaluate.tulu3.benchmark import Benchmark
 from deltalearn.lm.gguf import file_of_hub, is_gguf
 from deltalearn.lm.locate import HERE, HUB_ID
 from deltalearn.lm.templates import NAMED
 from deltalearn.pipeline.run_options import STAGES
-from deltalearn.recipe import STUDENT, ModelSpec, Recipe
-from deltalearn.recipe.evaluation import EvaluateSpec
+from deltalearn.recipe import STUDENT, EvaluateSpec, ModelSpec, Recipe
 from deltalearn.util.paths import local_path, looked_for
-
-if TYPE_CHECKING:
-    from deltalearn.evaluate.tulu3.benchmark import Benchmark
 
 HAS_VLLM = "import importlib.util, sys; sys.exit(importlib.util.find_spec('vllm') is None)"
 DATA_FILES = {
     ".jsonl", ".json", ".parquet", ".csv", ".yaml", ".txt", ".gz", ".arrow", ".jinja"
 }  # fmt: skip
 ON_GPU = {"kernels": ("liger_kernel", "kernels"), "float8": ("torchao", "float8")}
-TRACKERS = {"tensorboard": "tensorboard", "wandb": "wandb", "trackio": "trackio"}
+TRACKERS = ("tensorboard", "wandb", "trackio")  # packages
 
 
 @dataclass(frozen=True)
@@ -85,14 +82,12 @@ def _models(recipe: Recipe) -> Iterator[Lack]:
     for name, model in local_models(recipe).items():
         place, chosen = model.place, model.chat_template
         if not model_is_here(place):
-            text = f"model {name}: {place} is not on this disk; {_remedy(place)}"
-            yield Lack(text, "prompts", not _is_of_hub(place))
+            yield _absent(f"model {name}", place, "prompts")
         if is_gguf(place) and find_spec("gguf") is None:
             text = f"package gguf, for {place} of model {name}: pip install -e '.[gguf]'"
             yield Lack(text, "prompts")
         if chosen is not None and chosen not in NAMED and not local_path(chosen).is_file():
-            text = f"chat_template of {name}: {chosen} is not on this disk; {_remedy(chosen)}"
-            yield Lack(text, "prompts")
+            yield replace(_absent(f"chat_template of {name}", chosen, "prompts"), stops=True)
 
 
 def _data(recipe: Recipe) -> Iterator[Lack]:
@@ -111,14 +106,15 @@ def _data(recipe: Recipe) -> Iterator[Lack]:
         sources += [(f"evaluate.questions.{n}", "evaluate", q.source) for n, q in own]
     for what, stage, source in sources:
         if not local_path(source).exists():
-            text = f"{what}: {source} is not on this disk; {_remedy(source)}"
-            yield Lack(text, stage, not _is_of_hub(source))
+            yield _absent(what, source, stage)
 
 
-def _remedy(place: str) -> str:
-    if _is_of_hub(place):
-        return "it is downloaded from the Hugging Face hub at the first start"
-    return f"check the path{looked_for(place)}"
+def _absent(what: str, place: str, stage: str) -> Lack:
+    """What is not on this disk, and is fetched if its place looks like one of the hub."""
+    remedy, fetched = f"check the path{looked_for(place)}", _is_of_hub(place)
+    if fetched:
+        remedy = "it is downloaded from the Hugging Face hub at the first start"
+    return Lack(f"{what}: {place} is not on this disk; {remedy}", stage, not fetched)
 
 
 def _is_of_hub(place: str) -> bool:
@@ -156,7 +152,7 @@ def _packages(recipe: Recipe) -> Iterator[Lack]:
                 yield Lack(f"package {package}, for tune.{name}: {extra}", "tune")
             if recipe.device == "cpu" or not _has_gpu():
                 yield Lack(f"a GPU, for tune.{name}; leave it out", "tune")
-        if spec.tracker in TRACKERS and find_spec(TRACKERS[spec.tracker]) is None:
+        if spec.tracker in TRACKERS and find_spec(spec.tracker) is None:
             extra = f"pip install -e '.[{spec.tracker}]'"
             yield Lack(f"package {spec.tracker}, for tune.tracker: {extra}", "tune")
 
@@ -213,7 +209,6 @@ def _of_evaluation(spec: EvaluateSpec) -> Iterator[Lack]:
 
 
 def _benchmark_data(suite: list[Benchmark], given: str | None) -> Iterator[Lack]:
-    from deltalearn.errors import UserError
     from deltalearn.evaluate.tulu3.sources import data_directory
     from deltalearn.evaluate.tulu3.suite import local_pattern
 

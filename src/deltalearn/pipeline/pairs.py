@@ -17,6 +17,7 @@ from deltalearn.pipeline.stage import Stage, counts_line
 from deltalearn.recipe import PairRules
 from deltalearn.recipe.faults import explain
 from deltalearn.recipe.load import OPTIONS
+from deltalearn.responses.store import ResponseStore
 
 if TYPE_CHECKING:
     from deltalearn.pairs import PairCounts
@@ -46,7 +47,6 @@ def pairs_stage(context: Context, chosen: str, rejected: str) -> Stage:
 
     def work() -> dict[str, Any]:
         from deltalearn.pairs.candidates import candidates_of_requests
-        from deltalearn.responses.store import ResponseStore
 
         sides = [Answers(context, context.generators[name]).requests for name in (chosen, rejected)]
         with ResponseStore(context.path(STORE)) as store:
@@ -88,7 +88,6 @@ def write_pairs_of_store(
         UserError: If an argument is none, or the store has not these models' answers.
     """
     from deltalearn.pairs.candidates import candidates_of_models, shared_template
-    from deltalearn.responses.store import ResponseStore
 
     try:
         spec = PairRules(**rules)

@@ -5,17 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from deltalearn.formats.rows import files_line, source_digest
 from deltalearn.pipeline.context import Context
 from deltalearn.pipeline.stage import Say, Stage
+from deltalearn.prompts.read import read_prompts
 from deltalearn.recipe import PromptsSpec
 from deltalearn.records import Prompt
 from deltalearn.util.files import read_jsonl_lazily, write_jsonl
-
-if TYPE_CHECKING:
-    from deltalearn.prompts.read import PromptSet
 
 PROMPTS, REJECTS = "prompts.jsonl", "prompts.rejects.jsonl"
 REJECTS_SHOWN = 3
@@ -49,11 +47,9 @@ def read_and_keep_prompts(spec: PromptsSpec, folder: Path, say: Say) -> dict[str
 
     prompts.jsonl has the usable ones, prompts.rejects.jsonl the others with file, line and reason.
     """
-    from deltalearn.prompts.read import read_prompts
-
     if line := files_line(spec.source, spec.split):
         say(line)
-    found: PromptSet = read_prompts(**spec.model_dump())
+    found = read_prompts(**spec.model_dump())
     rows = ({"id": p.id, "messages": list(p.messages)} for p in found.prompts)
     write_jsonl(folder / PROMPTS, rows)
     rejects = folder / REJECTS

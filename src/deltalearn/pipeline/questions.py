@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from deltalearn.evaluate.harness.run import Selection
 from deltalearn.evaluate.reference.benchmark import QuestionBenchmark
-from deltalearn.evaluate.reference.kept import Kept
 from deltalearn.evaluate.reference.scorers import scorer
 from deltalearn.formats.questions import Item, read_items
 from deltalearn.formats.rows import files_line
-from deltalearn.lm.locate import ModelFiles
 from deltalearn.recipe.evaluation import EvaluateSpec, QuestionsSpec
 from deltalearn.records import Rendering
 from deltalearn.util.files import digest
-
-if TYPE_CHECKING:
-    from deltalearn.lm.load import Placement
 
 
 def question_files(spec: EvaluateSpec) -> list[str]:
@@ -80,25 +74,3 @@ class Questions:
             "arguments": {},
             **self.rendering.content(),
         }
-
-    def score(
-        self,
-        metrics: Sequence[str],
-        model: ModelFiles,
-        placement: Placement,
-        kept: Kept,
-        token_budget: int,
-        title: str,
-    ) -> list[dict[str, Any]]:
-        """Score the items by transformers: a row for each. What was answered is kept in `kept`."""
-        from deltalearn.evaluate.reference.score import Asked, score_model
-
-        compare = scorer(self.spec.scorer, self.spec.pattern)
-        asked = Asked(metrics, compare, self.spec.max_tokens, token_budget, self.rendering)
-        try:
-            return score_model(
-                model, self.items, asked, placement=placement, title=title, kept=kept
-            )
-        except BaseException:
-            kept.save()
-            raise

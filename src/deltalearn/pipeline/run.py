@@ -25,13 +25,12 @@ from deltalearn.pipeline.evaluate_stage import (
 )
 from deltalearn.pipeline.first_look import faults, stages_of, students, unfilled_batches
 from deltalearn.pipeline.generate import STORE_FILES, generate_stages
-from deltalearn.pipeline.job import Doing
 from deltalearn.pipeline.pairs import pairs_name, pairs_stage
 from deltalearn.pipeline.prompts import prompts_stage
 from deltalearn.pipeline.run_options import STAGES, RunOptions
 from deltalearn.pipeline.side_by_side import do_side_by_side
-from deltalearn.pipeline.stage import Say, Stage
-from deltalearn.pipeline.tune import TuneJob, Tuning, follow, free_settings, tune_stage
+from deltalearn.pipeline.stage import Doing, Say, Stage
+from deltalearn.pipeline.tune import TuneJob, Tuning, follow, tune_stage
 from deltalearn.pipeline.tune_inputs import pairs_digest
 from deltalearn.recipe import STUDENT, LoadedRecipe, PairsSource
 from deltalearn.util.distributed import Processes, processes_here, several_processes
@@ -60,7 +59,7 @@ def run_recipe(
     Raises:
         UserError: If something is missing, or the directory holds another run.
     """
-    recipe, update, until = loaded.recipe, options.update, options.until
+    recipe, update = loaded.recipe, options.update
     out = options.out or Path("runs") / recipe.name
     if options.parallel > 1 and several_processes():
         raise UserError(
@@ -70,16 +69,12 @@ def run_recipe(
     processes = Processes(recipe.device)
 
     def lead() -> RunDirectory:
-        free = free_settings(tuple(recipe.arms))
-        with RunDirectory(
-            out, loaded, update=update, may_hold=STORE_FILES, free=free, say=say
-        ) as directory:
+        with RunDirectory(out, loaded, update=update, may_hold=STORE_FILES, say=say) as directory:
             pipeline = Pipeline(
                 recipe, directory, say, update=update, retry_errors=options.retry_errors,
                 processes=processes, parallel=options.parallel,
             )  # fmt: skip
-            last = STAGES.index(until)
-            stages = [stage for stage in stages_of(recipe) if STAGES.index(stage) <= last]
+            stages = stages_of(recipe, options.until)
             pipeline.check(stages)
             for stage in stages:
                 if stage == STAGES[-1]:  # which tells of what the recipe has

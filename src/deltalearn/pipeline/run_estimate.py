@@ -11,10 +11,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from deltalearn.errors import UserError
+from deltalearn.generate.estimate import GenerationEstimate
 from deltalearn.lm.locate import locate_tokenizer
+from deltalearn.pipeline.evaluate_estimate import BenchmarkEstimate, estimate_evaluation
 from deltalearn.pipeline.first_look import faults, stages_of, students
 from deltalearn.pipeline.generate import STORE
 from deltalearn.pipeline.generate_estimate import estimate_models
@@ -22,14 +23,18 @@ from deltalearn.pipeline.manifest import DONE, MANIFEST, Manifest, StageRecord
 from deltalearn.pipeline.missing import local_models, model_is_here, what_is_missing
 from deltalearn.pipeline.pairs import pairs_name
 from deltalearn.pipeline.run_options import Rates
+from deltalearn.pipeline.tune_estimate import (
+    Lengths,
+    Student,
+    TuneEstimate,
+    assumed_lengths,
+    estimate_tuning,
+    lengths_of_source,
+)
 from deltalearn.pipeline.tune_rate import Pace
+from deltalearn.prompts import read_prompts
 from deltalearn.recipe import LoadedRecipe, PairsSource, Recipe
 from deltalearn.util.paths import local_path
-
-if TYPE_CHECKING:
-    from deltalearn.generate.estimate import GenerationEstimate
-    from deltalearn.pipeline.evaluate_estimate import BenchmarkEstimate
-    from deltalearn.pipeline.tune_estimate import Lengths, Student, TuneEstimate
 
 GPUS = (1, 2, 4, 8)
 
@@ -72,7 +77,7 @@ class _RunEstimate:
             ["missing here", *(f"  {line}" for line in self.missing() or ["nothing"])],
         ]
         if recipe.generators:
-            blocks += [self.prompts(), self.generate(), self.pairs()]
+            blocks += [["prompts", f"  {self.generation[0]}"], self.generate(), self.pairs()]
         blocks.append(self.tune())
         blocks += [self.evaluate(), self.time()]
         return "\n\n".join("\n".join(block) for block in blocks)
@@ -115,9 +120,6 @@ class _RunEstimate:
         return self._assumed_generation(prompts_here)
 
     def _assumed_generation(self, prompts_here: bool) -> tuple[str, list[GenerationEstimate]]:
-        from deltalearn.generate.estimate import GenerationEstimate
-        from deltalearn.prompts import read_prompts
-
         recipe, expect = self.recipe, self.recipe.expect
         assert expect is not None and recipe.prompts is not None
         if prompts_here:
@@ -141,10 +143,6 @@ class _RunEstimate:
             )  # fmt: skip
         return about, found
 
-    def prompts(self) -> list[str]:
-        """How many prompts."""
-        return ["prompts", f"  {self.generation[0]}"]
-
     def generate(self) -> list[str]:
         """Requests and tokens of each model."""
         spec = self.recipe.generate
@@ -165,16 +163,12 @@ class _RunEstimate:
     @cached_property
     def student(self) -> Student:
         """The student, as far as it is here."""
-        from deltalearn.pipeline.tune_estimate import Student
-
         assert self.recipe.student is not None
         return Student.find(self.recipe.student, self.recipe.expect)
 
     @cached_property
     def tunings(self) -> dict[str, tuple[TuneEstimate, str]]:
         """{arm: (estimate, how its lengths were found)}."""
-        from deltalearn.pipeline.tune_estimate import estimate_tuning
-
         found = {}
         for arm in self.recipe.tuned_arms:
             settings = self.recipe.tune_of(arm)
@@ -186,8 +180,6 @@ class _RunEstimate:
         return found
 
     def _lengths(self, arm: str) -> Lengths:
-        from deltalearn.pipeline.tune_estimate import assumed_lengths, lengths_of_source
-
         spec, settings = self.recipe.arms[arm], self.recipe.tune_of(arm)
         if spec.pairs is not None:
             return lengths_of_source(self.recipe, settings, spec.pairs, self.student.files)
@@ -204,14 +196,13 @@ class _RunEstimate:
         """Every pair as long as the answers are expected to be, or at most."""
         import numpy as np
 
-        from deltalearn.pipeline.tune_estimate import Lengths
         from deltalearn.tune.fit import PairLengths
 
         models = {e.name: e for e in self.generation[1]}
         sides = [models[chosen], models[rejected]]
         number = min(filter(None, (sides[0].requests, most)))
-        tokens = [max(1, round(side.prompt_tokens)) for side in sides[:1]]
-        tokens += [max(1, round(side.answer_tokens)) for side in sides]
+        means = sides[0].prompt_tokens, *(side.answer_tokens for side in sides)
+        tokens = [max(1, round(mean)) for mean in means]
         arrays = [np.full(number, length, np.int64) for length in tokens]
         known = all(side.basis for side in sides)
         about = (
@@ -247,8 +238,6 @@ class _RunEstimate:
     @cached_property
     def benchmarks(self) -> list[BenchmarkEstimate]:
         """An estimate for each benchmark."""
-        from deltalearn.pipeline.evaluate_estimate import estimate_evaluation
-
         assert self.recipe.evaluate is not None
         return estimate_evaluation(self.recipe.evaluate)
 

@@ -16,8 +16,7 @@ from typing import Any, TypeVar
 
 from deltalearn.errors import UserError
 from deltalearn.pipeline.context import Context
-from deltalearn.pipeline.job import GO, Doing, Job
-from deltalearn.pipeline.stage import Say, Stage
+from deltalearn.pipeline.stage import GO, Doing, Job, Say, Stage
 from deltalearn.util.distributed import cores, free_gpus, own_environment
 from deltalearn.util.progress import console
 from deltalearn.util.signals import SafeStop, Stopped
@@ -84,7 +83,7 @@ class Worker:
     job: Job
     say: Say
     environment: dict[str, str] = field(default_factory=dict)
-    _process: subprocess.Popen[str] | None = None
+    _process: Any = None  # a Popen, once it is started
     _asked: bool = False
     _wrote: deque[str] = field(default_factory=lambda: deque(maxlen=LAST_LINES))
 
@@ -110,7 +109,6 @@ class Worker:
         """Let it work, and return its counts."""
         self._write(GO)
         counts = self._until("counts")
-        assert self._process is not None
         self._process.wait()
         return counts
 
@@ -123,20 +121,17 @@ class Worker:
     def close(self) -> None:
         """End the process if it has not ended."""
         if self._process is not None:
-            assert self._process.stdin is not None
             with suppress(OSError):
                 self._process.stdin.close()  # at which it ends
             self._process.wait()
 
     def _write(self, line: str) -> None:
-        assert self._process is not None and self._process.stdin is not None
         with suppress(BrokenPipeError):  # it has ended, and `_until` says why
             self._process.stdin.write(line + "\n")
             self._process.stdin.flush()
 
     def _until(self, wanted: str) -> Any:
         """Pass on what it says until `wanted` is said; Stopped or UserError if it ends instead."""
-        assert self._process is not None and self._process.stdout is not None
         for line in self._process.stdout:
             message = json.loads(line)
             if "say" in message:
@@ -159,7 +154,6 @@ class Worker:
         )
 
     def _pass_on(self) -> None:
-        assert self._process is not None and self._process.stderr is not None
         for line in self._process.stderr:
             self._wrote.append(line)
             if line.startswith("warning: ") or " min left" in line:  # the bar's line a minute

@@ -1,4 +1,4 @@
-"""What a stage of a run is, and how it is told of."""
+"""What a stage of a run is, its work as a job for any process, and how it is told of."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from deltalearn.pipeline.manifest import StageRecord
+from deltalearn.recipe.base import Spec
 from deltalearn.util.files import digest, read_jsonl
 from deltalearn.util.text_format import words
 
 Say = Callable[[str], None]
+GO = "go"  # what a process that is started for a job waits for, once it has prepared
 SHOWN_OF_LAST_STEP = ("loss", "margin", "accuracy")
 
 
@@ -67,6 +69,46 @@ class Stage:
         """Name the inputs that were others for the record `before`, in words."""
         names = [n for n, value in self.parts.items() if before.inputs.get(n) != value]
         return [self.called.get(n, n) for n in names] if before.inputs else ["inputs"]
+
+
+class Doing(Protocol):
+    """Someone who does a job. The two methods are those that a `Stage` has."""
+
+    def prepare(self) -> None:
+        """Find out whether the work is possible. UserError for what would stop it later."""
+
+    def work(self) -> dict[str, Any]:
+        """Do the job; return its counts."""
+
+
+class Job(Spec):
+    """All that a process needs to know for one independent stage of a run.
+
+    Attributes:
+        kind: Which stage; in JSON it tells whose job it is.
+        title: What its bar is called, and what is said of its errors.
+        device: As in the recipe; where a process was given one GPU, it sees no other.
+        dtype: As in the recipe.
+    """
+
+    kind: str
+    title: str
+    device: str
+    dtype: str
+
+    @property
+    def alike(self) -> Any:
+        """Name what the job has in common with jobs that had better not begin at the same time."""
+        return None
+
+    @property
+    def held(self) -> Path | None:
+        """The folder that a process started for it holds while it is at work, if any."""
+        return None
+
+    def begin(self, say: Say) -> Doing:
+        """Give what does the job in this process, where no others work at it."""
+        raise NotImplementedError
 
 
 def stage_line(name: str, record: StageRecord) -> str:

@@ -21,8 +21,7 @@ from deltalearn.lm.locate import ModelFiles, locate
 from deltalearn.pipeline.contamination import OVERLAP, overlap_lines, overlap_of_pairs
 from deltalearn.pipeline.directory import RunDirectory
 from deltalearn.pipeline.generator import chosen_template_line, model_record, rendering_of
-from deltalearn.pipeline.job import Doing, Job
-from deltalearn.pipeline.stage import Say, Stage, silent, tuned_line
+from deltalearn.pipeline.stage import Doing, Job, Say, Stage, silent, tuned_line
 from deltalearn.pipeline.tune_inputs import (
     counts_text,
     pairs_digest,
@@ -33,12 +32,11 @@ from deltalearn.pipeline.tune_inputs import (
 )
 from deltalearn.recipe import STUDENT, LoadedRecipe, PairsSource, TuneSpec
 from deltalearn.recipe.methods import FREE_TO_CHANGE, METHODS
-from deltalearn.records import Rendering
+from deltalearn.records import Placement, Rendering
 from deltalearn.util.distributed import Processes, free_gpus
 from deltalearn.util.files import write_json
 
 if TYPE_CHECKING:
-    from deltalearn.lm.load import Placement
     from deltalearn.tune.dataset import Examples
     from deltalearn.tune.tokenize import ExampleCounts
 
@@ -235,12 +233,6 @@ def _one_at_a_time(file: Path) -> Iterator[None]:
         yield
 
 
-def free_settings(arms: tuple[str, ...] = ()) -> set[str]:
-    """Name the dotted settings of a recipe with which a run may go on when they are others."""
-    sections = ["tune", *(f"arms.{arm}.tune" for arm in arms)]
-    return {f"{section}.{key}" for section in sections for key in FREE_TO_CHANGE}
-
-
 def run_tune(
     loaded: LoadedRecipe,
     out: Path | None = None,
@@ -286,7 +278,7 @@ def run_tune(
                 say(line)
 
     def lead() -> None:
-        with RunDirectory(out, loaded, update=update, free=free_settings(), say=say) as directory:
+        with RunDirectory(out, loaded, update=update, say=say) as directory:
             pinned = directory.manifest.pinned(STUDENT, spec.place)
             student = locate(spec.place, spec.revision or pinned, spec.chat_template)
             job = TuneJob(

@@ -16,7 +16,6 @@ from deltalearn.pipeline.tune_inputs import (
     split_line,
 )
 from deltalearn.recipe import ExpectSpec, LoraSpec, ModelSpec, PairsSource, Recipe, TuneSpec
-from deltalearn.records import Rendering
 from deltalearn.util.files import canonical_json
 from deltalearn.util.paths import local_path
 
@@ -138,17 +137,6 @@ def estimate_tuning(
     return TuneEstimate(settings, dtype, plan, sizes, warning)
 
 
-def read_lengths(
-    pairs: PairsSource, settings: TuneSpec, student: ModelFiles, rendering: Rendering
-) -> Lengths:
-    """Count the tokens of all usable pairs of a source, rendered as the student's are."""
-    from deltalearn.tune.fit import PairLengths
-
-    examples, counts = read_examples(pairs, settings, student, rendering)
-    about = "\n".join(filter(None, [counts_text(counts), split_line(pairs)]))
-    return Lengths(PairLengths.of(examples), about, examples)
-
-
 def assumed_lengths(recipe: Recipe, settings: TuneSpec, limit: int | None, why: str) -> Lengths:
     """Draw the lengths that `recipe.expect` describes, of at most `limit` pairs.
 
@@ -179,8 +167,12 @@ def lengths_of_source(
     """
     here = local_path(pairs.source).exists()
     if student is not None and (here or recipe.expect is None):
+        from deltalearn.tune.fit import PairLengths
+
         assert recipe.student is not None
         how = rendering_of(recipe.student, student, recipe.day or today())
-        return read_lengths(pairs, settings, student, how)
+        examples, counts = read_examples(pairs, settings, student, how)
+        about = "\n".join(filter(None, [counts_text(counts), split_line(pairs)]))
+        return Lengths(PairLengths.of(examples), about, examples)
     why = "its pairs are here, but not the tokenizer" if here else "not on this disk"
     return assumed_lengths(recipe, settings, pairs.limit, why)

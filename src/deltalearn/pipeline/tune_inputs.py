@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deltalearn.errors import UserError
+from deltalearn.formats.preferences import READING, PairReader, Text
 from deltalearn.formats.rows import files_line, source_digest
 from deltalearn.lm.locate import ModelFiles
 from deltalearn.recipe import PairsSource, TuneSpec
@@ -15,7 +16,6 @@ from deltalearn.util.text_format import words
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-    from deltalearn.formats.preferences import Text
     from deltalearn.tune.dataset import Examples
     from deltalearn.tune.tokenize import ExampleCounts
 
@@ -49,7 +49,6 @@ def read_examples(
         kept: A folder for the next start to find them in, and their digest.
         some: How `prepare_examples` stops early.
     """
-    from deltalearn.formats.preferences import READING, PairReader
     from deltalearn.lm.load import load_tokenizer
     from deltalearn.tune.tokenize import prepare_examples
 

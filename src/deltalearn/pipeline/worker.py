@@ -19,8 +19,8 @@ from pydantic import Field, TypeAdapter
 from deltalearn.errors import UserError, is_disk_full, place_fault
 from deltalearn.pipeline.evaluate_stage import ScoreJob
 from deltalearn.pipeline.generate import AskJob
-from deltalearn.pipeline.job import GO, Job
 from deltalearn.pipeline.lock import Hold
+from deltalearn.pipeline.stage import GO, Job
 from deltalearn.pipeline.tune import TuneJob
 from deltalearn.util.malloc import keep_freed_memory
 
