@@ -151,7 +151,7 @@ def offline(warm, place) -> Callable[[Sampling], VllmEngine]:
         warm.start()
 
     def make(sampling: Sampling = GREEDY) -> VllmEngine:
-        engine = VllmEngine(locate(place), sampling, warm._options)
+        engine = VllmEngine(locate(place), sampling, warm.options)
         engine._worker, engine.name = warm._worker, warm.name
         engine.close = lambda: None
         return engine
@@ -335,7 +335,7 @@ def test_killed_twice_everything_is_answered_once(
     for name, few in {"SENT": 20, "GROUP": 10}.items():  # so that much is left at each kill
         monkeypatch.setattr(f"deltalearn.generate.engines.vllm_offline.{name}", few)
     monkeypatch.setattr(warm, "answers", killing)
-    monkeypatch.setattr(warm, "_say", said.append)
+    monkeypatch.setattr(warm, "say", said.append)
     requests = requests_of(locate(place).fingerprint, prompts)
     found = answer(tmp_path / "r.sqlite", requests, lambda: warm)
     assert found == {prompt.id: expected[prompt.id] for prompt in prompts}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 import aiohttp
@@ -47,13 +47,15 @@ class Reply(Generic[T]):
     seconds: float
 
 
+@dataclass(eq=False, kw_only=True)
 class Client:
     """A session with one server, for any number of tasks of one event loop.
 
     All requests share the pace, the quiet that the server asks for, and the judgement whether it is
-    down; whatever every request would meet ends them all.
+    down; whatever every request would meet ends them all. UserError if the key is not in the
+    environment.
 
-    Args:
+    Attributes:
         endpoint: The server and its model.
         stop: Once it is true nothing more is asked, and every wait ends.
         path: Behind the endpoint's URL.
@@ -61,31 +63,24 @@ class Client:
         verify: Whether a server's certificate must be valid.
         fit: Whether a request that vLLM refuses for its length is asked with fewer tokens.
         say: Is told of a long wait and of a model that the server does not list.
-
-    Raises:
-        UserError: The key is not in the environment.
+        server: What the server says of itself, once it was asked.
     """
 
-    def __init__(
-        self,
-        endpoint: Endpoint,
-        *,
-        stop: Callable[[], bool] = lambda: False,
-        path: str = "chat/completions",
-        headers: Mapping[str, str] | None = None,
-        verify: bool = True,
-        fit: bool = False,
-        say: Callable[[str], None] = print,
-    ) -> None:
-        self.endpoint = endpoint
-        self.cancellation = Cancellation(stop)
-        self.server = ServerInfo()
-        self._url = f"{endpoint.base}/{path}"
-        self._verify = verify
-        self._fit = fit
-        self._say = say
+    endpoint: Endpoint = field(kw_only=False)
+    stop: Callable[[], bool] = lambda: False
+    path: str = "chat/completions"
+    headers: Mapping[str, str] | None = None
+    verify: bool = True
+    fit: bool = False
+    say: Callable[[str], None] = print
+    server: ServerInfo = field(default_factory=ServerInfo, init=False)
+
+    def __post_init__(self) -> None:
+        endpoint = self.endpoint
+        self.cancellation = Cancellation(self.stop)
+        self._url = f"{endpoint.base}/{self.path}"
         key = endpoint.key()
-        auth = headers or ({"Authorization": f"Bearer {key}"} if key else {})
+        auth = self.headers or ({"Authorization": f"Bearer {key}"} if key else {})
         self._headers = {"Content-Type": "application/json", **auth}
         held = {str(value).removeprefix("Bearer ").strip() for value in auth.values()}
         self._secrets = [secret for secret in held if len(secret) >= SHORTEST_SECRET]
@@ -98,7 +93,7 @@ class Client:
     async def open(self) -> None:
         """Open the session of HTTP connections."""
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, ssl=self._verify),
+            connector=aiohttp.TCPConnector(limit=0, ssl=self.verify),
             timeout=aiohttp.ClientTimeout(total=self.endpoint.timeout, sock_connect=CONNECT),
             headers=self._headers,
         )
@@ -116,7 +111,7 @@ class Client:
         if not self.server.lists(self.endpoint.model):
             # Some take names that they do not list; the others say 404 to the first request.
             lists = f"{self.endpoint.shown} lists no model {self.endpoint.model!r}"
-            self._say(self.hidden(f"warning: {lists}; it has {self.server.shown}"))
+            self.say(self.hidden(f"warning: {lists}; it has {self.server.shown}"))
 
     async def ask(self, body: Body, read: Read[T]) -> Reply[T]:
         """Ask one request until it is answered.
@@ -212,7 +207,7 @@ class Client:
 
     async def _fitted(self, body: Body) -> Body | None:
         """The request within vLLM's context, if that is why it was refused."""
-        if not self._fit or not self.server.vllm:
+        if not self.fit or not self.server.vllm:
             return None
         field = self.endpoint.length_field
         left = await room(self._session, self.endpoint, body)
@@ -251,12 +246,12 @@ class Client:
         """Say once that nothing was answered yet, and why."""
         if not (self._breaker.answered or self._told):
             self._told = True
-            self._say(self.hidden(f"{self.endpoint.shown}: {fault.reason[:SHOWN]}; trying again"))
+            self.say(self.hidden(f"{self.endpoint.shown}: {fault.reason[:SHOWN]}; trying again"))
 
     def _be_quiet(self, fault: Fault) -> None:
         wait = self.endpoint.wait if fault.wait is None else fault.wait
         if wait > LONGEST_QUIET:
             self.cancellation.fail(f"{fault.reason}: the server asks to wait {wait:,.0f} s")
         elif wait >= TOLD and self._breaker.quiet_left() <= 0:
-            self._say(f"{self.endpoint.shown} wants to be left alone for {wait:,.0f} s")
+            self.say(f"{self.endpoint.shown} wants to be left alone for {wait:,.0f} s")
         self._breaker.quiet(wait)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
+from dataclasses import dataclass, field
 from operator import itemgetter
 from typing import Any, Generic, TypeVar
 
@@ -73,30 +74,24 @@ def ask_each(
         loop.close()
 
 
+@dataclass(eq=False)
 class RequestRunner(Generic[Item, T]):
     """One iteration over the requests: a session, its workers, and what they have done."""
 
-    def __init__(
-        self,
-        client: Client,
-        items: Iterator[Item],
-        call: Callable[[Item], Call[T]],
-        gather: float,
-    ) -> None:
-        self._client = client
-        self._items = items
-        self._call = call
-        self._gather = gather
-        self._done: list[tuple[Item, Outcome[T]]] = []
-        self._news = asyncio.Event()
-        self._workers: list[asyncio.Task[Any]] = []
+    client: Client
+    items: Iterator[Item]
+    call: Callable[[Item], Call[T]]
+    gather: float
+    _done: list[tuple[Item, Outcome[T]]] = field(default_factory=list)
+    _news: asyncio.Event = field(default_factory=asyncio.Event)
+    _workers: list[asyncio.Task[Any]] = field(default_factory=list)
 
     async def start(self, look: bool) -> None:
         """Open the session and set the workers going."""
-        await self._client.open()
+        await self.client.open()
         if look:
-            await self._client.look()
-        for _ in range(self._client.endpoint.concurrency):
+            await self.client.look()
+        for _ in range(self.client.endpoint.concurrency):
             self._workers.append(asyncio.create_task(self._work()))
 
     async def gathered(self) -> list[tuple[Item, Outcome[T]]]:
@@ -105,12 +100,12 @@ class RequestRunner(Generic[Item, T]):
             self._news.clear()
             await self._news.wait()
         waiting = [w for w in self._workers if not w.done()]
-        if waiting and self._client.cancellation.failure:
+        if waiting and self.client.cancellation.failure:
             _, late = await asyncio.wait(waiting, timeout=GRACE)
             for worker in late:
                 worker.cancel()
-        elif waiting and self._gather and len(self._done) < GROUP:
-            await asyncio.wait(waiting, timeout=self._gather)
+        elif waiting and self.gather and len(self._done) < GROUP:
+            await asyncio.wait(waiting, timeout=self.gather)
         group, self._done = self._done, []
         return group
 
@@ -119,24 +114,24 @@ class RequestRunner(Generic[Item, T]):
         for worker in self._workers:
             if not worker.cancelled() and (error := worker.exception()):
                 raise error
-        self._client.raise_failure()
+        self.client.raise_failure()
 
     async def close(self) -> None:
         """End workers and connections."""
         for worker in self._workers:
             worker.cancel()
         await asyncio.gather(*self._workers, return_exceptions=True)
-        await self._client.close()
+        await self.client.close()
 
     async def _work(self) -> None:
         try:
-            while not self._client.cancellation.over:
-                item = next(self._items, END)
+            while not self.client.cancellation.over:
+                item = next(self.items, END)
                 if item is END:
                     break
                 outcome: Outcome[T]
                 try:
-                    outcome = await self._client.ask(*self._call(item))
+                    outcome = await self.client.ask(*self.call(item))
                 except Fault as fault:
                     if fault.kind == "stopped":
                         break

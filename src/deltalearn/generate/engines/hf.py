@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 
 from deltalearn.generate.engines.local import LocalPrompts, answer_of
@@ -19,35 +20,29 @@ from deltalearn.records import Rendering, Request, Response, Sampling
 from deltalearn.responses.requests import long_seed
 
 
+@dataclass(eq=False)
 class TransformersEngine:
-    """Answers in batches of similar prompt length; the model is loaded at the first batch."""
+    """Answers in batches of similar prompt length; the model is loaded at the first batch.
 
+    Attributes:
+        files: The model's files.
+        placement: Device and precision.
+        sampling: Settings of the choice of tokens.
+        token_budget: Most tokens, prompts and full-length answers, in one batch.
+        rendering: Arguments of the chat template, and its day.
+    """
+
+    files: ModelFiles
+    placement: Placement
+    sampling: Sampling
+    token_budget: int
+    rendering: Rendering = PLAIN
     name = f"transformers {version('transformers')}"
 
-    def __init__(
-        self,
-        files: ModelFiles,
-        placement: Placement,
-        sampling: Sampling,
-        token_budget: int,
-        rendering: Rendering = PLAIN,
-    ) -> None:
-        """Prepare to answer; the model is not loaded yet.
-
-        Args:
-            files: The model's files.
-            placement: Device and precision.
-            sampling: Settings of the choice of tokens.
-            token_budget: Most tokens, prompts and full-length answers, in one batch.
-            rendering: Arguments of the chat template, and its day.
-        """
-        require_causal(files)
-        self._files = files
-        self._placement = placement
-        self._sampling = sampling
-        self._token_budget = token_budget
-        self._tokenizer = load_tokenizer(files)
-        self._prompts = LocalPrompts(self._tokenizer, rendering)
+    def __post_init__(self) -> None:
+        require_causal(self.files)
+        self._tokenizer = load_tokenizer(self.files)
+        self._prompts = LocalPrompts(self._tokenizer, self.rendering)
         self._reader = AnswerReader(self._tokenizer)
         self._model = None
 
@@ -73,8 +68,8 @@ class TransformersEngine:
     def batches(self, requests: Sequence[Request]) -> list[list[Request]]:
         """Group requests of similar prompt length, longest first; a pure function."""
         sizes = self._prompts.sizes(requests)
-        lengths = [size + self._sampling.max_tokens for size in sizes]
-        return [[requests[i] for i in b] for b in length_batches(lengths, self._token_budget)]
+        lengths = [size + self.sampling.max_tokens for size in sizes]
+        return [[requests[i] for i in b] for b in length_batches(lengths, self.token_budget)]
 
     def answer(self, batch: Sequence[Request]) -> list[Response]:
         """Decode one batch. A prompt that is refused or leaves no room becomes an error."""
@@ -88,15 +83,15 @@ class TransformersEngine:
         if not requests:
             return {}
         if self._model is None:
-            self._model = load_model(self._files, self._placement)
+            self._model = load_model(self.files, self.placement)
         began = time.monotonic()
-        sampled = self._sampling.temperature > 0
+        sampled = self.sampling.temperature > 0
         seeds = [long_seed(r) for r in requests]
         decoded = decode_within_context(
             self._model,
             self._tokenizer,
             [prompts[r.key] for r in requests],
-            self._sampling,
+            self.sampling,
             seeds,
         )
         seconds = time.monotonic() - began  # of the batch: its answers come together

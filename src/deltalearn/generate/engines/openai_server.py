@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
+from dataclasses import dataclass, field
 from typing import Any
 
 from deltalearn.generate.stage import Stop, Window, failed
@@ -26,24 +27,25 @@ LOST = (
 GATHER = 0.05  # seconds over which answers are gathered for one commit; what a crash may cost
 
 
+@dataclass(eq=False)
 class ServedEngine:
-    """Answers through a server. One event loop, in the thread that iterates over `answers`."""
+    """Answers through a server. One event loop, in the thread that iterates over `answers`.
 
+    Attributes:
+        endpoint: The server; its key must be in the environment, or UserError.
+        sampling: Settings of the choice of tokens.
+        template: Arguments of the chat template, sent with each request.
+        say: As a client has it.
+    """
+
+    endpoint: Endpoint
+    sampling: Sampling
+    template: Mapping[str, Any] = field(default_factory=dict)
+    say: Callable[[str], None] = print
     name = "openai"
 
-    def __init__(
-        self,
-        endpoint: Endpoint,
-        sampling: Sampling,
-        template: Mapping[str, Any] | None = None,
-        say: Callable[[str], None] = print,
-    ) -> None:
-        """UserError if the key is not in the environment."""
-        endpoint.key()
-        self._endpoint = endpoint
-        self._sampling = sampling
-        self._template = dict(template or {})
-        self._say = say
+    def __post_init__(self) -> None:
+        self.endpoint.key()
 
     def close(self) -> None:
         """Nothing is held between two iterations."""
@@ -54,7 +56,7 @@ class ServedEngine:
         ServerUnavailable, once what came is yielded, if the server refuses everybody (401, 403,
         404, ...) or does not answer at all for `patience` seconds.
         """
-        client = Client(self._endpoint, stop=stop, fit=True, say=self._say)
+        client = Client(self.endpoint, stop=stop, fit=True, say=self.say)
         asked = ask_each(
             client,
             (request for window in windows for request in window.wanted()),
@@ -70,7 +72,7 @@ class ServedEngine:
 
     def _body(self, request: Request, token_ids: bool) -> dict[str, Any]:
         """Make the JSON body of a request, with `token_ids` for ids too, as vLLM gives them."""
-        endpoint, sampling = self._endpoint, self._sampling
+        endpoint, sampling = self.endpoint, self.sampling
         body: dict[str, Any] = {
             "model": endpoint.model,
             "messages": list(request.messages),
@@ -79,8 +81,8 @@ class ServedEngine:
         }
         if sampling.temperature > 0:
             body |= {"top_p": sampling.top_p, "seed": short_seed(request)}
-        if self._template:
-            body["chat_template_kwargs"] = self._template
+        if self.template:
+            body["chat_template_kwargs"] = dict(self.template)
         body |= endpoint.body
         if token_ids:
             body["return_token_ids"] = True
@@ -109,7 +111,7 @@ class ServedEngine:
             reasoning=reasoning,
             completion_tokens=None if answer.token_ids else answer.completion_tokens,
             seconds=round(outcome.seconds, 4),
-            seed=short_seed(request) if self._sampling.temperature else None,
+            seed=short_seed(request) if self.sampling.temperature else None,
             tries=outcome.tries,
         )
 

@@ -52,42 +52,46 @@ class VllmOptions:
     engine: Mapping[str, Any] = field(default_factory=dict)
 
 
+@dataclass(eq=False)
 class VllmEngine:
-    """Answers through a worker, which starts at the first request and ends with `close`."""
+    """Answers through a worker, which starts at the first request and ends with `close`.
 
+    Attributes:
+        files: The model's files.
+        sampling: Settings of the choice of tokens.
+        options: Of the worker.
+        rendering: Arguments of the chat template, and its day.
+        say: Is told of a worker that died.
+    """
+
+    files: ModelFiles
+    sampling: Sampling
+    options: VllmOptions
+    rendering: Rendering = PLAIN
+    say: Callable[[str], None] = print
     name = "vllm"
 
-    def __init__(
-        self,
-        files: ModelFiles,
-        sampling: Sampling,
-        options: VllmOptions,
-        rendering: Rendering = PLAIN,
-        say: Callable[[str], None] = print,
-    ) -> None:
-        check_files(files, "vLLM")
-        self._files = files
-        self._sampling = sampling
-        self._options = options
-        self._say = say
-        self._tokenizer = load_tokenizer(files)
-        self._prompts = LocalPrompts(self._tokenizer, rendering)
-        self._reader = AnswerReader(self._tokenizer)
-        self._end_ids = sorted(end_ids_of_files(files, self._tokenizer))
+    def __post_init__(self) -> None:
+        check_files(self.files, "vLLM")
+        tokenizer = load_tokenizer(self.files)
+        self._prompts = LocalPrompts(tokenizer, self.rendering)
+        self._reader = AnswerReader(tokenizer)
+        self._end_ids = sorted(end_ids_of_files(self.files, tokenizer))
         self._worker: _Worker | None = None
 
-    def start(self) -> None:
+    def start(self) -> _Worker:
         """Start the worker and wait until it has loaded the model; the first request does it too.
 
         UserError if there is no vLLM or it does not load the model.
         """
         first = {
-            "model": str(self._files.directory),
-            "engine": dict(self._options.engine),
+            "model": str(self.files.directory),
+            "engine": dict(self.options.engine),
             "end_ids": self._end_ids,
         }
-        self._worker = _Worker(self._options.python or sys.executable, first)
+        self._worker = _Worker(self.options.python or sys.executable, first)
         self.name = f"vllm {self._worker.version}"
+        return self._worker
 
     def close(self) -> None:
         """End the worker and free its memory."""
@@ -117,8 +121,8 @@ class VllmEngine:
             except WorkerDied as died:
                 self.close()
                 if not progressed:
-                    raise UserError(f"{self._files.name}: {died}") from None
-                self._say(f"  vLLM died with {len(flying):,} requests in flight; started again")
+                    raise UserError(f"{self.files.name}: {died}") from None
+                self.say(f"  vLLM died with {len(flying):,} requests in flight; started again")
 
     def _fly(
         self,
@@ -143,17 +147,16 @@ class VllmEngine:
                         self._send(request, ids[request.key])
             more = more and not stop()
             if flying and not group:
-                assert self._worker is not None
-                group = [self._response(line, flying) for line in self._worker.receive()]
+                worker = self._worker or self.start()
+                lines = worker.receive()
+                group = [self._response(line, flying, worker.context) for line in lines]
             if group:
                 yield group
 
     def _send(self, request: Request, ids: list[int]) -> None:
-        if self._worker is None:
-            self.start()
-        assert self._worker is not None
-        sampling = self._sampling
-        self._worker.send(
+        sampling = self.sampling
+        worker = self._worker or self.start()
+        worker.send(
             {
                 "id": request.key,
                 "prompt": ids,
@@ -165,11 +168,9 @@ class VllmEngine:
         )
 
     def _response(
-        self, line: dict[str, Any], flying: dict[str, tuple[Request, list[int]]]
+        self, line: dict[str, Any], flying: dict[str, tuple[Request, list[int]]], context: int
     ) -> Response:
-        assert self._worker is not None
         request, prompt = flying.pop(line["id"])
-        context = self._worker.context
         if "error" in line:
             if len(prompt) >= context:
                 return answer_of(request.key, prompt, None, False, self._reader, context=context)
@@ -183,7 +184,7 @@ class VllmEngine:
             space=self._prompts.space,
             context=context,
             seconds=line["seconds"],
-            seed=short_seed(request) if self._sampling.temperature else None,
+            seed=short_seed(request) if self.sampling.temperature else None,
         )
 
 
