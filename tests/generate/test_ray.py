@@ -6,6 +6,7 @@ engine. The answers are those of the same engine in this process.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 from collections.abc import Iterator
@@ -151,7 +152,7 @@ def test_a_batch_that_kills_its_workers_becomes_errors(place, cpu, tmp_path, mon
 
     said: list[str] = []
     made = engine(place, cpu, said, workers=1)
-    made._planner = (*made._planner[:3], budget, made._planner[4])
+    made.token_budget = budget
     monkeypatch.setattr("deltalearn.generate.engines.ray_cluster.Worker", DiesOver)
     counts, found = answered(tmp_path / "r.sqlite", requests, lambda: made)
     assert counts["errors"] == 1
@@ -218,7 +219,7 @@ def test_whoever_shares_a_worker_with_a_deadly_request_is_not_blamed(batches, wo
 
 def test_a_worker_with_another_model_is_an_error(place, requests, cpu, tmp_path):
     made = engine(place, cpu, [])
-    made._job["fingerprint"] = "another"
+    made.files = dataclasses.replace(made.files, fingerprint="another")
     with pytest.raises(UserError, match="not the model of the driver"):
         answered(tmp_path / "r.sqlite", requests[:3], lambda: made)
 

@@ -21,6 +21,7 @@ from helpers.served_suite import Suite, verdicts, when
 
 from deltalearn.errors import UserError
 from deltalearn.evaluate.alpaca import length_data as sides
+from deltalearn.judge.judge import load_judge
 from deltalearn.openai_api.endpoint import Endpoint
 from deltalearn.pipeline import judge as judging
 from deltalearn.recipe.evaluation import JudgeSpec
@@ -206,7 +207,7 @@ def test_the_key_of_the_judge_is_seen_by_its_server_alone(suite, model, monkeypa
 def test_without_a_server_the_judge_is_openai_s(suite, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "sk-mine-at-openai")
     options = suite.judge(None, url=None)
-    judge = judging._judge(options)
+    judge = load_judge(options.evaluator, options.model, text_only=options.text_only)
     endpoint = judging.judge_endpoint(options, judge)
     assert (endpoint.url, endpoint.model) == ("https://api.openai.com/v1", "judge-1")
     assert endpoint.key() == "sk-mine-at-openai"

@@ -93,7 +93,29 @@ class SourceCounts:
 
 
 @dataclass(kw_only=True)
-class PairReader:
+class Named:
+    """Columns that somebody named, None: look for them; and what plain text is.
+
+    Attributes:
+        prompt_column: Text or a conversation; default: the first there is of `columns.PROMPT`.
+        chosen_column: Text or a conversation; default: the first of `columns.CHOSEN`.
+        rejected_column: As chosen_column, of `columns.REJECTED`.
+        text: What prompts and answers of plain text are, whatever their columns are called: "chat",
+            a user's turn and its answers; "raw", for the model as they are; "raw only", the same,
+            and conversations are no pairs.
+    """
+
+    prompt_column: str | None = None
+    chosen_column: str | None = None
+    rejected_column: str | None = None
+    text: Text = "chat"
+
+
+NOTHING = Named()
+
+
+@dataclass(kw_only=True)
+class PairReader(Named):
     """The pairs of a source, one after the other; `counts` grows while they are read.
 
     Iterating again reads the source again. UserError while iterating if the source is missing, or
@@ -105,31 +127,20 @@ class PairReader:
     Attributes:
         source: As for `formats.rows.rows`.
         split: Of a hub id, and of a folder whose names tell splits; default "train".
-        prompt_column: Text or a conversation; default: the first there is of `columns.PROMPT`.
-        chosen_column: Text or a conversation; default: the first of `columns.CHOSEN`.
-        rejected_column: As chosen_column, of `columns.REJECTED`.
         ignore_columns: Columns to leave out, though they may change the question.
         limit: The first so many pairs.
-        text: What prompts and answers of plain text are, whatever their columns are called: "chat",
-            a user's turn and its answers; "raw", for the model as they are; "raw only", the same,
-            and conversations are no pairs.
         counts: Of the rows read so far.
     """
 
     source: str = field(kw_only=False)
     split: str | None = None
-    prompt_column: str | None = None
-    chosen_column: str | None = None
-    rejected_column: str | None = None
     ignore_columns: Collection[str] = ()
     limit: int | None = None
-    text: Text = "chat"
     counts: SourceCounts = field(default_factory=SourceCounts, init=False)
 
     def __iter__(self) -> Iterator[PairRow]:
         counts = self.counts = SourceCounts()
         seen: dict[str, None] = {}  # column names, in order
-        named = Named(self.prompt_column, self.chosen_column, self.rejected_column, self.text)
         for row in rows(self.source, self.split, ignore=self.ignore_columns):
             if counts.pairs == self.limit:
                 break
@@ -138,7 +149,7 @@ class PairReader:
                 if row.problem is not None:
                     raise Unfit("unreadable", row.problem)
                 seen |= dict.fromkeys(row.value)
-                pair = preference(row.value, named, row.where)
+                pair = preference(row.value, self, row.where)
             except Unfit as unfit:
                 counts.unusable[unfit.reason] += 1
                 counts.first.setdefault(unfit.reason, f"{row.where}: {unfit.detail}")
@@ -159,19 +170,6 @@ class PairReader:
         parts.append(f"  columns seen: {', '.join(columns) or 'none'}")
         parts += [f"  {REMEDIES[r]}" for r in self.counts.unusable if r in REMEDIES]
         return "\n".join(parts)
-
-
-@dataclass(frozen=True)
-class Named:
-    """Columns that somebody named, None: look for them; and what plain text is."""
-
-    prompt: str | None = None
-    chosen: str | None = None
-    rejected: str | None = None
-    text: Text = "chat"
-
-
-NOTHING = Named()
 
 
 def preference(value: Mapping[str, Any], named: Named = NOTHING, where: str = "") -> PairRow:
@@ -195,11 +193,11 @@ def preference(value: Mapping[str, Any], named: Named = NOTHING, where: str = ""
 
 def _preference(value: Mapping[str, Any], named: Named, where: str) -> PairRow:
     names = (
-        _column(value, named.chosen, columns.CHOSEN),
-        _column(value, named.rejected, columns.REJECTED),
+        _column(value, named.chosen_column, columns.CHOSEN),
+        _column(value, named.rejected_column, columns.REJECTED),
     )
-    prompt = _prompt(value, named.prompt, names)
-    column = named.prompt or columns.prompt_column(value)
+    prompt = _prompt(value, named.prompt_column, names)
+    column = named.prompt_column or columns.prompt_column(value)
     cells: list[Any] = [prompt, *(text_or_turns(value[name], name) for name in names)]
     plain = all(isinstance(cell, str) for cell in cells)
     transcribed = False

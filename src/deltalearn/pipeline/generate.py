@@ -124,7 +124,7 @@ class Asking:
         """Ask what the store does not have; counts."""
         job, generator = self.job, self.generator
         with ResponseStore(job.store) as store:
-            _call(store, generator)
+            store.name_model(generator.identity, generator.name, generator.settings.key())
             return generate(
                 store,
                 job.requests(generator),
@@ -173,7 +173,11 @@ class Answers:
 
     @cached_property
     def stage(self) -> Stage:
-        """The stage: what identifies the answers, and how to get them in this process."""
+        """The stage, in this process."""
+        return self.by(Asking(self.job, self.generator, self.context.say))
+
+    def by(self, asking: Doing) -> Stage:
+        """The stage with somebody at work: what identifies the answers, and how to get them."""
         settings = self.generator.settings
         inputs = {
             "prompts": self.context.keys["prompts"],
@@ -181,11 +185,6 @@ class Answers:
             "how": settings.key(),
             "samples": settings.samples,
         }
-        here = Asking(self.job, self.generator, self.context.say)
-        return self.by(here, Stage(self.name, inputs, (STORE,), here.work, costly=(STORE,)))
-
-    def by(self, asking: Doing, stage: Stage | None = None) -> Stage:
-        """The stage with another one at work."""
 
         def work() -> dict[str, Any]:
             with ResponseStore(self.job.store) as store:
@@ -196,7 +195,7 @@ class Answers:
             self.context.directory.leave_answers(self.name, left, before)
             return counts
 
-        return replace(stage or self.stage, work=work, prepare=asking.prepare)
+        return Stage(self.name, inputs, (STORE,), work, asking.prepare, costly=(STORE,))
 
     def review(self) -> None:
         """Reopen the stage if it is done and the store has not what it left, or errors to retry.
@@ -212,14 +211,14 @@ class Answers:
 
     def are_as_left(self) -> bool:
         """Tell whether the store has what the stage left; note the store's mark if so."""
-        directory, name = self.context.directory, self.stage.name
+        directory, name, generator = self.context.directory, self.stage.name, self.generator
         left = directory.manifest.answers.get(name)
         with ResponseStore(self.context.path(STORE), existing=True) as store:
             mark = store.version()
             if left is None or mark != left.mark:  # or else nobody has stored or deleted anything
                 if left is None or fingerprint(store, self.requests) != left.fingerprint:
                     return False
-                _call(store, self.generator)
+                store.name_model(generator.identity, generator.name, generator.settings.key())
                 directory.manifest.answers[name] = replace(left, mark=mark)
                 directory.save()
         return True
@@ -228,10 +227,6 @@ class Answers:
     def content(self) -> str:
         """Hash of the answers that the stage left."""
         return self.context.directory.manifest.answers[self.stage.name].fingerprint
-
-
-def _call(store: ResponseStore, generator: Generator) -> None:
-    store.name_model(generator.identity, generator.name, generator.settings.key())
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from deltalearn.generate.stage import Engine
 from deltalearn.lm.clock import reads_clock, today
@@ -138,12 +138,9 @@ class Generator:
         from deltalearn.generate.engines.vllm_offline import VllmOptions
 
         spec = self.spec.vllm
-        engine: dict[str, Any] = {"dtype": self.placement().dtype}
-        engine |= {"tensor_parallel_size": spec.tensor_parallel}
-        if spec.memory is not None:
-            engine["gpu_memory_utilization"] = spec.memory
-        if spec.context is not None:
-            engine["max_model_len"] = spec.context
+        engine = {"dtype": self.placement().dtype, "tensor_parallel_size": spec.tensor_parallel}
+        others = {"gpu_memory_utilization": spec.memory, "max_model_len": spec.context}
+        engine |= {name: value for name, value in others.items() if value is not None}
         return VllmOptions(spec.python, engine | spec.options)
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from filelock import FileLock
 
 from deltalearn.errors import UserError
-from deltalearn.formats.rows import source_digest
+from deltalearn.formats.rows import files_line, source_digest
 from deltalearn.lm.locate import ModelFiles, locate
 from deltalearn.pipeline.contamination import OVERLAP, overlap_lines, overlap_of_pairs
 from deltalearn.pipeline.directory import RunDirectory
@@ -27,7 +27,6 @@ from deltalearn.pipeline.tune_inputs import (
     pairs_digest,
     read_config,
     read_examples,
-    split_line,
     template_line,
 )
 from deltalearn.recipe import STUDENT, LoadedRecipe, PairsSource, TuneSpec
@@ -147,7 +146,7 @@ class Tuning:
         config = read_config(self.student)  # of what kind it is, before pairs are prepared for it
         if stored := trained_as(self.student, settings.lora.bits if settings.lora else None):
             self.say(f"student: {stored}")
-        if line := split_line(job.pairs):
+        if line := files_line(job.pairs.source, job.pairs.split):
             self.say(line)
         self.examples, self.counts = self.processes.first_then_others(self._read)
         self.say(template_line(job.pairs, self.counts, self.student.name))

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from deltalearn.errors import UserError
+from deltalearn.formats.rows import files_line
 from deltalearn.lm.clock import today
 from deltalearn.lm.locate import ModelFiles, locate_tokenizer
 from deltalearn.pipeline.generator import rendering_of
@@ -13,7 +14,6 @@ from deltalearn.pipeline.tune_inputs import (
     counts_text,
     read_config,
     read_examples,
-    split_line,
 )
 from deltalearn.recipe import ExpectSpec, LoraSpec, ModelSpec, PairsSource, Recipe, TuneSpec
 from deltalearn.util.files import canonical_json
@@ -172,7 +172,7 @@ def lengths_of_source(
         assert recipe.student is not None
         how = rendering_of(recipe.student, student, recipe.day or today())
         examples, counts = read_examples(pairs, settings, student, how)
-        about = "\n".join(filter(None, [counts_text(counts), split_line(pairs)]))
-        return Lengths(PairLengths.of(examples), about, examples)
+        about = [counts_text(counts), files_line(pairs.source, pairs.split)]
+        return Lengths(PairLengths.of(examples), "\n".join(filter(None, about)), examples)
     why = "its pairs are here, but not the tokenizer" if here else "not on this disk"
     return assumed_lengths(recipe, settings, pairs.limit, why)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from deltalearn.errors import UserError
 from deltalearn.formats.preferences import READING, PairReader, Text
-from deltalearn.formats.rows import files_line, source_digest
+from deltalearn.formats.rows import source_digest
 from deltalearn.lm.locate import ModelFiles
 from deltalearn.recipe import PairsSource, TuneSpec
 from deltalearn.records import Rendering
@@ -23,11 +23,6 @@ if TYPE_CHECKING:
 def pairs_digest(pairs: PairsSource) -> Any:
     """Identify pairs by the files that are read, and how."""
     return [source_digest(pairs.source, pairs.split), pairs.model_dump()]
-
-
-def split_line(pairs: PairsSource) -> str | None:
-    """Name the files of a folder that are read."""
-    return files_line(pairs.source, pairs.split)
 
 
 def read_examples(

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from deltalearn.errors import UserError, refuse_idle
+from deltalearn.formats.rows import files_line
 from deltalearn.lm.clock import today
 from deltalearn.lm.locate import locate_tokenizer
 from deltalearn.pipeline.contamination import overlap_lines, overlap_of_pairs
@@ -14,7 +15,6 @@ from deltalearn.pipeline.tune_estimate import Student, estimate_tuning, lengths_
 from deltalearn.pipeline.tune_inputs import (
     read_config,
     read_examples,
-    split_line,
     template_line,
 )
 from deltalearn.pipeline.tune_rate import Pace
@@ -86,7 +86,8 @@ def preview_pairs(loaded: LoadedRecipe) -> str:
     page = preview(load_tokenizer(files, chat=False), examples, PREVIEW_PAIRS, counts).rstrip()
     head = f"Of the first {counts.pairs:,} pairs of {pairs.source}: "
     rendered = template_line(pairs, counts, spec.place)
-    return "\n".join(filter(None, [split_line(pairs), rendered, warning, head + page]))
+    lines = [files_line(pairs.source, pairs.split), rendered, warning, head + page]
+    return "\n".join(filter(None, lines))
 
 
 def report_dry_run(

@@ -10,33 +10,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from deltalearn.errors import UserError, is_disk_full
+from deltalearn.errors import UserError, is_disk_full, is_sqlite_place
 from deltalearn.util.sqlite import open_sqlite
 
 SCHEMA_VERSION = 1
 SCHEMA = "CREATE TABLE IF NOT EXISTS entries (key PRIMARY KEY, value NOT NULL) WITHOUT ROWID"
 BATCH_SIZE = 500  # keys of one query
 DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
-READ_ONLY = {sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM}
 
 Key = TypeVar("Key", bound=str | bytes)
 Value = TypeVar("Value", bound=str | bytes | int | float)
-
-
-class StoreDamaged(UserError):
-    """The file is no store, one of something else, or broken."""
-
-
-class StoreReadOnly(UserError):
-    """The file cannot be made or written."""
-
-
-class StoreBusy(UserError):
-    """Another process keeps the file locked."""
-
-
-class StoreFull(OSError):
-    """No room is left; what was stored before is kept."""
 
 
 class KeyValueStore(Generic[Key, Value]):
@@ -49,14 +32,15 @@ class KeyValueStore(Generic[Key, Value]):
         holds: What the values are. A file of something else is refused.
 
     Raises:
-        StoreDamaged, StoreReadOnly, StoreBusy: UserErrors that name the file and the remedy.
-        StoreFull: an OSError with ENOSPC, which ends a run wherever it is met.
+        UserError: The file is damaged or of something else, cannot be written, or is kept locked by
+            another process.
+        OSError: ENOSPC, no room is left; what was stored before is kept.
     """
 
     def __init__(self, path: Path, holds: str) -> None:
         self.path = path
         self._holds = holds
-        with self._typed_errors():
+        with self._told_errors():
             path.parent.mkdir(parents=True, exist_ok=True)
             self._db = open_sqlite(path)
             self._set_up(zlib.crc32(holds.encode()) >> 1)  # a signed number of 32 bits
@@ -69,7 +53,7 @@ class KeyValueStore(Generic[Key, Value]):
         if found[:2] == (kind, SCHEMA_VERSION):
             return
         if any(found):
-            raise StoreDamaged(f"{self.path}: not a store of {self._holds}; move it away")
+            raise UserError(f"{self.path}: not a store of {self._holds}; move it away")
         self._db.execute("PRAGMA journal_mode=WAL")
         self._db.executescript(
             f"BEGIN IMMEDIATE; {SCHEMA}; PRAGMA application_id={kind}; "
@@ -84,7 +68,7 @@ class KeyValueStore(Generic[Key, Value]):
         """Return the values of those of `keys` that are stored."""
         wanted = list(keys)
         found: dict[Key, Value] = {}
-        with self._typed_errors():
+        with self._told_errors():
             for at in range(0, len(wanted), BATCH_SIZE):
                 part = wanted[at : at + BATCH_SIZE]
                 marks = ",".join("?" * len(part))
@@ -94,24 +78,24 @@ class KeyValueStore(Generic[Key, Value]):
 
     def add(self, values: Mapping[Key, Value]) -> None:
         """Store a group, in place of older values of the same keys."""
-        with self._typed_errors(), self._db:
+        with self._told_errors(), self._db:
             self._db.executemany("INSERT OR REPLACE INTO entries VALUES (?, ?)", values.items())
 
     @contextmanager
-    def _typed_errors(self) -> Iterator[None]:
+    def _told_errors(self) -> Iterator[None]:
         try:
             yield
         except (sqlite3.DatabaseError, OSError) as error:
             code = getattr(error, "sqlite_errorcode", 0) & 0xFF
             told = f"{self.path}: {error}"
             if is_disk_full(error):
-                raise StoreFull(errno.ENOSPC, f"no room left ({error})", str(self.path)) from error
+                raise OSError(errno.ENOSPC, f"no room left ({error})", str(self.path)) from error
             if code in DAMAGED:
-                raise StoreDamaged(
+                raise UserError(
                     f"{told}; this is no store of {self._holds}, or it is damaged; move it away"
                 ) from error
-            if code in READ_ONLY or isinstance(error, OSError):
-                raise StoreReadOnly(f"{told}; make the file and its folder writable") from error
+            if is_sqlite_place(error) or isinstance(error, OSError):
+                raise UserError(f"{told}; make the file and its folder writable") from error
             if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-                raise StoreBusy(f"{told}; another process holds it, wait until it ends") from error
+                raise UserError(f"{told}; another process holds it, wait until it ends") from error
             raise

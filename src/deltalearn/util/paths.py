@@ -10,12 +10,11 @@ from deltalearn.errors import UserError
 PACKAGE_SCHEME = "package://"
 
 
-def local_path(place: str, base: Path | None = None) -> Path:
+def local_path(place: str) -> Path:
     """Turn the name of a place into a path, which need not exist.
 
     Args:
         place: `package://module/path`, an absolute path, `~/...`, or a relative path.
-        base: Folder of relative paths; default the current one.
 
     Returns:
         The path.
@@ -29,8 +28,7 @@ def local_path(place: str, base: Path | None = None) -> Path:
             return Path(str(resources.files(module))) / inside
         except (ModuleNotFoundError, TypeError, ValueError) as error:
             raise UserError(f"{place}: there is no Python package {module!r} here") from error
-    path = Path(place).expanduser()
-    return path if path.is_absolute() or base is None else base / path
+    return Path(place).expanduser()
 
 
 def looked_for(place: str) -> str:

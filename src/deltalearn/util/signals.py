@@ -25,12 +25,6 @@ class Stopped(KeyboardInterrupt):
     number: int = signal.SIGINT
 
 
-class Terminated(Stopped):
-    """SIGTERM came while nothing had to be finished first."""
-
-    number = signal.SIGTERM
-
-
 class _Request:
     """What this process was asked by, and has not acted on yet: a block may end before it has."""
 
@@ -96,7 +90,8 @@ def interrupt_on_sigterm() -> None:
         if os.getpid() != mine:  # a fork that has no business here
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
-        raise Terminated
+        _Request.number = number
+        raise _taken("")
 
     if _in_main_thread():
         signal.signal(signal.SIGTERM, end)

@@ -51,19 +51,22 @@ class TransformersEngine:
         self._model = None
 
     def answers(self, windows: Iterator[Window], stop: Stop) -> Iterator[list[Response]]:
-        """Answer window by window; see `Engine.answers`.
+        """Answer window by window; see `Engine.answers`. Each batch is a list of its own."""
+        for batch in self.missing_batches(windows):
+            if stop():
+                return
+            yield self.answer(batch)
 
-        Batches are planned over *all* requests of a window, and each is yielded as a list of its
-        own. After a crash the remaining batches are thus the very ones that an uninterrupted run
-        would have formed, and so are their answers.
+    def missing_batches(self, windows: Iterator[Window]) -> Iterator[list[Request]]:
+        """What is missing of each batch.
+
+        Batches are planned over *all* requests of a window. After a crash the remaining ones are
+        thus the very ones that an uninterrupted run would have formed, and so are their answers.
         """
         for window in windows:
             for batch in self.batches(window.requests) if window.missing else []:
-                missing = [r for r in batch if r.key in window.missing]
-                if stop():
-                    return
-                if missing:
-                    yield self.answer(missing)
+                if missing := [r for r in batch if r.key in window.missing]:
+                    yield missing
 
     def batches(self, requests: Sequence[Request]) -> list[list[Request]]:
         """Group requests of similar prompt length, longest first; a pure function."""

@@ -12,6 +12,7 @@ import os
 import socket
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from deltalearn.errors import UserError, needs
@@ -37,54 +38,39 @@ class RayOptions(RaySpec):
     vllm: VllmOptions = VllmOptions()
 
 
+@dataclass(eq=False)
 class RayEngine:
-    """Answers through actors, which start at the first request and end with `close`."""
+    """Answers through actors, which start at the first request and end with `close`.
 
+    UserError if ray is not installed.
+
+    Attributes:
+        place: Path, revision and chosen chat template by which every worker locates the model for
+            itself.
+        files: The model's files on this machine.
+        placement: Device and precision.
+        sampling: Settings of the choice of tokens.
+        token_budget: Most tokens in one batch of transformers.
+        options: The cluster and its workers.
+        rendering: Arguments of the chat template, and its day, which is every worker's.
+        say: Gets lines for people.
+    """
+
+    place: tuple[str, str | None, str | None]
+    files: ModelFiles
+    placement: Placement
+    sampling: Sampling
+    token_budget: int
+    options: RayOptions
+    rendering: Rendering = PLAIN
+    say: Callable[[str], None] = print
     name = "ray"
 
-    def __init__(
-        self,
-        place: tuple[str, str | None, str | None],
-        files: ModelFiles,
-        placement: Placement,
-        sampling: Sampling,
-        token_budget: int,
-        options: RayOptions,
-        rendering: Rendering = PLAIN,
-        say: Callable[[str], None] = print,
-    ) -> None:
-        """Prepare to answer; workers start at the first request.
-
-        Args:
-            place: Path, revision and chosen chat template by which every worker locates the model
-                for itself.
-            files: The model's files on this machine.
-            placement: Device and precision.
-            sampling: Settings of the choice of tokens.
-            token_budget: Most tokens in one batch of transformers.
-            options: The cluster and its workers.
-            rendering: Arguments of the chat template, and its day, which is every worker's.
-            say: Gets lines for people.
-
-        Raises:
-            UserError: If ray is not installed.
-        """
+    def __post_init__(self) -> None:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         with needs("generate.engine ray needs ray", "ray", ", or choose another engine"):
             import ray
         self._ray = ray
-        self._options = options
-        self._say = say
-        self._job = {
-            "place": place,
-            "fingerprint": files.fingerprint,
-            "placement": placement,
-            "sampling": sampling,
-            "token_budget": token_budget,
-            "rendering": rendering,
-            "vllm": options.vllm,
-        }
-        self._planner = (files, placement, sampling, token_budget, rendering)
         self._ours = False  # whether the local cluster is ours to end
         self._pool: _Pool | None = None
 
@@ -99,13 +85,15 @@ class RayEngine:
         """Yield batches as their workers finish them; see `Engine.answers`."""
         kind, workers, gpus = self._connect()
         self.name = f"ray {self._ray.__version__} ({kind})"
-        self._pool = _Pool(self._ray, {**self._job, "kind": kind}, workers, self._options, gpus)
-        batches = self._batches(windows, kind)
-        yield from self._pool.run(batches, stop, self._say)
+        told = ("place", "placement", "sampling", "token_budget", "rendering")
+        job = {name: getattr(self, name) for name in told}
+        job |= {"fingerprint": self.files.fingerprint, "kind": kind, "vllm": self.options.vllm}
+        self._pool = _Pool(self._ray, job, workers, self.options, gpus)
+        yield from self._pool.run(self._batches(windows, kind), stop, self.say)
 
     def _connect(self) -> tuple[str, int, float]:
         """(engine of the workers, their number, GPUs of each)."""
-        ray, options = self._ray, self._options
+        ray, options = self._ray, self.options
         if not ray.is_initialized():
             _knock(options.address)
             try:
@@ -140,11 +128,8 @@ class RayEngine:
             return
         from deltalearn.generate.engines.hf import TransformersEngine
 
-        planner = TransformersEngine(*self._planner)
-        for window in windows:
-            for batch in planner.batches(window.requests) if window.missing else []:
-                if missing := [r for r in batch if r.key in window.missing]:
-                    yield missing
+        how = self.placement, self.sampling, self.token_budget, self.rendering
+        yield from TransformersEngine(self.files, *how).missing_batches(windows)
 
 
 class _Pool:
