@@ -293,6 +293,8 @@ def main() -> None:
     # Threads that wait asleep instead of spinning: a tenth slower with tiny models on an idle
     # machine, seven times faster where something else keeps a core busy. Read by torch's import.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # pydantic would read every installed distribution to look for plugins of its own.
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     from deltalearn.errors import UserError, is_disk_full, place_fault
     from deltalearn.util.malloc import keep_freed_memory
     from deltalearn.util.quiet import quiet_libraries

@@ -66,11 +66,8 @@ def _side_by_side(context: Context, asked: Iterable[Answers], at_once: int) -> A
     by_name = {answers.generator.name: answers for answers in distinct.values()}
     for answers in by_name.values():
         answers.review()
-
-    def stage_of(job: AskJob, asking: Doing) -> Stage:
-        return by_name[job.name].by(asking)
-
-    do_side_by_side(context, [a.job for a in by_name.values()], stage_of, at_once)
+    jobs = [answers.job for answers in by_name.values()]
+    do_side_by_side(context, jobs, lambda job, asking: by_name[job.name].by(asking), at_once)
     return {answers.name for answers in by_name.values()}
 
 

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
+
 from deltalearn.errors import UserError
 from deltalearn.generate.estimate import GenerationEstimate
 from deltalearn.lm.locate import locate_tokenizer
@@ -34,6 +36,7 @@ from deltalearn.pipeline.tune_estimate import (
 from deltalearn.pipeline.tune_rate import Pace
 from deltalearn.prompts import read_prompts
 from deltalearn.recipe import LoadedRecipe, PairsSource, Recipe
+from deltalearn.tune.fit import PairLengths
 from deltalearn.util.paths import local_path
 
 GPUS = (1, 2, 4, 8)
@@ -194,10 +197,6 @@ class _RunEstimate:
 
     def _lengths_of_answers(self, chosen: str, rejected: str, most: int | None) -> Lengths:
         """Every pair as long as the answers are expected to be, or at most."""
-        import numpy as np
-
-        from deltalearn.tune.fit import PairLengths
-
         models = {e.name: e for e in self.generation[1]}
         sides = [models[chosen], models[rejected]]
         number = min(filter(None, (sides[0].requests, most)))

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from transformers import PretrainedConfig
 
 from deltalearn.errors import UserError
 from deltalearn.formats.rows import files_line
 from deltalearn.lm.clock import today
 from deltalearn.lm.locate import ModelFiles, locate_tokenizer
+from deltalearn.lm.quantized import trained_as
 from deltalearn.pipeline.generator import rendering_of
 from deltalearn.pipeline.tune_inputs import (
     counts_text,
@@ -16,16 +19,14 @@ from deltalearn.pipeline.tune_inputs import (
     read_examples,
 )
 from deltalearn.recipe import ExpectSpec, LoraSpec, ModelSpec, PairsSource, Recipe, TuneSpec
+from deltalearn.tune.dataset import Examples
+from deltalearn.tune.estimate import DryRun, draw_lengths, dry_run, known_config
+from deltalearn.tune.fit import PairLengths, check_fit, config_obstacle
+from deltalearn.tune.measure import ModelSize, measure_model
+from deltalearn.tune.memory import GIB, estimate_memory, room_expected
+from deltalearn.tune.train import split_held_out
 from deltalearn.util.files import canonical_json
 from deltalearn.util.paths import local_path
-
-if TYPE_CHECKING:
-    from transformers import PretrainedConfig
-
-    from deltalearn.tune.dataset import Examples
-    from deltalearn.tune.estimate import DryRun
-    from deltalearn.tune.fit import PairLengths
-    from deltalearn.tune.measure import ModelSize
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,6 @@ class Student:
 
     def sizes(self, dtype: str, lora: LoraSpec | None) -> tuple[ModelSize, ModelSize]:
         """Measure the model whole and sharded; once, as an 8B model takes seconds."""
-        from deltalearn.tune.measure import measure_model
-
         key = dtype, lora and canonical_json(lora.model_dump())
         if key not in self._sizes:
             measured = [measure_model(self.config, dtype, lora, shard=s) for s in (False, True)]
@@ -60,8 +59,6 @@ class Student:
         Raises:
             UserError: If it is not to be had and nothing is to be expected.
         """
-        from deltalearn.tune.estimate import known_config
-
         try:
             place = spec.place, spec.revision, spec.chat_template
             files = locate_tokenizer(*place, network=expect is None)
@@ -94,8 +91,6 @@ class TuneEstimate:
 
     def gib(self, gpus: int, device: str = "cuda") -> float:
         """Estimate GiB on each of `gpus` devices, with FSDP2 where the settings say so."""
-        from deltalearn.tune.memory import GIB, estimate_memory, room_expected
-
         shard = self.settings.shard and gpus > 1
         size, tokens = self.sizes[shard], self.plan.largest_forward
         room = room_expected(device)[0]
@@ -117,11 +112,6 @@ def estimate_tuning(
         UserError: If the pairs do not fit the model or fill no batch, or if the model is stored in
             a way in which it cannot be trained.
     """
-    from deltalearn.lm.quantized import trained_as
-    from deltalearn.tune.estimate import dry_run
-    from deltalearn.tune.fit import check_fit, config_obstacle
-    from deltalearn.tune.train import split_held_out
-
     if student.files is not None:
         trained_as(student.files, settings.lora.bits if settings.lora else None)
     examples, method = lengths.examples, settings.method
@@ -142,8 +132,6 @@ def assumed_lengths(recipe: Recipe, settings: TuneSpec, limit: int | None, why: 
 
     Why they are not counted is said in words.
     """
-    from deltalearn.tune.estimate import draw_lengths
-
     expect = recipe.expect
     assert expect is not None
     medians = expect.prompt_tokens, expect.chosen_tokens, expect.rejected_tokens
@@ -167,8 +155,6 @@ def lengths_of_source(
     """
     here = local_path(pairs.source).exists()
     if student is not None and (here or recipe.expect is None):
-        from deltalearn.tune.fit import PairLengths
-
         assert recipe.student is not None
         how = rendering_of(recipe.student, student, recipe.day or today())
         examples, counts = read_examples(pairs, settings, student, how)

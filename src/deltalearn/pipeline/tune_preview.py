@@ -11,7 +11,6 @@ from deltalearn.lm.clock import today
 from deltalearn.lm.locate import locate_tokenizer
 from deltalearn.pipeline.contamination import overlap_lines, overlap_of_pairs
 from deltalearn.pipeline.generator import rendering_of
-from deltalearn.pipeline.tune_estimate import Student, estimate_tuning, lengths_of_source
 from deltalearn.pipeline.tune_inputs import (
     read_config,
     read_examples,
@@ -109,6 +108,7 @@ def report_dry_run(
         against: As for `tune.run_tune`; what is met is said.
         data_dir: Local data of the benchmarks.
     """
+    from deltalearn.pipeline.tune_estimate import Student, estimate_tuning, lengths_of_source
     from deltalearn.tune.estimate import format_dry_run
 
     recipe = loaded.recipe
