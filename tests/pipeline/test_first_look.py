@@ -17,7 +17,7 @@ from deltalearn.pipeline import missing
 from deltalearn.pipeline.first_look import check_run
 from deltalearn.pipeline.run import run_recipe
 from deltalearn.pipeline.run_estimate import estimate_run
-from deltalearn.pipeline.run_options import RunOptions
+from deltalearn.pipeline.run_options import Rates, RunOptions
 from deltalearn.recipe import load_recipe
 
 OWN = "evaluate.questions.lab"
@@ -115,7 +115,7 @@ def test_what_a_stage_needs_that_is_not_reached_is_not_asked_for(tmp_path):
 
 def test_the_dry_run_lists_them_but_not_what_a_launcher_will_change(tmp_path):
     changes = [MISTAKES[name][0] for name in ("shard alone", "no such column", "tracker")]
-    told = estimate_run(load_recipe("small.yaml", changes), tmp_path / "run")
+    told = estimate_run(load_recipe("small.yaml", changes), RunOptions(tmp_path / "run"), Rates())
     assert MISTAKES["no such column"][1] in told and MISTAKES["tracker"][1] in told
     assert MISTAKES["shard alone"][1] not in told
 
@@ -140,7 +140,7 @@ def test_how_many_students_will_be_trained_is_said_at_the_start_and_before(tmp_p
     loaded = load_recipe("small.yaml", ["seeds=[3, 4, 5]", "arms.two={chosen: s, rejected: xs}"])
     says = "6 students to train: 2 arms x 3 seeds (3, 4, 5)"
     assert says in check_run(loaded, RunOptions(out=tmp_path / "run"))
-    assert says in estimate_run(loaded, tmp_path / "run")
+    assert says in estimate_run(loaded, RunOptions(tmp_path / "run"), Rates())
     said: list[str] = []
     options = RunOptions(out=tmp_path / "run", until="prompts")
     run_recipe(loaded, options, say=said.append)

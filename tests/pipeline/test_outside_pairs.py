@@ -14,7 +14,7 @@ import pytest
 from deltalearn.errors import UserError
 from deltalearn.pipeline.run import run_recipe
 from deltalearn.pipeline.run_estimate import estimate_run
-from deltalearn.pipeline.run_options import RunOptions
+from deltalearn.pipeline.run_options import Rates, RunOptions
 from deltalearn.recipe import load_recipe
 from tests.helpers.cli import small
 
@@ -69,7 +69,7 @@ def test_a_run_on_outside_pairs_alone_asks_no_model(tmp_path, strong):
         evaluate=None,
     )  # fmt: skip
     nothing = "nothing is scored: the recipe has no section evaluate"
-    assert nothing in estimate_run(load_recipe(recipe), tmp_path / "run")
+    assert nothing in estimate_run(load_recipe(recipe), RunOptions(tmp_path / "run"), Rates())
     stages, said = run(recipe, tmp_path / "run")
     assert said.count(nothing) == 1
     assert list(stages) == ["tune/strong/seed-0", "report"]

@@ -17,7 +17,7 @@ from deltalearn.errors import UserError
 from deltalearn.pipeline import missing
 from deltalearn.pipeline.missing import what_is_missing
 from deltalearn.pipeline.run_estimate import estimate_run
-from deltalearn.pipeline.run_options import Rates
+from deltalearn.pipeline.run_options import Rates, RunOptions
 from deltalearn.recipe import load_recipe
 
 
@@ -38,7 +38,7 @@ def test_the_paper_s_run_without_network(monkeypatch, tmp_path):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     monkeypatch.delenv("DELTALEARN_DATA_DIR", raising=False)
     rates = Rates(tokens_per_second=20_000, tflops=300, devices=8)
-    text = estimate_run(load_recipe("tulu3-8b", ()), tmp_path / "no", rates=rates)
+    text = estimate_run(load_recipe("tulu3-8b", ()), RunOptions(tmp_path / "no"), rates)
     missing = section(text, "missing here")
     for needed in ("Qwen/Qwen2.5-3B-Instruct", "package vllm", "OPENAI_API_KEY", "11 benchmarks"):
         assert needed in missing

@@ -114,9 +114,7 @@ def run(
     if dry_run:
         from deltalearn.pipeline.run_estimate import estimate_run
 
-        typer.echo(
-            estimate_run(loaded, options.out, rates=rates, retry_errors=options.retry_errors)
-        )
+        typer.echo(estimate_run(loaded, options, rates))
         return
     from deltalearn.pipeline.run import run_recipe
 

@@ -24,7 +24,7 @@ from deltalearn.pipeline.generate_estimate import estimate_models
 from deltalearn.pipeline.manifest import DONE, MANIFEST, Manifest, StageRecord
 from deltalearn.pipeline.missing import local_models, model_is_here, what_is_missing
 from deltalearn.pipeline.pairs import pairs_name
-from deltalearn.pipeline.run_options import Rates
+from deltalearn.pipeline.run_options import Rates, RunOptions
 from deltalearn.pipeline.tune_estimate import (
     Lengths,
     Student,
@@ -42,28 +42,22 @@ from deltalearn.util.paths import local_path
 GPUS = (1, 2, 4, 8)
 
 
-def estimate_run(
-    loaded: LoadedRecipe,
-    out: Path | None = None,
-    *,
-    rates: Rates | None = None,
-    retry_errors: bool = False,
-) -> str:
+def estimate_run(loaded: LoadedRecipe, options: RunOptions, rates: Rates) -> str:
     """Estimate every stage of a run.
 
     Args:
         loaded: The recipe.
-        out: The run directory; what was done there counts as done, and its speed as measured.
+        options: Of the run; what was done in its directory counts as done, and its speed as
+            measured.
         rates: Expected speeds.
-        retry_errors: Count what ended in errors as still to ask.
 
     Returns:
         Text for people: what is missing here, then requests, tokens, steps and memory by stage,
         and time as far as speeds are known.
     """
     recipe = loaded.recipe
-    place = out or Path("runs") / recipe.name
-    return _RunEstimate(recipe, place, rates or Rates(), retry_errors).text()
+    out = options.out or Path("runs") / recipe.name
+    return _RunEstimate(recipe, out, rates, options.retry_errors).text()
 
 
 @dataclass
