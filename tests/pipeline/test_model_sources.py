@@ -25,7 +25,7 @@ from deltalearn.pipeline.first_look import check_run
 from deltalearn.pipeline.generate import run_generate
 from deltalearn.pipeline.run import run_recipe
 from deltalearn.pipeline.run_estimate import estimate_run
-from deltalearn.pipeline.run_options import RunOptions
+from deltalearn.pipeline.run_options import Rates, RunOptions
 from deltalearn.pipeline.tune import run_tune
 from deltalearn.pipeline.tune_preview import preview_pairs
 from deltalearn.recipe import EVALUATE, GENERATE, TUNE, load_recipe
@@ -82,7 +82,7 @@ def test_whole_run(folder):
     with chdir(folder):
         loaded = load_recipe(recipe(folder))
         assert "nothing stands in the way" in check_run(loaded, RunOptions(out=Path("run")))
-        assert "missing here\n  nothing" in estimate_run(loaded)
+        assert "missing here\n  nothing" in estimate_run(loaded, RunOptions(), Rates())
         run_recipe(loaded, RunOptions(out=Path("run")), say=said.append)
         assert [line for line in said if "chosen chat_template raw" in line] == [
             "b: conversations are rendered by the chosen chat_template raw"

@@ -106,11 +106,11 @@ def test_what_is_missing_has_a_remedy(tmp_path, monkeypatch):
 
 def test_a_tuning_that_has_begun_tells_its_speed(tmp_path):
     recipe, out = load_recipe(small(tmp_path), ()), tmp_path / "run"
-    assert "unknown: give --tflops" in estimate_run(recipe, out)
+    assert "unknown: give --tflops" in estimate_run(recipe, RunOptions(out), Rates())
     (out / "arms" / "delta" / "seed-0").mkdir(parents=True)
     lines = [json.dumps({"step": 1 + i, "seconds": 60.0 + 3600 * i}) for i in range(3)]
     (out / "arms" / "delta" / "seed-0" / "log.jsonl").write_text("\n".join(lines))
-    text = estimate_run(recipe, out)
+    text = estimate_run(recipe, RunOptions(out), Rates())
     steps = int(row(section(text, "tune"), "delta")[3])
     (line,) = [x for x in section(text, "time").splitlines() if "tune/delta" in x]
     assert f"TFLOP/s, measured in {out}" in line
