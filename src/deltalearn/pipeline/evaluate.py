@@ -39,8 +39,13 @@ from deltalearn.evaluate.tulu3.sources import NoData
 from deltalearn.evaluate.tulu3.suite import BY_NAME
 from deltalearn.lm.clock import today
 from deltalearn.lm.locate import locate
-from deltalearn.pipeline.evaluate_options import Options, check_options
-from deltalearn.pipeline.evaluate_settings import evaluated_rendering, sent_fields, settings_of
+from deltalearn.pipeline.evaluate_options import (
+    Options,
+    check_options,
+    evaluated_rendering,
+    sent_fields,
+    settings_of,
+)
 from deltalearn.pipeline.judge import judge_key, judged, keep_answers
 from deltalearn.pipeline.lock import Hold
 from deltalearn.pipeline.questions import Questions
@@ -80,7 +85,7 @@ class _Evaluation:
         self.file = options.out / "results.json"
         self.results = self._resumed()
         day = self.results.setdefault("day", options.day or today())  # of the first start
-        self.rendering = evaluated_rendering(options.backend, options.template, day)
+        self.rendering = evaluated_rendering(options, day)
         self.log = TestSetLog(options.test_set_log or folder_of_log(options.out))
         self._model: Any = None
         self._server: Any = None
@@ -90,7 +95,8 @@ class _Evaluation:
         """All benchmarks in turn; what they are is written down first."""
         if self.options.recipe is not None:
             write_text(self.options.out / "recipe.yaml", self.options.recipe)
-        self._allow_code()
+        # Told to the tasks, which lm_eval calls.
+        humaneval.code_policy = humaneval.CodePolicy(self.spec.allow_code, self.spec.unsafe)
         try:
             # First those for which the model is loaded by itself and let go again.
             for name in self.spec.questions:
@@ -154,10 +160,6 @@ class _Evaluation:
             f"{self.options.out}: has results of something else ({shown}); choose another --out, "
             "or --update to replace them"
         )
-
-    def _allow_code(self) -> None:
-        """Tell the tasks, which lm_eval calls, whether programs may run."""
-        humaneval.code_policy = humaneval.CodePolicy(self.spec.allow_code, self.spec.unsafe)
 
     # -- one benchmark -----------------------------------------------------------------------
 

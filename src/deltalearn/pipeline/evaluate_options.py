@@ -1,4 +1,4 @@
-"""What `evaluate` is told: by a recipe's section, or by the options of the command."""
+"""What `evaluate` is told, and how a model is asked by that, as results say it."""
 
 from __future__ import annotations
 
@@ -10,12 +10,18 @@ from typing import Any
 from deltalearn.errors import UserError
 from deltalearn.evaluate.harness.backends import BackendOptions
 from deltalearn.evaluate.harness.loading import check
+from deltalearn.evaluate.harness.run import Selection, Tasks
 from deltalearn.evaluate.reference.scorers import scorer
 from deltalearn.evaluate.tulu3.sources import data_directory
 from deltalearn.evaluate.tulu3.suite import ALL, BY_NAME, MMLU, averaged
+from deltalearn.lm.clock import reads_clock
+from deltalearn.lm.gguf import is_gguf
+from deltalearn.lm.locate import locate, locate_tokenizer
 from deltalearn.pipeline.judge import Judging, judge_key
 from deltalearn.pipeline.stage import Say
-from deltalearn.recipe.evaluation import EvaluateSpec
+from deltalearn.recipe import EvaluateSpec
+from deltalearn.records import Rendering
+from deltalearn.util.paths import local_path
 
 DEFAULT = tuple(b.name for b in ALL)
 SUITE = "tulu3"  # by this name the eleven of the average
@@ -109,3 +115,62 @@ def check_options(options: Options) -> None:
         check_names(others, options.spec.include_path, [*own, SUITE, *BY_NAME])
     check(options.backend)
     judge_key(options.judging, options.data)
+
+
+def evaluated_rendering(options: Options, day: str) -> Rendering:
+    """Find out whether the day counts.
+
+    Args:
+        options: With the model, and arguments of its chat template.
+        day: Of the evaluation.
+
+    Returns:
+        The rendering, without a day where the template does not ask, or a server has its own clock.
+    """
+    backend, template = options.backend, options.template
+    if backend.chat_only:
+        return Rendering(template)
+    if backend.kind == "openai":
+        named = str(backend.tokenizer)
+        place = locate_tokenizer(named).directory if is_gguf(named) else local_path(named)
+    else:
+        place = locate(backend.model).directory
+    reads = reads_clock(place) if place.is_dir() else True
+    return Rendering(template, day if reads else None)
+
+
+def sent_fields(backend: BackendOptions, rendering: Rendering) -> dict[str, Any]:
+    """Fields of each request to a server that renders conversations itself."""
+    arguments = dict(rendering.arguments)
+    return {"chat_template_kwargs": arguments} if arguments and backend.chat_only else {}
+
+
+def settings_of(tasks: Tasks, options: Options, rendering: Rendering) -> dict[str, Any]:
+    """Describe for the results how a benchmark is asked; other settings are another score.
+
+    Args:
+        tasks: The benchmark's.
+        options: Of the evaluation.
+        rendering: Of the model's chat template.
+    """
+    benchmark, config = tasks.benchmark, tasks.config
+    asked = config.generation_kwargs or {}
+    chosen = tasks.chosen(Selection(options.spec.split, options.spec.limit))
+    number = sum(map(len, chosen.values()))
+    full = benchmark.full or sum(len(tasks.ids(name)) for name in tasks.tasks)
+    return {
+        "n": number,
+        "full_n": full,
+        "subset": number < full,
+        "docs": tasks.content(chosen),
+        "shots": config.num_fewshot or benchmark.worked,
+        "chat": benchmark.chat,
+        "max_tokens": asked.get("max_gen_toks"),
+        "stops": list(asked.get("until") or []),
+        "samples": config.repeats,
+        "temperature": asked.get("temperature", 0.0),
+        "context": options.backend.context,
+        "dtype": options.backend.dtype,
+        "arguments": options.backend.options,
+        **(rendering.content() if benchmark.chat else {}),
+    }
