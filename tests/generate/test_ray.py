@@ -186,10 +186,7 @@ class Scripted:
         if actor.number in self.lost or self.deadly in keys:
             self.lost.add(actor.number)
             raise ConnectionError
-        return [{**ANSWER, "key": key} for key in keys]
-
-
-ANSWER = {"text": "", "token_ids": (), "finish_reason": "stop", "prompt_tokens": 1}
+        return [Response(key, "", (), "stop", 1) for key in keys]
 
 
 class ScriptedActor:
