@@ -70,11 +70,7 @@ def _devs(recipe: Recipe) -> list[DevSpec]:
     """The questions that choose when to stop, of all arms, each set once."""
     arms = recipe.tuned_arms
     specs = [recipe.tune_of(arm).dev for arm in arms] if arms else [recipe.tune.dev]
-    found: list[DevSpec] = []
-    for dev in specs:
-        if dev is not None and dev not in found:
-            found.append(dev)
-    return found
+    return list(dict.fromkeys(dev for dev in specs if dev is not None))
 
 
 def training_prompts(context: Context) -> Iterator[tuple[str, Sequence[Message] | str]]:
