@@ -20,8 +20,8 @@ from deltalearn.pipeline.manifest import AnswersLeft
 from deltalearn.pipeline.prompts import PROMPTS, PromptFile, prompts_stage
 from deltalearn.pipeline.side_by_side import do_side_by_side
 from deltalearn.pipeline.stage import Doing, Job, Say, Stage
-from deltalearn.recipe import GenerateSpec, GeneratorSpec, LoadedRecipe
-from deltalearn.records import Placement, Request
+from deltalearn.recipe import LoadedRecipe
+from deltalearn.records import Request
 from deltalearn.responses.store import ResponseStore
 from deltalearn.util.files import digest
 
@@ -67,25 +67,24 @@ def _side_by_side(context: Context, asked: Iterable[Answers], at_once: int) -> A
     for answers in by_name.values():
         answers.review()
     jobs = [answers.job for answers in by_name.values()]
-    do_side_by_side(context, jobs, lambda job, asking: by_name[job.name].by(asking), at_once)
+    do_side_by_side(
+        context, jobs, lambda job, asking: by_name[job.generator.name].by(asking), at_once
+    )
     return {answers.name for answers in by_name.values()}
 
 
 class AskJob(Job):
-    """One model to ask; name, model, spec, day and pinned as a `Generator` has them.
+    """One model to ask.
 
     Attributes:
+        generator: The model; where it is placed is not handed on.
         prompts: The file of a run.
         number: How many prompts there are.
         store: Where the answers go.
     """
 
     kind: Literal["generate"] = "generate"
-    name: str
-    model: GeneratorSpec
-    spec: GenerateSpec
-    day: str | None
-    pinned: str | None
+    generator: Generator
     prompts: Path
     number: int
     store: Path
@@ -95,15 +94,13 @@ class AskJob(Job):
         """Ask from this process."""
         from deltalearn.lm.load import place
 
-        def placement() -> Placement:
-            return place(self.device, self.dtype)
+        here = replace(self.generator, placement=lambda: place(self.device, self.dtype))
+        return Asking(self.model_copy(update={"generator": here}), say)
 
-        asked = self.name, self.model, self.spec, placement, self.day, self.pinned
-        return Asking(self, Generator(*asked), say)
-
-    def requests(self, generator: Generator) -> Iterable[Request]:
+    @property
+    def requests(self) -> Iterable[Request]:
         """All that the model is asked."""
-        return generator.requests(PromptFile(self.prompts), self.number)
+        return self.generator.requests(PromptFile(self.prompts), self.number)
 
 
 @dataclass
@@ -111,7 +108,6 @@ class Asking:
     """The work of one job."""
 
     job: AskJob
-    generator: Generator
     say: Say
 
     def prepare(self) -> None:
@@ -119,12 +115,12 @@ class Asking:
 
     def work(self) -> dict[str, Any]:
         """Ask what the store does not have; counts."""
-        job, generator = self.job, self.generator
+        job, generator = self.job, self.job.generator
         with ResponseStore(job.store) as store:
             store.name_model(generator.identity, generator.name, generator.settings.key())
             return generate(
                 store,
-                job.requests(generator),
+                job.requests,
                 lambda: generator.engine(self.say),
                 title=generator.name,
                 prices=generator.prices,
@@ -150,11 +146,7 @@ class Answers:
         context, generator = self.context, self.generator
         return AskJob(
             title=f"generate {generator.name}",
-            name=generator.name,
-            model=generator.model,
-            spec=generator.spec,
-            day=generator.day,
-            pinned=generator.pinned,
+            generator=generator,
             prompts=context.path(PROMPTS),
             number=context.directory.counts("prompts")["prompts"],
             store=context.path(STORE),
@@ -166,12 +158,12 @@ class Answers:
     @property
     def requests(self) -> Iterable[Request]:
         """All that the model is asked."""
-        return self.job.requests(self.generator)
+        return self.job.requests
 
     @cached_property
     def stage(self) -> Stage:
         """The stage, in this process."""
-        return self.by(Asking(self.job, self.generator, self.context.say))
+        return self.by(Asking(self.job, self.context.say))
 
     def by(self, asking: Doing) -> Stage:
         """The stage with somebody at work: what identifies the answers, and how to get them."""

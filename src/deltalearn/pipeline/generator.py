@@ -8,7 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Field
 
 from deltalearn.generate.stage import Engine
 from deltalearn.lm.clock import reads_clock, today
@@ -26,22 +28,26 @@ if TYPE_CHECKING:
 IN_MEMORY = 100_000  # requests kept in memory; more are made anew each time they are read
 
 
+def _nowhere() -> Placement:
+    raise AssertionError("who only looks loads no model")
+
+
 @dataclass(frozen=True)
 class Generator:
     """One model of a recipe that generates: who it is and how it is asked.
 
     Attributes:
-        placement: Finds device and dtype; called when the model is loaded here.
         day: That chat templates of the run take for today.
         pinned: Commit of a hub model with which the run began.
+        placement: Finds device and dtype; called when the model is loaded here. No part of a job.
     """
 
     name: str
     model: GeneratorSpec
     spec: GenerateSpec
-    placement: Callable[[], Placement]
     day: str | None = None
     pinned: str | None = None
+    placement: Annotated[Callable[[], Placement], Field(exclude=True)] = _nowhere
 
     @cached_property
     def files(self) -> ModelFiles | None:
@@ -168,10 +174,6 @@ def model_record(path: str, files: ModelFiles) -> ModelRecord:
     return ModelRecord(path, files.fingerprint, files.commit)
 
 
-def _nowhere() -> Placement:
-    raise AssertionError("who only looks loads no model")
-
-
 def make_generators(
     recipe: Recipe, manifest: Manifest | None, placement: Callable[[], Placement] = _nowhere
 ) -> dict[str, Generator]:
@@ -186,7 +188,7 @@ def make_generators(
     for name, model in models.items():
         pinned = manifest.pinned(name, model.place) if manifest else None
         day = recipe.day or (manifest.day if manifest else today())
-        found[name] = Generator(name, model, recipe.generate, placement, day, pinned)
+        found[name] = Generator(name, model, recipe.generate, day, pinned, placement)
     return found
 
 
