@@ -83,9 +83,8 @@ def _models(recipe: Recipe) -> Iterator[Lack]:
         place, chosen = model.place, model.chat_template
         if not model_is_here(place):
             yield _absent(f"model {name}", place, "prompts")
-        if is_gguf(place) and find_spec("gguf") is None:
-            text = f"package gguf, for {place} of model {name}: pip install -e '.[gguf]'"
-            yield Lack(text, "prompts")
+        if is_gguf(place):
+            yield from _package("gguf", "gguf", "prompts", f", for {place} of model {name}")
         if chosen is not None and chosen not in NAMED and not local_path(chosen).is_file():
             yield replace(_absent(f"chat_template of {name}", chosen, "prompts"), stops=True)
 
@@ -135,26 +134,29 @@ def _packages(recipe: Recipe) -> Iterator[Lack]:
                 "in generate.vllm.python",
                 "generate",
             )
-    if local and generate.engine == "ray" and find_spec("ray") is None:
-        yield Lack("package ray: pip install -e '.[ray]'", "generate")
+    if local and generate.engine == "ray":
+        yield from _package("ray", "ray", "generate")
     arms = recipe.tuned_arms
     for spec in [recipe.tune_of(arm) for arm in arms] if arms else [recipe.tune]:
-        if spec.lora is not None and find_spec("peft") is None:
-            yield Lack("package peft: pip install -e '.[lora]'", "tune")
+        if spec.lora is not None:
+            yield from _package("peft", "lora", "tune")
         quantised = spec.lora is not None and spec.lora.bits is not None
-        if (quantised or spec.optimizer == "adamw_8bit") and find_spec("bitsandbytes") is None:
-            yield Lack("package bitsandbytes: pip install -e '.[qlora]'", "tune")
+        if quantised or spec.optimizer == "adamw_8bit":
+            yield from _package("bitsandbytes", "qlora", "tune")
         for name, (package, extra) in ON_GPU.items():
             if not getattr(spec, name):
                 continue
-            if find_spec(package) is None:
-                extra = f"pip install -e '.[{extra}]'"
-                yield Lack(f"package {package}, for tune.{name}: {extra}", "tune")
+            yield from _package(package, extra, "tune", f", for tune.{name}")
             if recipe.device == "cpu" or not _has_gpu():
                 yield Lack(f"a GPU, for tune.{name}; leave it out", "tune")
-        if spec.tracker in TRACKERS and find_spec(spec.tracker) is None:
-            extra = f"pip install -e '.[{spec.tracker}]'"
-            yield Lack(f"package {spec.tracker}, for tune.tracker: {extra}", "tune")
+        if spec.tracker in TRACKERS:
+            yield from _package(spec.tracker, spec.tracker, "tune", ", for tune.tracker")
+
+
+def _package(name: str, extra: str, stage: str, why: str = "") -> Iterator[Lack]:
+    """A package that an extra of ours brings, if it is not here."""
+    if find_spec(name) is None:
+        yield Lack(f"package {name}{why}: pip install -e '.[{extra}]'", stage)
 
 
 def _has_gpu() -> bool:
@@ -191,8 +193,7 @@ def _of_evaluation(spec: EvaluateSpec) -> Iterator[Lack]:
     names = [name for name in expanded(spec.names) if name not in spec.questions]
     if not names:
         return
-    if find_spec("lm_eval") is None:
-        yield Lack("package lm_eval: pip install -e '.[evaluate]'", "evaluate")
+    yield from _package("lm_eval", "evaluate", "evaluate")
     if spec.backend.kind == "vllm" and find_spec("vllm") is None:
         yield Lack("package vllm, for evaluate.backend.kind: pip install vllm", "evaluate")
     suite = [BY_NAME[name] for name in names if name in BY_NAME]
