@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
-from deltalearn.generate.stage import Engine
 from deltalearn.lm.clock import reads_clock, today
 from deltalearn.lm.locate import ModelFiles, locate
 from deltalearn.openai_api import Endpoint
@@ -24,6 +23,7 @@ from deltalearn.responses.requests import RequestPlan, Settings
 
 if TYPE_CHECKING:
     from deltalearn.generate.engines.vllm_offline import VllmOptions
+    from deltalearn.generate.stage import Engine
 
 IN_MEMORY = 100_000  # requests kept in memory; more are made anew each time they are read
 
