@@ -6,7 +6,7 @@ heavy is imported until a stage has work to do, so that a finished run says so a
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -25,7 +25,6 @@ from deltalearn.pipeline.evaluate_stage import (
 )
 from deltalearn.pipeline.first_look import faults, stages_of, students, unfilled_batches
 from deltalearn.pipeline.generate import STORE_FILES, generate_stages
-from deltalearn.pipeline.generator import Generator
 from deltalearn.pipeline.pairs import pairs_name, pairs_stage
 from deltalearn.pipeline.prompts import prompts_stage
 from deltalearn.pipeline.run_options import STAGES, RunOptions
@@ -33,7 +32,7 @@ from deltalearn.pipeline.side_by_side import do_side_by_side
 from deltalearn.pipeline.stage import Doing, Say, Stage
 from deltalearn.pipeline.tune import TuneJob, Tuning, follow, tune_stage
 from deltalearn.pipeline.tune_inputs import pairs_digest
-from deltalearn.recipe import STUDENT, LoadedRecipe, PairsSource, Recipe
+from deltalearn.recipe import STUDENT, LoadedRecipe, PairsSource
 from deltalearn.util.distributed import Processes, processes_here, several_processes
 from deltalearn.util.files import digest
 
@@ -105,9 +104,27 @@ class Pipeline(Context):
         files = self.models if tuple(stages) != ("prompts",) else {}
         if found := faults(self.recipe, left, files, self.directory.path):
             raise UserError("\n".join(found))
-        self.directory.reads(contents_of(self.recipe, stages, self.generators))
+        self.directory.reads({key: digest(value) for key, value in self._contents(stages)})
         if "tune" in left and self.recipe.tuned_arms:
             self.say(students(self.recipe))
+
+    def _contents(self, stages: Sequence[str]) -> Iterator[tuple[str, Any]]:
+        """All that the stages read from outside, by the key of the recipe that names it."""
+        recipe = self.recipe
+        if "prompts" in stages and recipe.prompts is not None:
+            yield "prompts.source", source_digest(recipe.prompts.source, recipe.prompts.split)
+        if set(stages) - {"prompts"}:
+            for name, generator in self.generators.items():
+                yield name if name == STUDENT else f"models.{name}", generator.identity
+        for name in recipe.tuned_arms if "tune" in stages else ():
+            arm, dev = recipe.arms[name], recipe.tune_of(name).dev
+            if arm.pairs is not None:  # how they are read is a setting
+                yield f"arms.{name}.pairs", pairs_digest(arm.pairs)[0]
+            if dev is not None:
+                yield f"tune.dev of {name}", source_digest(*dev.place)
+        if "evaluate" in stages and recipe.evaluate is not None:
+            for name, questions in recipe.evaluate.questions.items():
+                yield f"evaluate.questions.{name}", source_digest(*questions.place)
 
     @cached_property
     def _prompts(self) -> Stage:
@@ -227,39 +244,3 @@ class Pipeline(Context):
             "spec": self.recipe.evaluate.bootstrap if self.recipe.evaluate else None,
         }
         self.run(Stage("report", inputs, ("summary.json", "report.html"), work))
-
-
-def contents_of(
-    recipe: Recipe, stages: Collection[str], generators: Mapping[str, Generator]
-) -> dict[str, str]:
-    """Hash all that the stages of a run read from outside.
-
-    Args:
-        recipe: The run's.
-        stages: Those that are to be done.
-        generators: The models of the recipe, identified.
-
-    Returns:
-        A hash of each source and model, by the key of the recipe that names it.
-    """
-    found: dict[str, Any] = {}
-    if "prompts" in stages and recipe.prompts is not None:
-        found["prompts.source"] = source_digest(recipe.prompts.source, recipe.prompts.split)
-    if set(stages) - {"prompts"}:
-        for name, generator in generators.items():
-            found[name if name == STUDENT else f"models.{name}"] = generator.identity
-    if "tune" in stages:
-        found |= dict(_tuning(recipe))
-    if "evaluate" in stages and recipe.evaluate is not None:
-        for name, questions in recipe.evaluate.questions.items():
-            found[f"evaluate.questions.{name}"] = source_digest(*questions.place)
-    return {key: digest(value) for key, value in found.items()}
-
-
-def _tuning(recipe: Recipe) -> Iterator[tuple[str, Any]]:
-    for name in recipe.tuned_arms:
-        arm, dev = recipe.arms[name], recipe.tune_of(name).dev
-        if arm.pairs is not None:
-            yield f"arms.{name}.pairs", pairs_digest(arm.pairs)[0]  # how they are read is a setting
-        if dev is not None:
-            yield f"tune.dev of {name}", source_digest(*dev.place)
