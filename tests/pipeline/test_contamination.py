@@ -210,7 +210,7 @@ def test_pairs_are_compared_with_what_is_named(tiny_model, pairs, tmp_path):
     said.clear()
     run_tune(loaded, tmp_path / "out", **how)
     assert contaminated == [line for line in said if line.startswith("CONTAMINATED")]
-    shown = report_dry_run(loaded, None, how["against"], GOLDEN)
+    shown = report_dry_run(loaded, against=how["against"], data_dir=GOLDEN)
     assert contaminated == [x for x in shown.splitlines() if x.startswith("CONTAMINATED")]
 
 
@@ -218,7 +218,7 @@ def test_all_of_the_suite_that_is_here_is_compared(tiny_model, pairs, tmp_path):
     (tmp_path / "data" / "gsm8k").mkdir(parents=True)
     for file in (GOLDEN / "gsm8k").iterdir():
         (tmp_path / "data" / "gsm8k" / file.name).write_bytes(file.read_bytes())
-    shown = report_dry_run(tuning(tiny_model, pairs), None, ["tulu3"], tmp_path / "data")
+    shown = report_dry_run(tuning(tiny_model, pairs), against=["tulu3"], data_dir=tmp_path / "data")
     assert "CONTAMINATED: 1 of" in shown and "ifeval is not compared" in shown
 
 
