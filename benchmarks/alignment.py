@@ -189,7 +189,10 @@ def measure(
     )
     targets = {"gold": mean_gradient(model, right_rows)[0]}
     targets["right over wrong"] = targets["gold"] - mean_gradient(model, wrong_rows)[0]
-    table: dict = {"logliks": {}, "pairs": {}}
+    gold_alone, contrast = targets.values()
+    between = (gold_alone @ contrast / (gold_alone.norm() * contrast.norm())).item()
+    table: dict = {"logliks": {}, "pairs": {}, "between targets": between}
+    print(f"cosine of {' with '.join(targets)}: {between:+.3f}", flush=True)
     found, slopes = {}, {}
     for name, rows in answers.items():
         flat, slopes[name] = mean_gradient(model, rows, list(targets.values()))
