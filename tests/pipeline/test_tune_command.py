@@ -493,6 +493,21 @@ class TestModes:
         assert "3 steps of 2 pairs" in ended.out
         assert "At 1 useful TFLOP/s a GPU" in ended.out
 
+    @pytest.mark.parametrize(
+        ("setting", "text"),
+        [
+            ("kernels=liger", "tune.kernels liger: its kernels run on a GPU, not on cpu"),
+            ("float8=true", "tune.float8 needs a GPU of compute capability 8.9 or more, not cpu"),
+        ],
+    )
+    def test_what_needs_a_gpu_is_refused_before_pairs_are_read(
+        self, tune, base, tmp_path, setting, text
+    ):
+        ended = tune(*base, "--set", setting, "--device", "cpu", "--out", tmp_path / "out")
+        assert ended.code == 2
+        assert text in ended.err
+        assert not list((tmp_path / "out").glob("examples*"))
+
     def test_dry_run_tells_the_time_of_a_run_that_has_begun(self, tune, base, tmp_path):
         """The steps that the run took, at their own speed; nothing is written beside it."""
         out = tmp_path / "out"

@@ -135,6 +135,8 @@ class Tuning:
         from deltalearn.lm.load import device_name, place
         from deltalearn.lm.quantized import trained_as
         from deltalearn.tune.fit import PairLengths, check_fit, steps_on
+        from deltalearn.tune.float8 import require_float8
+        from deltalearn.tune.kernels import require_kernels
         from deltalearn.tune.train import split_held_out
 
         job, settings = self.job, self.job.tune
@@ -146,6 +148,10 @@ class Tuning:
         config = read_config(self.student)  # of what kind it is, before pairs are prepared for it
         if stored := trained_as(self.student, settings.lora.bits if settings.lora else None):
             self.say(f"student: {stored}")
+        if settings.kernels:
+            require_kernels(config, self.placement.device)
+        if settings.float8:
+            require_float8(self.placement.device, self.placement.dtype)
         if line := files_line(job.pairs.source, job.pairs.split):
             self.say(line)
         self.examples, self.counts = self.processes.first_then_others(self._read)

@@ -12,7 +12,7 @@ from types import MethodType
 from typing import Any
 
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from deltalearn.errors import UserError, needs
 from deltalearn.lm.transformers_private import with_rotary
@@ -50,6 +50,38 @@ FAMILIES = {
 }
 
 
+def require_kernels(config: PretrainedConfig, device: str) -> Family:
+    """Check that there are fused kernels for a model, and liger-kernel for them.
+
+    Args:
+        config: The model's config.
+        device: Type of the device where it will run.
+
+    Returns:
+        The family of the model.
+
+    Raises:
+        UserError: If it is no GPU, if liger-kernel is missing, or of an architecture without them.
+    """
+    kind, otherwise = config.model_type, "; leave kernels out"
+    if device != "cuda":
+        raise UserError(f"tune.kernels liger: its kernels run on a GPU, not on {device}{otherwise}")
+    family = FAMILIES.get(kind)
+    if family is None:
+        known = ", ".join(FAMILIES)
+        raise UserError(f"tune.kernels liger: not for {kind}, only for {known}{otherwise}")
+    text = config.get_text_config()
+    activation = getattr(text, "hidden_activation", None) or getattr(text, "hidden_act", None)
+    if activation != family.activation:
+        raise UserError(
+            f"tune.kernels liger: {kind} with the activation {activation}, not "
+            f"{family.activation}{otherwise}"
+        )
+    with needs("tune.kernels liger needs liger-kernel", "kernels", ", or leave kernels out"):
+        import liger_kernel.ops  # noqa: F401
+    return family
+
+
 def fuse_layers(model: PreTrainedModel, device: str) -> dict[str, int]:
     """Let the layers of a model compute norms, gated MLPs and rotary embeddings by fused kernels.
 
@@ -63,30 +95,15 @@ def fuse_layers(model: PreTrainedModel, device: str) -> dict[str, int]:
         Number of changed modules: norms, mlps, attentions.
 
     Raises:
-        UserError: If it is no GPU, if liger-kernel is missing, or of an architecture without them.
+        UserError: As `require_kernels` does.
     """
-    kind = model.config.model_type
-    otherwise = "; leave kernels out"
-    if device != "cuda":
-        raise UserError(f"tune.kernels liger: its kernels run on a GPU, not on {device}{otherwise}")
-    family = FAMILIES.get(kind)
-    if family is None:
-        known = ", ".join(FAMILIES)
-        raise UserError(f"tune.kernels liger: not for {kind}, only for {known}{otherwise}")
-    text = model.config.get_text_config()
-    activation = getattr(text, "hidden_activation", None) or getattr(text, "hidden_act", None)
-    if activation != family.activation:
-        raise UserError(
-            f"tune.kernels liger: {kind} with the activation {activation}, not "
-            f"{family.activation}{otherwise}"
-        )
-    with needs("tune.kernels liger needs liger-kernel", "kernels", ", or leave kernels out"):
-        from liger_kernel.ops import (
-            LigerGELUMulFunction,
-            LigerRMSNormFunction,
-            LigerSiLUMulFunction,
-        )
-        from liger_kernel.transformers.rope import liger_rotary_pos_emb
+    family = require_kernels(model.config, device)
+    from liger_kernel.ops import (
+        LigerGELUMulFunction,
+        LigerRMSNormFunction,
+        LigerSiLUMulFunction,
+    )
+    from liger_kernel.transformers.rope import liger_rotary_pos_emb
 
     def norm(self: nn.Module, hidden: Tensor) -> Tensor:
         epsilon = getattr(self, "variance_epsilon", None) or getattr(self, "eps", None)
