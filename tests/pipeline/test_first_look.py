@@ -126,7 +126,7 @@ def test_check_says_so_and_writes_nothing(tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout == (
         "small: nothing stands in the way: 15 prompts, 2 models that answer, "
-        "1 student to train: 1 arm x 1 seed (0)\n"
+        "1 tuned student: 1 arm x 1 seed (0)\n"
     )
     assert not (tmp_path / "run").exists()
     (tmp_path / "run").mkdir()
@@ -138,7 +138,7 @@ def test_check_says_so_and_writes_nothing(tmp_path):
 def test_how_many_students_will_be_trained_is_said_at_the_start_and_before(tmp_path):
     """The seeds that nobody gave count: an arm is three students, which is days for a large one."""
     loaded = load_recipe("small.yaml", ["seeds=[3, 4, 5]", "arms.two={chosen: s, rejected: xs}"])
-    says = "6 students to train: 2 arms x 3 seeds (3, 4, 5)"
+    says = "6 tuned students: 2 arms x 3 seeds (3, 4, 5)"
     assert says in check_run(loaded, RunOptions(out=tmp_path / "run"))
     assert says in estimate_run(loaded, RunOptions(tmp_path / "run"), Rates())
     said: list[str] = []
@@ -153,4 +153,4 @@ def test_what_is_done_is_not_announced_again(tmp_path):
     for again in (False, True):
         said: list[str] = []
         run_recipe(loaded, RunOptions(out=tmp_path / "run"), say=said.append)
-        assert ("2 students to train: 1 arm x 2 seeds (0, 1)" in said) != again
+        assert ("2 tuned students: 1 arm x 2 seeds (0, 1)" in said) != again

@@ -77,11 +77,11 @@ def stages_of(recipe: Recipe, until: StageName = STAGES[-1]) -> list[str]:
 
 
 def students(recipe: Recipe) -> str:
-    """Say how many students a run trains: `6 students to train: 2 arms x 3 seeds (0, 1, 2)`."""
+    """Say how many students a run makes: `6 tuned students: 2 arms x 3 seeds (0, 1, 2)`."""
     arms, seeds = len(recipe.tuned_arms), len(recipe.seeds)
     listed = ", ".join(map(str, recipe.seeds))
     return (
-        f"{plural(arms * seeds, 'student')} to train: {plural(arms, 'arm')} x "
+        f"{plural(arms * seeds, 'tuned student')}: {plural(arms, 'arm')} x "
         f"{plural(seeds, 'seed')} ({listed})"
     )
 
