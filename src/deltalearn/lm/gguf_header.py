@@ -5,6 +5,7 @@ Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, versions 2 an
 
 from __future__ import annotations
 
+import math
 import mmap
 import re
 import shutil
@@ -18,6 +19,7 @@ from deltalearn.errors import UserError
 MAGIC = b"GGUF"
 SUFFIX = ".gguf"
 VERSIONS = (2, 3)
+MOST_DIMENSIONS = 4  # of a tensor of ggml
 ALIGNMENT = 32  # of tensors, where the file does not say
 UINT32, STRING, ARRAY = 4, 8, 9
 NUMBERS = {
@@ -179,9 +181,9 @@ class _Reader:
         for _ in range(number):
             name = self._text()
             (dimensions,) = self._take("I")
-            numbers = 1
-            for length in self._take(f"{dimensions}Q") if dimensions <= 8 else ():
-                numbers *= length
+            if dimensions > MOST_DIMENSIONS:
+                raise _Damaged(f"tensor {name} has {dimensions} dimensions")
+            numbers = math.prod(self._take(f"{dimensions}Q"))
             kind, offset = self._take("IQ")
             if kind not in BLOCKS:
                 raise _Damaged(f"tensor {name} is of kind {kind}, which is unknown")
