@@ -82,6 +82,7 @@ def test_every_layout_is_plain_transformers(model_files, trees):
 
 MEMORY = """
 import sys, torch
+from deltalearn.lm import head
 from deltalearn.lm.forward import answer_logprobs, make_layout
 from deltalearn.lm.layout import Tree
 from deltalearn.lm.load import Placement, load_model
@@ -93,10 +94,11 @@ def read(key):
         if line.startswith(key):
             return int(line.split()[1]) << 10
 
+head.KEEP_BYTES = int(sys.argv[2])
 model = load_model(locate(sys.argv[1]), Placement("cpu", "float32"))
 draw = torch.Generator().manual_seed(0)
 trees = [Tree(torch.randint(5, 1000, (8,), generator=draw).numpy(),
-              (torch.randint(5, 1000, (256,), generator=draw).numpy(),)) for _ in range(8)]
+              (torch.randint(5, 1000, (64,), generator=draw).numpy(),)) for _ in range(8)]
 rows = choose_rows(model, trees)
 before = read("VmRSS")
 open("/proc/self/clear_refs", "w").write("5")
@@ -106,10 +108,14 @@ scored = read("VmHWM") - before
 before = read("VmRSS")
 open("/proc/self/clear_refs", "w").write("5")
 answer_logprobs(model, make_layout(trees, rows, "cpu"), rows).sum().backward()
-print(scored, read("VmHWM") - before, sum(p.numel() for p in model.parameters()) * 4)
+ends = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+twice = ends[0].numel() if ends[0] is ends[1] else 0  # gradients of both uses, before their sum
+print(scored, read("VmHWM") - before, 4 * (sum(p.numel() for p in model.parameters()) + twice))
 """
-LOGITS = 2048 * 4  # bytes for each row of the vocabulary: 2048 answer tokens in float32
+TOKENS = 512  # of answers, in one forward
 MIB = 1 << 20
+KEPT = 128 * MIB  # of probabilities; a gigabyte otherwise
+OTHERS = 192 * MIB  # activations, and two chunks of logits
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
@@ -117,19 +123,14 @@ MIB = 1 << 20
     ("name", "vocabulary"), [("smollm2", 49152), ("qwen", 151936), ("gemma", 262144)]
 )
 def test_memory_of_large_vocabularies_is_bounded(short, name, vocabulary):
-    """2048 answer tokens at a time, whose logits are 0.4, 1.2 and 2.1 GB.
+    """512 answer tokens at a time, whose logits are 96, 297 and 512 MiB.
 
-    Scoring needs chunks of them and no more; a step its gradients, and at most KEEP_BYTES of
-    probabilities. docs/models.md has these bounds.
+    Scoring needs chunks of them and no more; a step its gradients, and the probabilities that may
+    be kept. docs/models.md has these bounds.
     """
-    from deltalearn.lm.head import CHUNK_BYTES, KEEP_BYTES
-
-    result = subprocess.run(
-        [sys.executable, "-c", MEMORY, str(short(name).directory)],
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    scored, step, weights = map(int, result.stdout.split())
-    logits = LOGITS * vocabulary
-    assert scored < 4 * CHUNK_BYTES + 256 * MIB, f"{scored / MIB:.0f} MiB"
-    kept = min(logits, KEEP_BYTES)
-    assert step < weights + kept + 4 * CHUNK_BYTES + 256 * MIB, f"{step / MIB:.0f} MiB"
+    command = [sys.executable, "-c", MEMORY, str(short(name).directory), str(KEPT)]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    scored, step, gradients = map(int, result.stdout.split())
+    kept = min(TOKENS * 4 * vocabulary, KEPT)
+    assert scored < OTHERS, f"{scored / MIB:.0f} MiB"
+    assert step < gradients + kept + OTHERS, f"{(step - gradients) / MIB:.0f} MiB and gradients"
