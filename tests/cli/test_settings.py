@@ -31,6 +31,8 @@ OWN = {  # options that are no field of a recipe
         "preview",
         "dry-run",
         "tflops",
+        "against",
+        "data-dir",
     },
     "generate": {"model", "template", "out", "set", "retry-errors", "update", "dry-run"},
     "evaluate": {
@@ -47,6 +49,7 @@ OWN = {  # options that are no field of a recipe
     },
     "pairs": {"chosen", "rejected", "out", "settings"},
     "run": {"set", "check", "dry-run"},
+    "ladder": set(),
     "theory": set(),
     "compare": {"recipe", "json", "plot", "plan", "discordance", "sd", "effect"},
 }
@@ -70,7 +73,11 @@ FIELDS = {
     "run": "out update until retry-errors parallel tokens-per-second tflops devices",
     "theory": (
         "student chosen rejected norm errors dimension trials steps batch rate temperature loss "
-        "beta inputs freedom correlation seed out no-figures json"
+        "beta inputs freedom correlation seed out update no-figures json"
+    ),
+    "ladder": (
+        "layers-out drop bits group-size noise seed text answer-column choose-on limit out "
+        "device dtype"
     ),
     "pairs": "truncated reasoning max-length-difference",
     "compare": ("also-a also-b benchmark mmlu allow-different-settings clusters draws seed"),

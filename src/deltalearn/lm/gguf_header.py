@@ -1,6 +1,6 @@
 """What a GGUF file says that it holds, read without its numbers and without another package.
 
-Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, versions 2 and 3.
+Format: the page gguf.md of https://github.com/ggml-org/ggml, versions 2 and 3.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class GgufHeader:
 
     @property
     def architecture(self) -> str:
-        """Of the model, as llama.cpp calls it."""
+        """The architecture, as llama.cpp calls it."""
         return str(self.metadata["general.architecture"])
 
     @property

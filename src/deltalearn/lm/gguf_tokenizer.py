@@ -43,7 +43,7 @@ GPT4O = (
 
 @dataclass(frozen=True)
 class Words:
-    """How byte-level BPE splits text before it merges.
+    """The way byte-level BPE splits text before it merges.
 
     Attributes:
         pattern: A regular expression of words; None for that of GPT-2.

@@ -20,7 +20,7 @@ from deltalearn.lm.transformers_private import with_rotary
 
 @dataclass(frozen=True)
 class Family:
-    """How an architecture writes its layers.
+    """The way an architecture writes its layers.
 
     Attributes:
         name: What the names of its classes begin with.

@@ -58,7 +58,7 @@ class TransformersEngine:
             yield self.answer(batch)
 
     def missing_batches(self, windows: Iterator[Window]) -> Iterator[list[Request]]:
-        """What is missing of each batch.
+        """Name what is missing of each batch.
 
         Batches are planned over *all* requests of a window. After a crash the remaining ones are
         thus the very ones that an uninterrupted run would have formed, and so are their answers.
