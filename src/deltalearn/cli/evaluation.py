@@ -29,6 +29,7 @@ NOTHING_RUN = 3  # exit code: every benchmark was left out
         "evaluate.benchmarks": "--benchmark",
         "evaluate.split": "--split",
         "evaluate.limit": "--limit",
+        "evaluate.reasoning_tokens": "--reasoning-tokens",
         "evaluate.data_dir": "--data-dir",
         "evaluate.include_path": "--include-path",
         "evaluate.backend.kind": "--backend",

@@ -16,7 +16,9 @@ from deltalearn.util.files import canonical_json
 from deltalearn.util.text_format import listing, one_line
 
 # What moves scores by itself, of a benchmark. `limit` is of the whole evaluation.
-ASKED = ("metric", "shots", "chat", "max_tokens", "stops", "samples", "temperature")
+ASKED = (
+    "metric", "shots", "chat", "max_tokens", "reasoning_tokens", "stops", "samples", "temperature",
+)  # fmt: skip
 WORTH_A_NOTE = ("backend", "data")  # of an evaluation: may move scores a little
 RAN_WITH = ("dtype", "arguments", "template", "day")  # of a benchmark: likewise
 CUT = re.compile("^the context left .* less than the limit$|to fit the context$")  # of its notes

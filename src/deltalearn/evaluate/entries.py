@@ -38,6 +38,7 @@ class Entry(TypedDict, total=False):
     shots: int
     chat: bool
     max_tokens: int | None
+    reasoning_tokens: int  # beyond max_tokens, for reasoning alone; absent: none
     stops: list[str]
     judge: str | None
     notes: list[str]

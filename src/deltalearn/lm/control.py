@@ -80,6 +80,29 @@ class AnswerReader:
         spelt = [m for m in marks_in(written) if written[m.start : m.end] not in self._own]
         return take_apart(written, sorted([*marks, *spelt], key=lambda m: m.start), opened)
 
+    def answer_start(self, ids: Sequence[int], opened: str = "") -> int:
+        """Find where the answer begins among the ids of what was written.
+
+        Args:
+            ids: As for `read`.
+            opened: As for `read`.
+
+        Returns:
+            The number of ids before it; all of them where there is only reasoning.
+        """
+        parts = self.read(ids, opened)
+        if not parts.reasoning:
+            return 0
+        written = list(ids)
+        low, high = 0, len(written)  # of the longest end that is no longer than the answer
+        while low < high:
+            middle = (low + high) // 2
+            if len(self._text(written[middle:])) <= len(parts.answer):
+                high = middle
+            else:
+                low = middle + 1
+        return low
+
     def _behind(self, before: list[int], run: list[int]) -> str:
         """The text of ids that stand behind others, with the space that begins it."""
         if before:

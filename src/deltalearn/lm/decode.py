@@ -214,6 +214,7 @@ def decode_within_context(
     prompts: Sequence[Sequence[int]],
     sampling: Sampling,
     seeds: Sequence[int] | None = None,
+    stopped: Stopped | None = None,
 ) -> list[Decoded | None]:
     """Like `decode`, but no answer runs past the model's context.
 
@@ -226,6 +227,7 @@ def decode_within_context(
         prompts: Ids of each prompt.
         sampling: Temperature 0 decodes greedily.
         seeds: One non-negative integer below 2**128 per prompt; needed unless greedy.
+        stopped: As for `decode`.
 
     Returns:
         An answer for each prompt; None where no token would fit.
@@ -242,6 +244,7 @@ def decode_within_context(
             [prompts[i] for i in batch],
             replace(sampling, max_tokens=rooms[batch[0]]),
             seeds and [seeds[i] for i in batch],
+            stopped and _renumbered(stopped, batch),
         )
         for i, answer in zip(batch, decoded, strict=True):
             answers[i] = answer

@@ -32,7 +32,7 @@ from deltalearn.evaluate.harness.test_set_log import TestSetLog, folder_of_log
 from deltalearn.evaluate.reference.benchmark import item_rows
 from deltalearn.evaluate.reference.kept import Kept
 from deltalearn.evaluate.reference.scorers import scorer
-from deltalearn.evaluate.reply import reply_notes
+from deltalearn.evaluate.room import notes_of
 from deltalearn.evaluate.tulu3 import humaneval
 from deltalearn.evaluate.tulu3.benchmark import Benchmark
 from deltalearn.evaluate.tulu3.sources import NoData
@@ -209,7 +209,7 @@ class _Evaluation:
         placement = place(options.backend.device or "auto", options.backend.dtype)
         missing = []
         for benchmark in questions.benchmarks:
-            settings = questions.settings(benchmark, placement.dtype)
+            settings = questions.settings(benchmark, placement.dtype, self.spec.reasoning_tokens)
             if self._is_done(benchmark, settings):
                 self._say_before(benchmark.name, benchmark.title)
             else:
@@ -226,7 +226,7 @@ class _Evaluation:
             write_items(options.out, benchmark.name, rows)
             seconds = round(time.monotonic() - started, 1)
             greedy = benchmark.measure == "greedy_accuracy"
-            notes = reply_notes(row["fault"] for row in scored) if greedy else []
+            notes = notes_of(scored, self.spec.reasoning_tokens) if greedy else []
             entry = {**summary(benchmark, rows), **settings, "seconds": seconds, "notes": notes}
             self._keep(benchmark, entry | {"key": digest(settings), "unanswered": 0})
 
@@ -238,7 +238,8 @@ class _Evaluation:
 
         spec, budget = questions.spec, self.spec.token_budget
         compare = scorer(spec.scorer, spec.pattern)
-        asked = Asked(measures, compare, spec.max_tokens, budget, self.rendering)
+        how = (spec.max_tokens, budget, self.rendering, self.spec.reasoning_tokens)
+        asked = Asked(measures, compare, *how)
         kept = Kept(self._kept(), digest([self.identity, placement.dtype]))
         files, title = locate(self.options.backend.model), self.options.name
         try:
@@ -361,6 +362,7 @@ class _Evaluation:
             prompts_of(self._model, self.rendering, scored=benchmark.kind == "choice"),
             group_size(asked),
             lambda: self._enter(benchmark, settings),
+            settings.get("reasoning_tokens", 0),
         )
 
     def _kept(self) -> Answers:

@@ -51,7 +51,11 @@ def _one(spec: EvaluateSpec, name: str) -> BenchmarkEstimate:
     if benchmark.kind == "judged":
         note = f"and {items:,} verdicts of the judge" if spec.judge else "no judge: no score"
     return BenchmarkEstimate(
-        name, items, items * how.samples if how.max_tokens else 0, how.max_tokens, note
+        name,
+        items,
+        items * how.samples if how.max_tokens else 0,
+        how.max_tokens + spec.reasoning_tokens * bool(how.max_tokens),
+        note,
     )
 
 
@@ -65,7 +69,8 @@ def _of_questions(spec: EvaluateSpec, name: str) -> BenchmarkEstimate:
         return BenchmarkEstimate(name, None, 0, own.max_tokens, str(error))
     items = _selected(spec, len(found))
     greedy = "greedy_accuracy" in own.metrics
-    return BenchmarkEstimate(name, items, items * greedy, own.max_tokens, ", ".join(own.metrics))
+    tokens = own.max_tokens + spec.reasoning_tokens
+    return BenchmarkEstimate(name, items, items * greedy, tokens, ", ".join(own.metrics))
 
 
 def _selected(spec: EvaluateSpec, full: int) -> int:

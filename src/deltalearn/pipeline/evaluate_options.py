@@ -12,6 +12,7 @@ from deltalearn.evaluate.harness.backends import BackendOptions
 from deltalearn.evaluate.harness.loading import check
 from deltalearn.evaluate.harness.run import Selection, Tasks
 from deltalearn.evaluate.reference.scorers import scorer
+from deltalearn.evaluate.room import reasoning_settings
 from deltalearn.evaluate.tulu3.sources import data_directory
 from deltalearn.evaluate.tulu3.suite import ALL, BY_NAME, MMLU, averaged
 from deltalearn.lm.clock import reads_clock
@@ -166,6 +167,7 @@ def settings_of(tasks: Tasks, options: Options, rendering: Rendering) -> dict[st
         "shots": config.num_fewshot or benchmark.worked,
         "chat": benchmark.chat,
         "max_tokens": asked.get("max_gen_toks"),
+        **reasoning_settings(options.spec.reasoning_tokens, asked.get("max_gen_toks")),
         "stops": list(asked.get("until") or []),
         "samples": config.repeats,
         "temperature": asked.get("temperature", 0.0),

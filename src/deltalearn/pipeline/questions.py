@@ -9,6 +9,7 @@ from typing import Any
 from deltalearn.evaluate.harness.run import Selection
 from deltalearn.evaluate.reference.benchmark import QuestionBenchmark
 from deltalearn.evaluate.reference.scorers import scorer
+from deltalearn.evaluate.room import reasoning_settings
 from deltalearn.formats.questions import Item, read_items
 from deltalearn.formats.rows import files_line
 from deltalearn.recipe.evaluation import EvaluateSpec, QuestionsSpec
@@ -51,7 +52,9 @@ class Questions:
     def _docs(self) -> str:
         return digest([[i.id, i.task, list(map(dict, i.messages)), i.answer] for i in self.items])
 
-    def settings(self, benchmark: QuestionBenchmark, dtype: str) -> dict[str, Any]:
+    def settings(
+        self, benchmark: QuestionBenchmark, dtype: str, reasoning_tokens: int = 0
+    ) -> dict[str, Any]:
         """Describe for the results how they are asked; other settings are another score."""
         greedy = benchmark.measure == "greedy_accuracy"
         per = {} if benchmark.unit is None else {"unit": benchmark.unit}
@@ -64,6 +67,7 @@ class Questions:
             "shots": 0,
             "chat": True,
             "max_tokens": self.spec.max_tokens if greedy else None,
+            **reasoning_settings(reasoning_tokens, self.spec.max_tokens if greedy else None),
             "scorer": self.spec.scorer if greedy else None,
             "pattern": self.spec.pattern if greedy else None,
             "stops": [],

@@ -134,6 +134,9 @@ class EvaluateSpec(Spec):
         "test", description="dev: a fifth, to choose on. held-out: the rest."
     )
     limit: int | None = Field(None, ge=1, description="Items of each benchmark, drawn by hash.")
+    reasoning_tokens: int = Field(
+        0, ge=0, description="Tokens that reasoning may take beyond each limit of an answer."
+    )
     data_dir: str | None = Field(None, description="Local data; default: the hub.")
     backend: BackendSpec = Field(BackendSpec(), description="Where benchmarks run.")
     judge: JudgeSpec | None = Field(None, description="Who judges AlpacaEval.")
@@ -167,6 +170,8 @@ class EvaluateSpec(Spec):
             self.idle("on own questions; remove it", *of_suite)
         if not others & {"alpaca_eval", "tulu3"}:
             self.idle("without the benchmark alpaca_eval; remove it", "judge")
+        if not others and not any("greedy_accuracy" in q.metrics for q in self.questions.values()):
+            self.idle("where nothing is written; remove it", "reasoning_tokens")
         if not self.allow_code:
             self.idle("without allow_code; remove it", "unsafe")
         return self
@@ -183,4 +188,6 @@ class EvaluateSpec(Spec):
             del values["backend"][key]
         if values["judge"]:
             del values["judge"]["concurrency"]
+        if not self.reasoning_tokens:  # as recipes had it that knew nothing of it
+            del values["reasoning_tokens"]
         return values

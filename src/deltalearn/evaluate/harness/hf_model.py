@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import astuple
 from itertools import groupby
 from typing import Any
 
@@ -31,7 +32,7 @@ class TransformersLM(HFLM):
 
         def how(i: int) -> tuple[Any, ...]:
             how = asked[i][1]
-            return how.sampling.temperature, how.sampling.top_p, how.sampling.max_tokens, how.until
+            return astuple(how.sampling), how.reasoning, how.until
 
         order = sorted(range(len(asked)), key=lambda i: (how(i), -len(asked[i][0]), i))
         for _, alike in groupby(order, how):
@@ -59,8 +60,11 @@ class TransformersLM(HFLM):
         reader = AnswerReader(self.tokenizer)
         opened = [reader.opened(ids) for ids in prompts]
         tail = max(map(len, how.until), default=0) + SLACK
+        room = how.room(reader)
 
         def stopped(row: int, ids: list[int]) -> bool:
+            if room.is_full(ids, opened[row]):
+                return True
             end = self.tokenizer.decode(ids[-tail:])
             if not any(text in end for text in how.until):
                 return False
@@ -78,9 +82,9 @@ class TransformersLM(HFLM):
                 prompts,
                 how.sampling,
                 [wish.seed or 0 for _, wish in batch],
-                stopped if how.until else None,
+                stopped if how.until or room.reasoning else None,
             )
         return [
-            Reply.of(reader.read(answer.ids, mark), how.until)
+            Reply.of(reader.read(room.cut(answer.ids, mark), mark), how.until)
             for answer, mark in zip(found, opened, strict=True)
         ]

@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from deltalearn.errors import UserError
 from deltalearn.evaluate.harness.cache import Answers
 from deltalearn.evaluate.harness.served import Server
+from deltalearn.evaluate.harness.wanted import REASONING
 from deltalearn.evaluate.reply import Reply, reply_notes
+from deltalearn.evaluate.room import reasoning_note
+from deltalearn.lm.control import AnswerReader
 from deltalearn.util.files import digest
 from deltalearn.util.progress import Bar, progress
 from deltalearn.util.signals import SafeStop
@@ -30,6 +34,8 @@ class RequestIssues:
     truncated: int = 0  # prompts that lose their beginning
     unanswered: int = 0  # replies of a server without any text
     faults: list[str | None] = field(default_factory=list)  # of each reply; see `Reply`
+    reasoned: int = 0  # replies with reasoning
+    room: int = 0  # tokens that they had for it beyond the limit
 
     def notes(self) -> list[str]:
         """Lines for the results."""
@@ -43,6 +49,7 @@ class RequestIssues:
                 f"the server gave no text for {self.unanswered:,} requests (content null): they "
                 "count as empty answers, and the next run asks them again"
             )
+        lines += reasoning_note(self.reasoned, len(self.faults), self.room)
         return lines + reply_notes(self.faults)
 
 
@@ -60,6 +67,7 @@ class CachedLM:
         server: Who asks, where the model is behind one.
         chat: Renders conversations; None: a server does.
         group_size: Requests of one call, which a kill may cost; of a server those in flight alone.
+        reasoning_tokens: That reasoning may take beyond a benchmark's limit, of a model that may.
         before: Called before anything is asked, and not if everything is known.
     """
 
@@ -71,6 +79,7 @@ class CachedLM:
     chat: Prompts | None = None
     group_size: int = GROUP_SIZE
     before: Callable[[], None] = lambda: None
+    reasoning_tokens: int = 0
     issues: RequestIssues = field(default_factory=RequestIssues)
 
     rank = 0
@@ -106,6 +115,8 @@ class CachedLM:
         fitted = [self._fit(*request.args) for request in requests]
         replies = [Reply.read(v) for v in self._answered("generate_until", requests, fitted)]
         self.issues.faults += [reply.fault for reply in replies]
+        self.issues.reasoned += sum(bool(reply.reasoning) for reply in replies)
+        self.issues.room = self._room
         return list(replies)
 
     # -- asking ------------------------------------------------------------------------------
@@ -199,14 +210,19 @@ class CachedLM:
     def _fit(self, context: str, options: dict[str, Any]) -> tuple[str, dict[str, Any]]:
         """The request with a limit that the context can hold.
 
-        lm_eval would cut the prompt to make room for an answer of the full length, or refuse.
+        lm_eval would cut the prompt to make room for an answer of the full length, or refuse. Where
+        the model may reason the limit is the answer's, and its reasoning has room of its own.
         """
         room = self._context
         limit = options.get("max_gen_toks")
-        if room is None or limit is None:
+        if limit is None:
+            return context, options
+        if self._room:
+            options = {**options, REASONING: self._room}
+        if room is None:
             return context, options
         left = room - len(self.inner.tok_encode(context))
-        if left >= limit:
+        if left >= limit + self._room:
             return context, options
         self.issues.shortened += 1
         if room <= STEP:
@@ -215,14 +231,24 @@ class CachedLM:
             )
         if left < STEP:  # the prompt itself does not fit: an answer of some length is made room for
             self.issues.truncated += 1
-            return context, {**options, "max_gen_toks": min(limit, STEP)}
-        return context, {**options, "max_gen_toks": left // STEP * STEP}
+            left = STEP
+        left = left // STEP * STEP
+        fitted = {**options, "max_gen_toks": min(limit, left)}
+        return context, fitted | ({REASONING: max(0, left - limit)} if self._room else {})
 
     def _note_length(self, context: str, continuation: str) -> None:
         if self._context is None:
             return
         tokens = sum(len(self.inner.tok_encode(text)) for text in (context, continuation))
         self.issues.truncated += tokens > self._context
+
+    @cached_property
+    def _room(self) -> int:
+        """Tokens for reasoning; none of a model whose tokenizer knows no marks of it."""
+        tokenizer = getattr(self.inner, "tokenizer", None)
+        if self.reasoning_tokens and hasattr(tokenizer, "added_tokens_decoder"):
+            return self.reasoning_tokens * AnswerReader(tokenizer).reasons
+        return self.reasoning_tokens
 
     @property
     def _context(self) -> int | None:

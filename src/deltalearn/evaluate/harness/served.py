@@ -13,6 +13,7 @@ from typing import Any
 
 from deltalearn.errors import UserError
 from deltalearn.evaluate.harness import lm_eval_private as private
+from deltalearn.evaluate.harness.wanted import REASONING
 from deltalearn.evaluate.reply import LOST, Reply
 from deltalearn.lm.control import AnswerReader
 from deltalearn.lm.reasoning import (
@@ -128,6 +129,8 @@ class Server:
         if kind == "generate_until":
             context, options = request
             asked = {**options, "until": self._stops(context, options["until"])}
+            if reasoning := asked.pop(REASONING, 0):
+                asked["max_gen_toks"] += reasoning
             body = private.generation(self.inner, context, asked) | self._fields
             if not body["stop"]:
                 del body["stop"]

@@ -27,6 +27,8 @@ def line(title: str, entry: Mapping[str, Any], remark: str = "") -> str:
     asked = f"{entry['shots']} shots" + ("" if entry["chat"] else ", no chat")
     if entry["max_tokens"]:
         asked += f", {entry['max_tokens']} tokens"
+    if room := entry.get("reasoning_tokens"):
+        asked += f" and {room:,} for reasoning"
     if entry.get("judge"):
         asked += f", judged by {entry['judge']}"
     if raw := entry.get("alpaca_eval", {}).get("win_rate"):

@@ -38,7 +38,9 @@ class VllmLM(VLLM):
             ids = list(output.outputs[0].token_ids)
             while ids and ids[-1] in self.end_ids:
                 ids.pop()
-            replies.append(Reply.of(reader.read(ids, reader.opened(prompt)), how.until))
+            opened = reader.opened(prompt)
+            ids = how.room(reader).cut(ids, opened)
+            replies.append(Reply.of(reader.read(ids, opened), how.until))
         return replies
 
     def _parameters(self, how: Wanted, reader: AnswerReader) -> SamplingParams:

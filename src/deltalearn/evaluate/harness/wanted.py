@@ -7,9 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from deltalearn.errors import UserError
+from deltalearn.evaluate.room import Room
+from deltalearn.lm.control import AnswerReader
 from deltalearn.records import Sampling
 
 LIMITS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")  # first counts
+REASONING = "reasoning_tokens"  # beyond the limit; of a request of ours alone
 OF_SAMPLING = {"temperature", "top_p", "top_k", "min_p", "typical_p"}  # without effect on greedy
 IDLE: dict[str, tuple[Any, ...]] = {  # values that change nothing
     "top_k": (None, 0, -1), "min_p": (None, 0), "typical_p": (None, 1), "num_beams": (None, 1),
@@ -26,11 +29,17 @@ class Wanted:
         sampling: Greedy, or as the benchmark says.
         until: Strings that end an answer.
         seed: Of a sampled one.
+        reasoning: Tokens of the limit that only reasoning may take.
     """
 
     sampling: Sampling
     until: tuple[str, ...]
     seed: int | None
+    reasoning: int = 0
+
+    def room(self, reader: AnswerReader) -> Room:
+        """What its answer and its reasoning may take."""
+        return Room(reader, self.sampling.max_tokens - self.reasoning, self.reasoning)
 
 
 def wanted(options: Mapping[str, Any], limit: int) -> Wanted:
@@ -50,6 +59,7 @@ def wanted(options: Mapping[str, Any], limit: int) -> Wanted:
     until = values.pop("until", None) or ()
     limits = [values.pop(name, None) for name in LIMITS]
     seed = values.pop("seed", None)
+    reasoning = int(values.pop(REASONING, 0))
     temperature = float(values.get("temperature") or 0)
     sampled = values.pop("do_sample", None)
     if sampled is None:
@@ -67,4 +77,4 @@ def wanted(options: Mapping[str, Any], limit: int) -> Wanted:
             )
     tokens = next((int(value) for value in limits if value is not None), limit)
     texts = (until,) if isinstance(until, str) else tuple(until)
-    return Wanted(Sampling(temperature, top_p, tokens), texts, seed)
+    return Wanted(Sampling(temperature, top_p, tokens + reasoning), texts, seed, reasoning)

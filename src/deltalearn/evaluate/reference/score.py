@@ -13,10 +13,11 @@ from deltalearn.errors import UserError
 from deltalearn.evaluate.reference.kept import Kept
 from deltalearn.evaluate.reference.scorers import Scorer
 from deltalearn.evaluate.reply import Reply
+from deltalearn.evaluate.room import Room
 from deltalearn.formats.questions import Item
 from deltalearn.lm.chat import answer_ids, prompt_ids
 from deltalearn.lm.control import AnswerReader
-from deltalearn.lm.decode import Sampling, decode_within_context
+from deltalearn.lm.decode import Sampling, Stopped, decode_within_context
 from deltalearn.lm.load import Placement, context_length, load_model, load_tokenizer
 from deltalearn.lm.locate import ModelFiles
 from deltalearn.lm.logprobs import length_batches
@@ -38,6 +39,7 @@ class Asked:
         max_tokens: Of a greedy answer.
         token_budget: Tokens of one batch.
         rendering: Arguments of the model's chat template, and its day.
+        reasoning_tokens: That reasoning may take beyond max_tokens, of a model that may reason.
     """
 
     metrics: Sequence[str]
@@ -45,6 +47,7 @@ class Asked:
     max_tokens: int
     token_budget: int
     rendering: Rendering = PLAIN
+    reasoning_tokens: int = 0
 
 
 def score_model(
@@ -160,23 +163,38 @@ def _greedy(
     bar: Any,
 ) -> dict[int, tuple[Reply, bool]]:
     """(reply, whether it ended) of each greedy answer, by place. UserError: no room for one."""
-    sampling = Sampling(temperature=0.0, top_p=1.0, max_tokens=asked.max_tokens)
-    groups = length_batches([len(p) + asked.max_tokens for p in prompts], asked.token_budget)
-    wanted = [(list(prompt), asked.max_tokens) for prompt in prompts]
     reader = AnswerReader(tokenizer)
+    room = Room(reader, asked.max_tokens, asked.reasoning_tokens if reader.reasons else 0)
+    sampling = Sampling(temperature=0.0, top_p=1.0, max_tokens=room.tokens)
+    groups = length_batches([len(p) + room.tokens for p in prompts], asked.token_budget)
+    limits = (room.answer, room.reasoning) if room.reasoning else (room.answer,)
+    wanted = [(list(prompt), *limits) for prompt in prompts]
     found: dict[int, tuple[list[str | None], bool]] = {}
     for group in kept.missing("reply", wanted, groups, found):
-        answers = decode_within_context(model, tokenizer, [prompts[i] for i in group], sampling)
-        for i, answer in zip(group, answers, strict=True):
+        opened = [reader.opened(prompts[i]) for i in group]
+        answers = decode_within_context(
+            model,
+            tokenizer,
+            [prompts[i] for i in group],
+            sampling,
+            stopped=_full(room, opened) if room.reasoning else None,
+        )
+        for i, mark, answer in zip(group, opened, answers, strict=True):
             bar.advance(1, amount=1)
             if answer is None:
                 raise UserError(
                     f"{names[i]}: its prompt ({len(prompts[i])} tokens) leaves no room for an "
                     f"answer in a context of {context_length(model)} tokens"
                 )
-            reply = Reply.of(reader.read(answer.ids, reader.opened(prompts[i])))
-            found[i] = (reply.kept(), bool(answer.ended))
+            ids = room.cut(answer.ids, mark)
+            reply = Reply.of(reader.read(ids, mark))
+            found[i] = (reply.kept(), bool(answer.ended) and len(ids) == len(answer.ids))
     return {i: (Reply.read(value), ended) for i, (value, ended) in found.items()}
+
+
+def _full(room: Room, opened: Sequence[str]) -> Stopped:
+    """What ends rows whose answers have had their tokens."""
+    return lambda row, ids: room.is_full(ids, opened[row])
 
 
 def _check_context(
