@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +20,7 @@ from deltalearn.generate.engines.hf import TransformersEngine
 from deltalearn.generate.stage import generate
 from deltalearn.lm.locate import locate
 from deltalearn.lm.render import PLAIN
-from deltalearn.records import Prompt, Request, Response, Sampling
+from deltalearn.records import Prompt, Rendering, Request, Response, Sampling
 from deltalearn.responses.requests import RequestPlan, Settings
 from deltalearn.responses.store import ResponseStore
 
@@ -105,6 +106,29 @@ def test_two_workers_one_killed(place, requests, expected, cpu, tmp_path):
     assert any("worker was lost" in line for line in said)
     assert made.name.startswith("ray ")
     assert not ray.is_initialized(), "the local cluster ends with the run"
+
+
+def test_a_dated_template_has_the_runs_day_on_every_worker(place, requests, cpu, tmp_path):
+    """Whose clocks, and days, may be others."""
+    dated = shutil.copytree(place, tmp_path / "dated")
+    template = dated / "chat_template.jinja"
+    letter = "{{ 'abcdefghij'[strftime_now('%d') | int % 10] }} "
+    template.write_text(letter + template.read_text(encoding="utf-8"), encoding="utf-8")
+    files, found = locate(str(dated)), {}
+    for day in ("2024-02-03", "2031-07-08"):
+        how = Rendering(day=day)
+        asked = list(
+            RequestPlan(
+                files.fingerprint, [r.prompt for r in requests[:40]], Settings(GREEDY, day=day)
+            )
+        )
+        alone = TransformersEngine(files, cpu, GREEDY, BUDGET, how)
+        worker = RayOptions(workers=2, engine="transformers")
+        many = RayEngine((str(dated), None, None), files, cpu, GREEDY, BUDGET, worker, how, print)
+        wanted = found[day] = answered(tmp_path / f"{day}.sqlite", asked, lambda e=alone: e)[1]
+        assert answered(tmp_path / f"{day} ray.sqlite", asked, lambda e=many: e)[1] == wanted
+    texts = [[r.token_ids for r in answers.values()] for answers in found.values()]
+    assert texts[0] != texts[1]
 
 
 def test_two_nodes_one_removed(place, requests, expected, cpu, tmp_path):

@@ -14,6 +14,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import socket
 import string
@@ -37,7 +38,7 @@ from deltalearn.lm.chat import prompt_ids
 from deltalearn.lm.load import load_tokenizer
 from deltalearn.lm.locate import locate
 from deltalearn.openai_api import Endpoint
-from deltalearn.records import Prompt, Response, Sampling
+from deltalearn.records import Prompt, Rendering, Response, Sampling
 from deltalearn.responses.requests import RequestPlan, Settings, short_seed
 from deltalearn.responses.store import ResponseStore
 
@@ -303,6 +304,32 @@ def test_a_seed_gives_the_same_answers_in_another_order(place, prompts, offline,
     assert len(written) > 20
     assert len(set(written.values())) > 0.9 * len(written), "samples of one prompt differ"
     assert sum(other[key] != ids for key, ids in written.items()) > 0.9 * len(written)
+
+
+DATED = "{{ strftime_now('%d %b %Y') }}|"
+
+
+def test_a_dated_template_has_the_runs_day(place, prompts, offline, cpu, tmp_path):
+    """Ids are made here, on the day of the run: vLLM answers as transformers does, whatever today.
+
+    The worker has the same weights under another template, so it need not be loaded again.
+    """
+    dated = shutil.copytree(place, tmp_path / "dated")
+    template = dated / "chat_template.jinja"
+    template.write_text(DATED + template.read_text(), encoding="utf-8")
+    files, found = locate(str(dated)), {}
+    for day in ("2024-02-09", "2031-07-08"):
+        rendering = Rendering(day=day)
+        asked = requests_of(files.fingerprint, prompts[:30], day=day)
+        transformers = TransformersEngine(files, cpu, GREEDY, 4096, rendering)
+        vllm = offline()
+        vllm._files, vllm._rendering = files, rendering
+        one = answer(tmp_path / f"{day}.sqlite", asked, lambda engine=transformers: engine)
+        found[day] = answer(tmp_path / f"{day} vllm.sqlite", asked, lambda engine=vllm: engine)
+        assert found[day] == one
+    assert [r.token_ids for r in found["2024-02-09"].values()] != [
+        r.token_ids for r in found["2031-07-08"].values()
+    ]
 
 
 def test_killed_twice_everything_is_answered_once(

@@ -59,7 +59,7 @@ def test_the_numbers_are_those_of_the_file_and_can_be_compared(tmp_path):
         assert raw["win_rate"] == pytest.approx(sum(r["preference"] - 1 for r in rows) / len(rows))
         assert raw["mean_length"] == sum(len(r["output_2"]) for r in rows) / len(rows)
     assert "raw win rate 67.5, mean length " in said[0]
-    assert "systematically higher than the published one" in said[0]
+    assert "the minimal length-controlled rate is not the published one" in said[0]
     assert read_results(tmp_path / "good")["model"]["name"] == "good"
     found = compare(CompareSpec(a=str(tmp_path / "good"), b=str(tmp_path / "bad"), draws=1000))
     assert found.rows[0].difference > 0.3

@@ -25,9 +25,10 @@ from deltalearn.util.files import digest
 
 FULL_N = 805  # instructions of AlpacaEval
 NOT_THE_BOARD = (
-    "the minimal length-controlled rate is systematically higher than the published one (by 1.2 to "
-    "4.4 points for three models with their published verdicts): it cannot stand beside the "
-    "leaderboard; docs/evaluation.md names the side files of the full one"
+    "the minimal length-controlled rate is not the published one (of three models with their "
+    "published verdicts it is .4 points below to .8 above it, of one made to game the judge 27 "
+    "above): it cannot stand beside the leaderboard; docs/evaluation.md names the side files of "
+    "the full one"
 )
 
 
