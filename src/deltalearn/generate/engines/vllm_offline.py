@@ -61,7 +61,7 @@ class VllmEngine:
         sampling: Settings of the choice of tokens.
         options: Of the worker.
         rendering: Arguments of the chat template, and its day.
-        say: Is told of a worker that died.
+        say: Is told of a worker that died, and of seeds without effect.
     """
 
     files: ModelFiles
@@ -91,6 +91,12 @@ class VllmEngine:
         }
         self._worker = _Worker(self.options.python or sys.executable, first)
         self.name = f"vllm {self._worker.version}"
+        if self.sampling.temperature and not self._worker.seeds:
+            self.say(
+                "  vLLM reads prompts in parts here and takes no seeds then, on a CPU: sampled "
+                "answers are others each time; leave max_num_batched_tokens and "
+                "enable_chunked_prefill out of generate.vllm.options"
+            )
         return self._worker
 
     def close(self) -> None:
@@ -163,7 +169,7 @@ class VllmEngine:
                 "max_tokens": sampling.max_tokens,
                 "temperature": sampling.temperature,
                 "top_p": sampling.top_p,
-                "seed": short_seed(request) if sampling.temperature else None,
+                "seed": self._seed(request),
             }
         )
 
@@ -184,8 +190,14 @@ class VllmEngine:
             space=self._prompts.space,
             context=context,
             seconds=line["seconds"],
-            seed=short_seed(request) if self.sampling.temperature else None,
+            seed=self._seed(request),
         )
+
+    def _seed(self, request: Request) -> int | None:
+        """What a sampled request draws from, where vLLM lets it."""
+        assert self._worker is not None
+        sampled = self.sampling.temperature and self._worker.seeds
+        return short_seed(request) if sampled else None
 
 
 class WorkerDied(Exception):
@@ -226,6 +238,7 @@ class _Worker:
             why = _why_not(self._failure, python, self._log) if self._failure else str(died)
             raise UserError(why) from None
         self.version, self.context = ready["ready"], ready["context"]
+        self.seeds = bool(ready["seeds"])
 
     def send(self, value: dict[str, Any]) -> None:
         """Hand a line to the worker, without waiting for it to be read."""

@@ -5,9 +5,9 @@ own torch and transformers. When it ends, all memory of the model is really free
 
 In, first line: {"model": directory, "engine": options of vllm.LLM, "end_ids": [...]}. Then a line
 for each request: {"id", "prompt": ids, "max_tokens", "temperature", "top_p", "seed"}.
-Out: {"ready": version, "context": tokens}, then a line for each request: {"id", "ids",
-"finish_reason"}, or {"id", "error"}; {"fatal": why} if the model does not load or vLLM fails, and
-nothing after it.
+Out: {"ready": version, "context": tokens, "seeds": whether requests may have them}, then a line for
+each request: {"id", "ids", "finish_reason"}, or {"id", "error"}; {"fatal": why} if the model does
+not load or vLLM fails, and nothing after it.
 """
 
 import json
@@ -27,7 +27,8 @@ def main() -> None:
     first = json.loads(sys.stdin.readline())
     try:
         engine, version = load(first)
-        write_lines(out, {"ready": version, "context": engine.model_config.max_model_len})
+        ready = {"ready": version, "context": engine.model_config.max_model_len}
+        write_lines(out, {**ready, "seeds": takes_seeds(engine)})
         lines: queue.SimpleQueue = queue.SimpleQueue()
         threading.Thread(target=read, args=(lines,), daemon=True).start()
         serve(engine, first["end_ids"], lines, out)
@@ -41,8 +42,25 @@ def load(first):
     import vllm
 
     options = {"generation_config": "vllm", "trust_remote_code": False, **first["engine"]}
+    if on_cpu() and "max_num_batched_tokens" not in options:  # else prompts may not fit whole
+        options.setdefault("enable_chunked_prefill", False)  # for seeds, see takes_seeds
     model = vllm.LLM(model=first["model"], **options)
     return model.llm_engine, vllm.__version__
+
+
+def on_cpu():
+    """Tell whether vLLM runs on a CPU."""
+    from vllm.platforms import current_platform
+
+    return current_platform.is_cpu()
+
+
+def takes_seeds(engine):
+    """Tell whether requests may have seeds of their own.
+
+    On a CPU vLLM (0.32) ends at a seeded request whose prompt it reads in parts.
+    """
+    return not (on_cpu() and engine.vllm_config.scheduler_config.enable_chunked_prefill)
 
 
 def read(lines) -> None:
