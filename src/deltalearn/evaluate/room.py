@@ -14,7 +14,7 @@ EVERY = 16  # tokens between two looks whether an answer is long enough
 
 @dataclass(frozen=True)
 class Room:
-    """What the answers of one benchmark may take of one model.
+    """Tokens that the answers of one benchmark may take, of one model.
 
     Attributes:
         reader: Of the model's tokenizer.
@@ -28,7 +28,7 @@ class Room:
 
     @property
     def tokens(self) -> int:
-        """All that may be written."""
+        """Number of tokens that may be written in all."""
         return self.answer + self.reasoning
 
     def is_full(self, ids: Sequence[int], opened: str) -> bool:

@@ -38,7 +38,7 @@ class Wanted:
     reasoning: int = 0
 
     def room(self, reader: AnswerReader) -> Room:
-        """What its answer and its reasoning may take."""
+        """Make the room of its answer and of its reasoning, for one tokenizer."""
         return Room(reader, self.sampling.max_tokens - self.reasoning, self.reasoning)
 
 
