@@ -323,7 +323,7 @@ def test_a_dated_template_has_the_runs_day(place, prompts, offline, cpu, tmp_pat
         asked = requests_of(files.fingerprint, prompts[:30], day=day)
         transformers = TransformersEngine(files, cpu, GREEDY, 4096, rendering)
         loaded = offline()
-        vllm = VllmEngine(files, GREEDY, loaded._options, rendering)
+        vllm = VllmEngine(files, GREEDY, loaded.options, rendering)
         vllm._worker, vllm.name, vllm.close = loaded._worker, loaded.name, lambda: None
         one = answer(tmp_path / f"{day}.sqlite", asked, lambda engine=transformers: engine)
         found[day] = answer(tmp_path / f"{day} vllm.sqlite", asked, lambda engine=vllm: engine)

@@ -219,8 +219,7 @@ class _Evaluation:
         started = time.monotonic()
         for benchmark, settings in missing:
             self._enter(benchmark, settings)
-        measures = [benchmark.measure for benchmark, _ in missing]
-        scored = self._score(questions, measures, placement)
+        scored = self._score(questions, [asked.measure for asked, _ in missing], placement)
         for benchmark, settings in missing:
             rows = item_rows(questions.items, scored, benchmark.measure)
             write_items(options.out, benchmark.name, rows)
@@ -237,9 +236,8 @@ class _Evaluation:
         from deltalearn.evaluate.reference.score import Asked, score_model
 
         spec, budget = questions.spec, self.spec.token_budget
-        compare = scorer(spec.scorer, spec.pattern)
         how = (spec.max_tokens, budget, self.rendering, self.spec.reasoning_tokens)
-        asked = Asked(measures, compare, *how)
+        asked = Asked(measures, scorer(spec.scorer, spec.pattern), *how)
         kept = Kept(self._kept(), digest([self.identity, placement.dtype]))
         files, title = locate(self.options.backend.model), self.options.name
         try:
