@@ -19,7 +19,7 @@ from deltalearn.lm.load import Placement, load_model, load_tokenizer
 from deltalearn.lm.rows import choose_rows
 from deltalearn.lm.scoring import score_batch
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 NAMES = ("smollm2", "qwen", "gemma")
 ASKED = [  # a prompt, and two answers of other lengths
     ("What is the capital of France?", ("The capital of France is Paris.", "Lyon, I think.")),

@@ -20,7 +20,7 @@ from deltalearn.tune import PairRow, ReferenceCache, prepare_examples, tune
 from deltalearn.tune.student import load_student, save_student, trainable_parameters
 from deltalearn.util.files import digest
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]  # TRL has all logits of 262,144 rows
 NAMES = ("smollm2", "qwen", "gemma")
 PAIRS = [
     ("What is the capital of France?", "The capital of France is Paris.", "Lyon, I think."),
@@ -28,7 +28,7 @@ PAIRS = [
     ("Name a colour.", "Blue.", "A colour is what you see when you open your eyes to the light."),
     ("Write hello in Python.", "print('hello')", "echo hello"),
 ]
-STEPS = 3
+STEPS = 2
 TEMPLATE = (  # Gemma's, which its base model does not ship
     "{{ bos_token }}{% for message in messages %}{{ '<start_of_turn>' "
     "+ ('model' if message['role'] == 'assistant' else message['role']) "
