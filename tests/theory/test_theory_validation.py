@@ -115,7 +115,7 @@ def random_geometry(rng: np.random.Generator, wanted: Callable = lambda g: True)
         g = Geometry(
             *rng.uniform([0.1, -0.3, -0.6], [0.95, 0.95, 0.9]),
             norm=float(np.exp(rng.uniform(-1, 1))),
-            errors=tuple(map(tuple, errors)),
+            errors=tuple(errors[np.triu_indices(3, 1)]),
         )
         if 0.3 < g.angle < 2.9 and wanted(g):
             return g
@@ -421,7 +421,7 @@ def edge(rng, name: str, index: int, effort: int) -> Iterator[Comparison]:
     e_0c = (rho_c - a_0 * a_c) / (s[0] * s[1])
     e_0r = (rho_r - a_0 * a_r) / (s[0] * s[2])
     e_cr = e_0c * e_0r
-    g = Geometry(a_0, a_c, a_r, errors=((1, e_0c, e_0r), (e_0c, 1, e_cr), (e_0r, e_cr, 1)))
+    g = Geometry(a_0, a_c, a_r, errors=(e_0c, e_0r, e_cr))
     x, vectors, y_c, y_r = draw(rng, g, 1_000_000, 4)
     along = x @ (vectors[0] - a_0 * vectors[1])  # of which the slope of the cosine is a multiple
     if imitate:

@@ -159,16 +159,19 @@ def chance_to_improve(a_0: float, a_c: float, a_r: float, d: int) -> float:
         return float(a_0 * (a_0 * D) < D)
     inner, weights = _sphere_rule(d - 1)
     error = np.sqrt(np.clip(s_c**2 + s_r**2 - 2 * s_c * s_r * inner, 0, None))
-    with np.errstate(divide="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore"):
         bound = D * s_0 / (abs(a_0) * error)  # of e_0's component along the teachers' errors
     return float((weights * _sphere_cdf(bound, d - 1)).sum())
 
 
 def threshold_dimension(a_0: float, a_c: float, a_r: float, confidence: float = 0.95) -> float:
-    """Dimension from which small steps improve with this probability, for D > 0 and a_0 > 0. (R12)
+    """Dimension from which small steps improve with this probability, for D > 0, 0 < a_0 < 1. (R12)
 
-    1 + (z a_0 / (D s_0))^2 (s_c^2 + s_r^2) with z the normal quantile of `confidence` >= 1/2.
+    1 + (z a_0 / (D s_0))^2 (s_c^2 + s_r^2) with z the normal quantile of `confidence` >= 1/2. NaN
+    for other teachers or students.
     """
+    if a_c <= a_r or not 0 < a_0 < 1:
+        return np.nan
     s_0, s_c, s_r = _sines(a_0, a_c, a_r)
     quantile = ndtri(confidence)
     return float(1 + (quantile * a_0 / ((a_c - a_r) * s_0)) ** 2 * (s_c**2 + s_r**2))
@@ -317,4 +320,5 @@ def pairs_for_share(
     n = share / (1 - share) (2 d phi - N^2) / (N^2 - k^2).
     """
     share, N2 = _array(share), _array(N2)
-    return share / (1 - share) * (2 * _array(d) * phi - N2) / (N2 - _array(k) ** 2)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return share / (1 - share) * (2 * _array(d) * phi - N2) / (N2 - _array(k) ** 2)

@@ -7,6 +7,7 @@ same options give the same figures. Which panels, and in which order: `PANELS` a
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -15,10 +16,10 @@ from numpy.typing import ArrayLike
 from deltalearn.theory import closed_form as cf
 from deltalearn.theory.geometry import Geometry
 from deltalearn.theory.imitation import race_correlated, race_independent, shared_errors
-from deltalearn.theory.panels import MUTED, Panel, colour, curve, legend, level, mark, points
+from deltalearn.theory.panels import MUTED, Panel, colour, curve, level, mark, points
 from deltalearn.theory.phases import phase_dimension, phase_quality
-from deltalearn.theory.setting import LEAST_RANDOM, QUIET, Setting, line, shown, widest, with_gap
-from deltalearn.theory.simulate import Result, simulate
+from deltalearn.theory.setting import LEAST_RANDOM, QUIET, Setting, shown, widest, with_gap
+from deltalearn.theory.simulate import Estimate, Result, simulate
 
 MARKED_PAIRS = 150_000  # of the original headline run
 MANY = 8  # times the trials, where directions are drawn anew in each
@@ -27,7 +28,7 @@ MANY = 8  # times the trials, where directions are drawn anew in each
 # -- The line that preference training walks ---------------------------------------------------
 
 
-def _noisy_mean(setting: Setting, geometry: Geometry, d: int, s: np.ndarray, n: np.ndarray):
+def _noisy_mean(geometry: Geometry, d: int, s: np.ndarray, n: np.ndarray) -> np.ndarray:
     """Mean cosine over random errors in d dimensions after s on n pairs (arrays alike)."""
 
     def at(distance: float, pairs: float) -> float:
@@ -43,40 +44,33 @@ def _noisy_mean(setting: Setting, geometry: Geometry, d: int, s: np.ndarray, n: 
     return np.array([at(a, b) for a, b in zip(s, n, strict=True)])
 
 
-def _walks(setting: Setting, cases: list[tuple[str, Geometry, int]], batch: int) -> list[tuple]:
-    """For each (label, geometry, dimension): label, theory (s, cosine), simulation (s, result)."""
+def _walks(
+    setting: Setting, cases: list[tuple[str, Geometry, int]], batch: int, **panel: Any
+) -> Panel:
+    """Theory and simulation along the line for each (label, geometry, dimension)."""
     steps, reach = 40, setting.reach
     rate = 2 * reach / (steps * cf.SIGN_GAIN)
+    times = np.linspace(0, steps, 61)[1:]
+    distance = cf.travelled(rate, times)
     walks = []
     for i, (label, geometry, d) in enumerate(cases):
         plan = setting.plan(
             many=MANY, dimension=d, steps=steps, batch=batch, rate=rate, random_errors=True,
             records=shown(8, steps, i / 4),
         )  # fmt: skip
-        result = simulate(geometry, plan)
-        times = np.linspace(0, steps, 61)[1:]
-        s = cf.travelled(rate, times)
-        theory = _noisy_mean(setting, geometry, d, s, times * batch)
-        s, theory = np.append(0, s), np.append(geometry.student, theory)
-        walks.append((label, (s, theory), (cf.travelled(rate, result.steps), result)))
-    return walks
+        theory = _noisy_mean(geometry, d, distance, times * batch)
+        walks.append((label, np.append(geometry.student, theory), simulate(geometry, plan)))
 
-
-def _walk_panel(
-    setting: Setting, walks: list[tuple], name: str, title: str, description: str
-) -> Panel:
     def draw(axes: Axes) -> None:
-        for i, (label, theory, (s, result)) in enumerate(walks):
-            distance, cosine = theory
-            curve(axes, distance, cosine, i, label)
-            points(axes, s, result.cosine.mean, result.cosine.error, i)
+        for i, (label, theory, result) in enumerate(walks):
+            curve(axes, np.append(0, distance), theory, i, label)
+            points(axes, cf.travelled(rate, result.steps), result.cosine, i)
         level(axes, setting.geometry.student, "start a_0")
-        axes.set_xlim(0, setting.reach * 1.02)
+        axes.set_xlim(0, reach * 1.02)
         axes.set_xlabel("distance along the contrast, s")
         axes.set_ylabel("student's cosine to the truth")
-        legend(axes, 1, 3)
 
-    return Panel(name, title, description, draw, legend_rows=1)
+    return Panel(**panel, draw=draw, legend=(1, 3))
 
 
 def line_gaps(setting: Setting) -> Panel:
@@ -85,9 +79,10 @@ def line_gaps(setting: Setting) -> Panel:
     gaps = [g for g in (gap / 2, gap, 2 * gap) if abs(g) <= limit + 1e-9]
     d = max(LEAST_RANDOM, min(setting.dimension, 100))
     cases = [(f"D = {g:.3g}", with_gap(setting.geometry, g), d) for g in gaps]
-    return _walk_panel(
+    return _walks(
         setting,
-        _walks(setting, cases, 200),
+        cases,
+        batch=200,
         name="line-gaps",
         title="A wider gap between the teachers lifts the student higher and for longer",
         description=f"Student's cosine over distance s for gaps {', '.join(c[0] for c in cases)} "
@@ -100,9 +95,10 @@ def line_dimensions(setting: Setting) -> Panel:
     """Cosine over s for three dimensions and the same number of pairs."""
     sizes = sorted({max(LEAST_RANDOM, round(setting.dimension / part)) for part in (10, 3, 1)})
     cases = [(f"d = {d:,}", setting.geometry, d) for d in sizes]
-    return _walk_panel(
+    return _walks(
         setting,
-        _walks(setting, cases, 50),
+        cases,
+        batch=50,
         name="line-dimensions",
         title="With the same pairs, more dimensions bring more noise, and less gain",
         description=f"Student's cosine over distance s in {', '.join(c[0] for c in cases)} "
@@ -126,17 +122,16 @@ def early_stopping(setting: Setting) -> Panel:
         plan = setting.plan(steps=steps, rate=own, records=shown(8, steps), **QUIET, **loss)
         times = np.arange(steps + 1)
         s = cf.travelled(own, times) if beta is None else cf.dpo_path(g.angle, beta, own, steps)
-        runs.append((label, cf.cosine(*line(g), s, g.norm), simulate(g, plan)))
+        runs.append((label, cf.cosine(*g.line, s, g.norm), simulate(g, plan)))
 
     def draw(axes: Axes) -> None:
         for i, (label, theory, result) in enumerate(runs):
             curve(axes, np.arange(steps + 1), theory, i, label)
-            points(axes, result.steps, result.cosine.mean, result.cosine.error, i)
+            points(axes, result.steps, result.cosine, i)
         level(axes, g.student, "start a_0")
         _mark_peak(axes, setting, float(cf.travelled(rate, 1)))
         axes.set_xlabel("training step t")
         axes.set_ylabel("student's cosine to the truth")
-        legend(axes, 1, 3)
 
     return Panel(
         "early-stopping",
@@ -144,7 +139,7 @@ def early_stopping(setting: Setting) -> Panel:
         "Cosine over steps for the linear preference loss and for DPO with beta 5 and 50, started "
         "at the same speed: theory as lines, simulation as points.",
         draw,
-        legend_rows=1,
+        legend=(1, 3),
     )
 
 
@@ -168,14 +163,13 @@ def sample_size(setting: Setting) -> Panel:
     sizes = (30, 300, 3_000, 30_000)
 
     def best(d: float, n: ArrayLike) -> np.ndarray:
-        return cf.best_cosine(g.student, g.gap, g.pull, noise(d, n))
-
-    def noise(d: float, n: ArrayLike) -> np.ndarray:
-        return cf.noisy_contrast_squared(g.contrast_squared, g.angle, d, n)
+        noisy = cf.noisy_contrast_squared(g.contrast_squared, g.angle, d, n)
+        return cf.best_cosine(g.student, g.gap, g.pull, noisy)
 
     counts = {30: (100, 300, 1_000, 3_000), 300: (300, 1_000, 3_000)}
     measured = {
-        d: [_full_batch(setting, d, n, float(noise(d, n))) for n in counts[d]] for d in counts
+        d: Estimate.of(np.stack([_full_batch(setting, d, n) for n in counts[d]], axis=1))
+        for d in counts
     }
 
     def draw(axes: Axes) -> None:
@@ -186,16 +180,13 @@ def sample_size(setting: Setting) -> Panel:
                 style = {"markerfacecolor": "none", "markeredgecolor": colour(i)}
                 axes.plot([half], [best(d, half)], "o", markersize=11, markeredgewidth=1.8, **style)
             if d in measured:
-                mean = np.array([r.cosine.mean[-1] for r in measured[d]])
-                error = np.array([r.cosine.error[-1] for r in measured[d]])
-                points(axes, np.array(counts[d]), mean, error, i)
+                points(axes, np.array(counts[d]), measured[d], i)
         ring = {"markerfacecolor": "none", "markeredgecolor": MUTED, "markersize": 9}
         axes.plot([], [], "o", markeredgewidth=1.6, label="half of the gain", **ring)
         _marked_pairs(axes)
         axes.set_xscale("log")
         axes.set_xlabel("pairs n")
         axes.set_ylabel("best cosine to the truth")
-        legend(axes, 2, 3)
 
     return Panel(
         "sample-size",
@@ -203,7 +194,7 @@ def sample_size(setting: Setting) -> Panel:
         "Best cosine over the number of pairs in 30 to 30,000 dimensions, with half of the gain "
         "ringed and 150,000 pairs marked: theory as lines, simulation as points.",
         draw,
-        legend_rows=2,
+        legend=(2, 3),
     )
 
 
@@ -213,13 +204,14 @@ def _marked_pairs(axes: Axes) -> None:
     axes.annotate("150,000 pairs", (MARKED_PAIRS, 0), xycoords=axes.get_xaxis_transform(), **place)
 
 
-def _full_batch(setting: Setting, d: int, n: int, noisy: float) -> Result:
-    """One step on n pairs, as long as is best for so many."""
+def _full_batch(setting: Setting, d: int, n: int) -> np.ndarray:
+    """Cosines after one step on n pairs, as long as is best for so many."""
     g = setting.geometry
+    noisy = float(cf.noisy_contrast_squared(g.contrast_squared, g.angle, d, n))
     best = float(cf.best_step(g.student, g.gap, g.pull, noisy, g.norm))
     best = min(best, 4 * g.norm) or g.norm * 1e-6
     plan = setting.plan(many=MANY // 2, dimension=d, steps=1, batch=n, rate=2 * best / cf.SIGN_GAIN)
-    return simulate(g, plan)
+    return simulate(g, plan).cosines[:, -1]
 
 
 # -- Where the theory stops --------------------------------------------------------------------
@@ -245,16 +237,15 @@ def other_inputs(setting: Setting) -> Panel:
         runs.append((label, simulate(g, plan)))
 
     def draw(axes: Axes) -> None:
-        predicted = cf.cosine(*line(g), cf.travelled(rate, np.arange(steps + 1)), g.norm)
+        predicted = cf.cosine(*g.line, cf.travelled(rate, np.arange(steps + 1)), g.norm)
         ends = [predicted.min(), predicted.max()]
         axes.plot(ends, ends, color=MUTED, linewidth=1.2, linestyle=(0, (4, 3)), zorder=1)
         for i, (label, result) in enumerate(runs):
-            x = cf.cosine(*line(g), cf.travelled(rate, result.steps), g.norm)
+            x = cf.cosine(*g.line, cf.travelled(rate, result.steps), g.norm)
             axes.plot(x, result.cosine.mean, color=colour(i), linewidth=1.2, alpha=0.6)
-            points(axes, x, result.cosine.mean, result.cosine.error, i, label)
+            points(axes, x, result.cosine, i, label)
         axes.set_xlabel("cosine that theory predicts for normal inputs")
         axes.set_ylabel("measured cosine")
-        legend(axes, 2, 2)
 
     return Panel(
         "other-inputs",
@@ -262,7 +253,7 @@ def other_inputs(setting: Setting) -> Panel:
         "Measured against predicted cosine along the path for normal, elliptical, independent "
         "heavy-tailed and correlated inputs; the dashed diagonal is agreement.",
         draw,
-        legend_rows=2,
+        legend=(2, 2),
     )
 
 

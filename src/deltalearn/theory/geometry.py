@@ -6,19 +6,19 @@ the truth and its error:
 
     u_i = a_i theta* + sqrt(1 - a_i^2) e_i,    e_i unit, orthogonal to theta*,  i in {0, c, r}
 
-so the whole geometry is three cosines a_i and the correlations e_i . e_j of the errors.
+so the whole geometry is three cosines a_i and three correlations e_i . e_j of the errors.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
 from deltalearn.errors import UserError
 
-INDEPENDENT = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
+INDEPENDENT = (0.0, 0.0, 0.0)
 ROUNDING = 1e-9
 
 
@@ -26,16 +26,16 @@ ROUNDING = 1e-9
 class Geometry:
     """Cosines to the truth of student, chosen and rejected teacher, and how their errors correlate.
 
-    norm: the student's norm r > 0. errors: 3 x 3 correlation matrix of (e_0, e_c, e_r), identity
+    norm: the student's norm r > 0. errors: correlations (e_0 . e_c, e_0 . e_r, e_c . e_r), none
     (orthogonal errors) by default. Raises UserError for a cosine outside [-1, 1], a norm that is
-    not positive, or a matrix that no three directions can have.
+    not positive, or correlations that no three directions can have.
     """
 
     student: float
     chosen: float
     rejected: float
     norm: float = 1.0
-    errors: tuple[tuple[float, ...], ...] = field(default=INDEPENDENT)
+    errors: tuple[float, float, float] = INDEPENDENT
 
     def __post_init__(self) -> None:
         for name in ("student", "chosen", "rejected"):
@@ -44,15 +44,10 @@ class Geometry:
                 raise UserError(f"cosine of the {name} is {value}; it must lie in [-1, 1]")
         if not math.isfinite(self.norm) or self.norm <= 0:
             raise UserError(f"norm of the student is {self.norm}; it must be positive")
-        try:
-            matrix = self.correlation
-        except (TypeError, ValueError):
-            matrix = np.empty(0)
-        if matrix.shape != (3, 3) or not np.isfinite(matrix).all():
-            raise UserError(f"errors must be a 3 x 3 matrix of numbers, not {self.errors!r}")
-        if not np.allclose(matrix, matrix.T) or not np.allclose(np.diag(matrix), 1):
-            raise UserError(f"errors must be symmetric with ones on the diagonal: {self.errors!r}")
-        lowest = np.linalg.eigvalsh(matrix)[0]
+        for value in self.errors:
+            if not -1 <= value <= 1:
+                raise UserError(f"errors: {value} is no correlation; they lie in [-1, 1]")
+        lowest = np.linalg.eigvalsh(self.correlation)[0]
         if lowest < -ROUNDING:
             raise UserError(
                 "errors is not positive semi-definite (lowest eigenvalue "
@@ -62,7 +57,8 @@ class Geometry:
     @property
     def correlation(self) -> np.ndarray:
         """The error correlations as an array, (3, 3)."""
-        return np.array(self.errors, dtype=np.float64)
+        c, r, cr = self.errors
+        return np.array([[1, c, r], [c, 1, cr], [r, cr, 1]], dtype=np.float64)
 
     @property
     def cosines(self) -> np.ndarray:
@@ -93,6 +89,11 @@ class Geometry:
     def contrast_squared(self) -> float:
         """N^2 = |u_c - u_r|^2 = 2 - 2 u_c . u_r."""
         return float(max(0.0, 2 - 2 * self.gram[2, 3]))
+
+    @property
+    def line(self) -> tuple[float, float, float, float]:
+        """(a_0, D, k, N^2), what the closed form of preference training takes first."""
+        return self.student, self.gap, self.pull, self.contrast_squared
 
     @property
     def angle(self) -> float:

@@ -68,14 +68,13 @@ def verdict(theory: Theory) -> str:
 
 
 def _parameters(geometry: Geometry, measured: Measured) -> list[tuple[str, str]]:
-    c, r, cr = geometry.errors[0][1], geometry.errors[0][2], geometry.errors[1][2]
     plan = measured.plan
     result: list[tuple[str, Any]] = [
         ("--student", geometry.student),
         ("--chosen", geometry.chosen),
         ("--rejected", geometry.rejected),
         ("--norm", geometry.norm),
-        ("--errors", f"{c:g},{r:g},{cr:g}"),
+        ("--errors", ",".join(f"{c:g}" for c in geometry.errors)),
     ]
     names = ["dimension", "trials", "steps", "batch", "rate", "temperature", "loss", "beta"]
     names += ["inputs", "freedom", "correlation", "seed"]

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import re
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +21,8 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
-from deltalearn.util.svg import GRID, INK, MUTED, PAPER, SERIES, drawing, inline, margins, save
+from deltalearn.theory.simulate import Estimate
+from deltalearn.util.svg import INK, MUTED, PAPER, SERIES, drawing, inline, margins, save
 
 WIDTH, PLOT_HEIGHT = 430, 250  # SVG units
 LEFT, RIGHT, BOTTOM, TOP = 66, 16, 46, 10
@@ -42,7 +44,7 @@ class Panel:
         title: The finding.
         description: For who cannot see the figure.
         draw: Puts everything into the axes it is given.
-        legend_rows: Lines kept free above the axes.
+        legend: (rows, columns) of the legend above the plot.
         right: Margin there, wider for a colour bar.
     """
 
@@ -50,14 +52,12 @@ class Panel:
     title: str
     description: str
     draw: Callable[[Axes], None]
-    legend_rows: int = 0
+    legend: tuple[int, int]
     right: float = RIGHT
 
     def inline(self) -> Markup:
         """For the page: text is text in the page's font, colours follow its light and dark."""
-        top = TOP + LEGEND_LINE * self.legend_rows
-        with drawing(self.name, WIDTH, top + PLOT_HEIGHT + BOTTOM) as figure:
-            self._fill(figure, top)
+        with self._drawn() as figure:
             svg = inline(figure, self.name, f"{self.title}. {self.description}")
         for i, shade in enumerate(BANDS):
             svg = svg.replace(shade, Markup("var(--b{})").format(i))
@@ -66,29 +66,33 @@ class Panel:
     def save(self, folder: Path) -> list[Path]:
         """Write `folder`/<name>.svg and .png, with the title; text in the SVG is outlines."""
         title = textwrap.wrap(self.title, TITLE_COLUMNS)
-        above = TOP + LEGEND_LINE * self.legend_rows
-        top = above + TITLE_LINE * len(title) + 6
-        with drawing(self.name, WIDTH, top + PLOT_HEIGHT + BOTTOM) as figure:
+        with self._drawn(TITLE_LINE * len(title) + 6) as figure:
             matplotlib.rcParams.update({"svg.fonttype": "path", "mathtext.default": "regular"})
-            self._fill(figure, top)
             height = figure.get_size_inches()[1] * 72
             place = {"weight": "bold", "size": 13, "va": "top", "linespacing": 1.25}
             figure.text(14 / WIDTH, 1 - 8 / height, "\n".join(title), **place)
             _mathematics(figure)
             return save(figure, folder, self.name)
 
-    def _fill(self, figure: Figure, top: float) -> None:
-        axes = margins(figure, LEFT, self.right, top, BOTTOM)
-        axes.grid(True)
-        axes.set_axisbelow(True)
-        axes.tick_params(which="both", length=0)
-        self.draw(axes)
-        for axis in (axes.xaxis, axes.yaxis):
-            if axis.get_scale() == "log":
-                axis.set_major_formatter(FuncFormatter(_count))
-                axis.set_minor_formatter(NullFormatter())
-            else:
-                axis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 2.5, 5, 10]))
+    @contextmanager
+    def _drawn(self, title: float = 0) -> Iterator[Figure]:
+        """The figure, with so many units kept free for a title."""
+        rows, columns = self.legend
+        top = TOP + LEGEND_LINE * rows + title
+        with drawing(self.name, WIDTH, top + PLOT_HEIGHT + BOTTOM) as figure:
+            axes = margins(figure, LEFT, self.right, top, BOTTOM)
+            axes.grid(True)
+            axes.set_axisbelow(True)
+            axes.tick_params(which="both", length=0)
+            self.draw(axes)
+            _legend(axes, columns)
+            for axis in (axes.xaxis, axes.yaxis):
+                if axis.get_scale() == "log":
+                    axis.set_major_formatter(FuncFormatter(_count))
+                    axis.set_minor_formatter(NullFormatter())
+                else:
+                    axis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 2.5, 5, 10]))
+            yield figure
 
 
 def _mathematics(figure: Figure) -> None:
@@ -123,29 +127,27 @@ def colour(index: int) -> str:
     return SERIES[index % len(SERIES)]
 
 
-def curve(axes: Axes, x: np.ndarray, y: np.ndarray, index: int, label: str = "", **more) -> None:
+def curve(axes: Axes, x: np.ndarray, y: np.ndarray, index: int, label: str) -> None:
     """A theory line; series differ in colour and dash."""
     style = {"color": colour(index), "linestyle": DASHES[index % len(DASHES)], "linewidth": 2}
-    axes.plot(x, y, label=label or "_", **{**style, **more})
+    axes.plot(x, y, label=label, **style)
 
 
-def points(
-    axes: Axes, x: np.ndarray, mean: np.ndarray, error: np.ndarray, index: int, label: str = ""
-) -> None:
+def points(axes: Axes, x: np.ndarray, found: Estimate, index: int, label: str = "_") -> None:
     """Simulated means with bars of two standard errors; a marker for each series."""
     style = {"fmt": MARKERS[index % len(MARKERS)], "markersize": 5.5, "elinewidth": 1.4}
     style |= {"markeredgecolor": PAPER, "markeredgewidth": 0.8, "capsize": 2.5, "zorder": 4}
-    bars = 2 * np.nan_to_num(error)
-    axes.errorbar(x, mean, yerr=bars, color=colour(index), label=label or "_", **style)
+    bars = 2 * np.nan_to_num(found.error)
+    axes.errorbar(x, found.mean, yerr=bars, color=colour(index), label=label, **style)
 
 
-def legend(axes: Axes, rows: int, columns: int, **more) -> None:
-    """Draw the legend above the plot, in the `rows` lines kept free for it."""
+def _legend(axes: Axes, columns: int) -> None:
+    """Draw the legend above the plot, in the lines kept free for it."""
     high = axes.bbox.height / axes.figure.dpi * 72
     style = {"frameon": False, "fontsize": 10.5, "handlelength": 2.2, "columnspacing": 1.4}
     style |= {"borderpad": 0, "borderaxespad": 0, "labelspacing": 0.35, "handletextpad": 0.6}
     anchor = (0, 1 + 7 / high)
-    axes.legend(loc="lower left", bbox_to_anchor=anchor, ncols=columns, **{**style, **more})
+    axes.legend(loc="lower left", bbox_to_anchor=anchor, ncols=columns, **style)
 
 
 def level(axes: Axes, value: float, label: str) -> None:
@@ -161,13 +163,6 @@ def mark(axes: Axes, x: float, y: float, label: str, shift: tuple[float, float],
     axes.plot([x], [y], "o", markersize=10, zorder=5, **style)
     place = {"xytext": shift, "textcoords": "offset points", "size": 10.5, "color": INK}
     axes.annotate(label, (x, y), zorder=6, **{**place, **more})
-
-
-def bands(
-    axes: Axes, x: np.ndarray, y: np.ndarray, values: np.ndarray, levels: Sequence[float]
-) -> None:
-    """Bands that begin at each of `levels` (as many as BANDS), and nothing below the first."""
-    axes.contourf(x, y, values, levels=levels, colors=BANDS, extend="max")
 
 
 def band_scale(axes: Axes, levels: Sequence[float], title: str) -> None:
@@ -189,9 +184,3 @@ def edge(axes: Axes, x: np.ndarray, y: np.ndarray, label: str) -> None:
     """A boundary between phases: a dark line with a light rim, seen on any band."""
     axes.plot(x, y, color=PAPER, linewidth=4.5, zorder=3)
     axes.plot(x, y, color=INK, linewidth=2, zorder=3, label=label)
-
-
-__all__ = [
-    "GRID", "INK", "MUTED", "PAPER", "Panel", "band_scale", "bands", "colour", "curve", "edge",
-    "legend", "level", "mark", "points",
-]  # fmt: skip

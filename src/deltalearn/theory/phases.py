@@ -8,7 +8,7 @@ from scipy.special import ndtri
 
 from deltalearn.theory import closed_form as cf
 from deltalearn.theory.geometry import INDEPENDENT
-from deltalearn.theory.panels import INK, MUTED, Panel, band_scale, bands, edge, legend, mark
+from deltalearn.theory.panels import BANDS, INK, MUTED, Panel, band_scale, edge, mark
 from deltalearn.theory.setting import LEAST_RANDOM, Setting
 
 LEVELS = (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
@@ -37,12 +37,14 @@ def phase_dimension(setting: Setting) -> Panel:
     size = np.geomspace(LEAST_RANDOM, 1e5, GRID_POINTS)
     D, d = np.meshgrid(gap, size)
     gain = safe_gain(g.student, middle + D / 2, middle - D / 2, d)
-    boundary = [_threshold(g.student, middle, x) for x in gap]
+    boundary = [
+        cf.threshold_dimension(g.student, middle + x / 2, middle - x / 2, CONFIDENCE) for x in gap
+    ]
     exact = _exact_boundary(g.student, middle, widest)
 
     def draw(axes: Axes) -> None:
         axes.set_yscale("log")
-        bands(axes, gap, size, gain, LEVELS)
+        axes.contourf(gap, size, gain, levels=LEVELS, colors=BANDS, extend="max")
         edge(axes, gap, np.array(boundary), "threshold dimension, closed form")
         axes.plot(
             *exact, "o", color=INK, markersize=5, zorder=4, label="the same, exact quadrature"
@@ -54,7 +56,6 @@ def phase_dimension(setting: Setting) -> Panel:
         axes.text(0.03, 0.05, "no gain to rely on", transform=axes.transAxes, color=MUTED)
         axes.set_xlabel("gap between the teachers, D = a_c − a_r")
         axes.set_ylabel("input dimensions d", labelpad=0)
-        legend(axes, 2, 1)
         band_scale(axes, LEVELS, "gain")
 
     return Panel(
@@ -63,16 +64,9 @@ def phase_dimension(setting: Setting) -> Panel:
         "Best gain in cosine that 95 of 100 random draws of the errors reach, over gap and "
         "dimension, with the boundary below which there is none.",
         draw,
-        legend_rows=2,
+        legend=(2, 1),
         right=SCALE_MARGIN,
     )
-
-
-def _threshold(a_0: float, middle: float, gap: float) -> float:
-    """The dimension from which 95 % improve; NaN where the formula does not apply."""
-    if not 0 < a_0 < 1:
-        return np.nan
-    return cf.threshold_dimension(a_0, middle + gap / 2, middle - gap / 2, CONFIDENCE)
 
 
 def _exact_boundary(a_0: float, middle: float, widest: float) -> tuple[list[float], list[float]]:
@@ -104,11 +98,11 @@ def phase_quality(setting: Setting) -> Panel:
     a_0, a_c = np.meshgrid(student, chosen)
     pull = _pull(setting, a_0, a_c, a_c - gap)
     s_c, s_r = np.sqrt(1 - a_c**2), np.sqrt(1 - (a_c - gap) ** 2)
-    contrast = 2 - 2 * (a_c * (a_c - gap) + s_c * s_r * g.errors[1][2])
+    contrast = 2 - 2 * (a_c * (a_c - gap) + s_c * s_r * g.errors[2])
     gain = cf.best_cosine(a_0, gap, pull, contrast) - a_0
 
     def draw(axes: Axes) -> None:
-        bands(axes, student, chosen, gain, LEVELS)
+        axes.contourf(student, chosen, gain, levels=LEVELS, colors=BANDS, extend="max")
         excess = gap - a_0 * pull
         if (excess < 0).any():
             style = {"colors": [INK], "linewidths": 2}
@@ -122,7 +116,6 @@ def phase_quality(setting: Setting) -> Panel:
         axes.set_ylim(chosen[0], 1)
         axes.set_xlabel("student's cosine a_0")
         axes.set_ylabel("chosen teacher's cosine a_c")
-        legend(axes, 2, 1)
         band_scale(axes, LEVELS, "gain")
 
     return Panel(
@@ -131,7 +124,7 @@ def phase_quality(setting: Setting) -> Panel:
         "Best gain in cosine over student's and chosen teacher's quality at a fixed gap, with the "
         "boundary beyond which there is none and the diagonal below which both teachers are worse.",
         draw,
-        legend_rows=2,
+        legend=(2, 1),
         right=SCALE_MARGIN,
     )
 
@@ -143,4 +136,4 @@ def _pull(setting: Setting, a_0: np.ndarray, a_c: np.ndarray, a_r: np.ndarray) -
         d = max(LEAST_RANDOM, setting.dimension)
         return a_0 * D + ndtri(CONFIDENCE) * cf.pull_deviation(a_0, a_c, a_r, d)
     s_0, s_c, s_r = (np.sqrt(1 - a**2) for a in (a_0, a_c, a_r))
-    return a_0 * D + s_0 * (s_c * g.errors[0][1] - s_r * g.errors[0][2])
+    return a_0 * D + s_0 * (s_c * g.errors[0] - s_r * g.errors[1])

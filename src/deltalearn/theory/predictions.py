@@ -42,10 +42,10 @@ class Theory:
     def of(cls, geometry: Geometry, dimension: int) -> Theory:
         """The closed form at `geometry`; the last three are for `dimension` dimensions."""
         g = geometry
-        line = (g.student, g.gap, g.pull, g.contrast_squared)
         sft_time, sft_cosine = sft_peak(g)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            pairs = cf.pairs_for_share(g.pull, g.contrast_squared, g.angle, dimension)
+        pairs = cf.pairs_for_share(g.pull, g.contrast_squared, g.angle, dimension)
+        qualities = (g.student, g.chosen, g.rejected)
+        chance = cf.chance_to_improve(*qualities, dimension) if dimension > 3 else math.nan
         return cls(
             gap=g.gap,
             pull=g.pull,
@@ -53,32 +53,18 @@ class Theory:
             disagreement=float(cf.disagreement(g.angle)),
             improves=bool(cf.improves(g.student, g.gap, g.pull)),
             initial_cosine=g.student,
-            best_step=float(cf.best_step(*line, g.norm)),
-            best_cosine=float(cf.best_cosine(*line)),
-            break_even_step=float(cf.break_even_step(*line, g.norm)),
+            best_step=float(cf.best_step(*g.line, g.norm)),
+            best_cosine=float(cf.best_cosine(*g.line)),
+            break_even_step=float(cf.break_even_step(*g.line, g.norm)),
             limit_cosine=float(cf.limit_cosine(g.gap, g.contrast_squared)),
             sft_improves=bool(cf.sft_improves(g.student, g.chosen, g.gram[1, 2])),
             sft_best_time=sft_time,
             sft_best_cosine=sft_cosine,
             sft_limit_cosine=float(cf.sft_limit(g.chosen)),
-            threshold_dimension=_threshold(g),
-            chance_to_improve=_chance(g, dimension),
+            threshold_dimension=cf.threshold_dimension(*qualities),
+            chance_to_improve=chance,
             pairs_for_half=float(pairs),
         )
-
-
-def _threshold(g: Geometry) -> float:
-    """NaN where the formula does not apply: no gap, or a student at an end of its range."""
-    if g.gap <= 0 or not 0 < g.student < 1:
-        return math.nan
-    return cf.threshold_dimension(g.student, g.chosen, g.rejected)
-
-
-def _chance(g: Geometry, dimension: int) -> float:
-    if dimension < 4:
-        return math.nan
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return cf.chance_to_improve(g.student, g.chosen, g.rejected, dimension)
 
 
 @lru_cache(maxsize=256)

@@ -90,23 +90,18 @@ def geometry_of(options: Options) -> Geometry:
         raise UserError(
             "the teachers are the same: no input on which they differ, nothing to learn"
         )
-    c, r, cr = between
-    matrix = ((1.0, c, r), (c, 1.0, cr), (r, cr, 1.0))
-    return Geometry(options.student, options.chosen, options.rejected, options.norm, matrix)
+    return Geometry(options.student, options.chosen, options.rejected, options.norm, between)
 
 
 def parse_errors(text: str) -> tuple[float, float, float]:
     """Read three correlations of errors: "student-chosen,student-rejected,chosen-rejected"."""
     try:
-        c, r, cr = (float(part) for part in text.split(","))
+        c, r, cr = map(float, text.split(","))
     except ValueError:
         raise UserError(
             f"--errors {text!r}: give three correlations, those between the errors of student and "
             'chosen, student and rejected, chosen and rejected teacher, e.g. "0.2,0.2,0"'
         ) from None
-    for value in (c, r, cr):
-        if not -1 <= value <= 1:
-            raise UserError(f"--errors {text!r}: {value} is no correlation; they lie in [-1, 1]")
     return c, r, cr
 
 
@@ -126,20 +121,13 @@ SHARED = ("dimension", "trials", "steps", "batch", "loss", "temperature", "input
 def as_json(geometry: Geometry, theory: Theory, measured: Measured) -> dict[str, Any]:
     """All numbers; infinite or undefined ones are null."""
     plan = measured.plan
-    setting = {
-        "student": geometry.student,
-        "chosen": geometry.chosen,
-        "rejected": geometry.rejected,
-        "norm": geometry.norm,
-        "errors": [geometry.errors[0][1], geometry.errors[0][2], geometry.errors[1][2]],
-    }
     simulation = {
         **{name: getattr(plan, name) for name in (*SHARED, "rate")},
         "pairs": plan.steps * plan.batch,
         **{f.name: getattr(measured, f.name) for f in fields(measured) if f.name != "plan"},
     }
     simulation |= {name: getattr(plan, name) for name in plan.used}
-    return finite({"setting": setting, **asdict(theory), "simulation": simulation})
+    return finite({"setting": asdict(geometry), **asdict(theory), "simulation": simulation})
 
 
 def number(value: float, digits: int = 4) -> str:

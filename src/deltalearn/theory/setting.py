@@ -40,11 +40,6 @@ class Setting:
         return Plan(trials=many * self.trials, seed=self.seed, **given)
 
 
-def line(geometry: Geometry) -> tuple[float, float, float, float]:
-    """(a_0, D, k, N^2), what the closed form takes first."""
-    return geometry.student, geometry.gap, geometry.pull, geometry.contrast_squared
-
-
 def with_gap(geometry: Geometry, gap: float) -> Geometry:
     """The same student and errors, teachers `gap` apart around the same middle."""
     middle = (geometry.chosen + geometry.rejected) / 2

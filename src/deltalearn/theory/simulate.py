@@ -103,11 +103,11 @@ class Plan:
 
 @dataclass(frozen=True)
 class Estimate:
-    """Means over trials at each record, with standard errors.
+    """Means over trials, with standard errors.
 
     Attributes:
-        mean: (records,).
-        error: (records,); NaN for a single trial.
+        mean: (values,).
+        error: (values,); NaN for a single trial.
     """
 
     mean: np.ndarray
@@ -269,12 +269,7 @@ def draw_inputs(rng: np.random.Generator, plan: Plan, shape: tuple[int, int, int
 
 def _along(x: np.ndarray, u: np.ndarray) -> np.ndarray:
     """u . x for directions u of shape (trials or 1, c) that fill the first c coordinates."""
-    return np.einsum("tbc,tc->tb", x[..., : u.shape[-1]], _each(u, len(x)))
-
-
-def _each(u: np.ndarray, trials: int) -> np.ndarray:
-    """u of shape (trials or 1, c) for every trial."""
-    return np.broadcast_to(u, (trials, u.shape[-1]))
+    return np.einsum("tbc,tc->tb", x[..., : u.shape[-1]], u)
 
 
 def _labels(rng: np.random.Generator, x: np.ndarray, u: np.ndarray, temperature: float):
@@ -320,7 +315,7 @@ def _directions(
     basis, triangle = np.linalg.qr(raw)
     basis *= np.sign(np.diagonal(triangle, axis1=1, axis2=2))[:, None, :]  # uniform, signs too
     width = basis.shape[-1]
-    return [np.einsum("tdc,tc->td", basis, _each(frames[:, i, :width], trials)) for i in range(4)]
+    return [np.einsum("tdc,tc->td", basis, frames[:, i, :width]) for i in range(4)]
 
 
 def _random_error_frames(
