@@ -33,7 +33,8 @@ from deltalearn.compare import verdict as words
 from deltalearn.errors import UserError
 from deltalearn.evaluate.harness.results import COLUMNS
 from deltalearn.evaluate.tulu3.suite import ELEVEN
-from deltalearn.stats import difference, mcnemar
+from deltalearn.stats import mcnemar
+from deltalearn.stats.sampling import Sampling
 
 # -- numbers -------------------------------------------------------------------------------------
 
@@ -209,7 +210,7 @@ def test_length_controlled_rates_are_compared_as_such(tmp_path):
     assert (row.a, row.b) == pytest.approx((rate_a, rate_b))
     assert row.difference == pytest.approx(rate_a - rate_b)
     scores = [[r["score"] for r in by_id(place, "alpaca_eval")] for place in (a, b)]
-    raw = difference.score(np.subtract(*scores))
+    raw = Sampling(len(scores[0])).estimate(np.subtract(*scores))
     assert row.difference != pytest.approx(raw.value, abs=1e-4)
     assert row.se == pytest.approx(raw.se, rel=0.25)
 

@@ -14,6 +14,7 @@ import math
 import sqlite3
 import types
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -320,7 +321,7 @@ def test_a_comparison_is_judged_once(judge):
 
 @pytest.fixture
 def cache(tmp_path):
-    with VerdictCache(tmp_path / "judged" / "verdicts.sqlite") as opened:
+    with closing(VerdictCache(tmp_path / "judged" / "verdicts.sqlite")) as opened:
         yield opened
 
 
@@ -328,7 +329,7 @@ def test_nothing_is_asked_twice(judge, cache, tmp_path):
     first, again = Asked(prefers_good), Asked(prefers_good)
     found = annotate(pairs(8), judge, first, cache)
     renamed = [dataclasses.replace(p, generator_2="another name") for p in pairs(12)]
-    with VerdictCache(tmp_path / "judged" / "verdicts.sqlite") as reopened:
+    with closing(VerdictCache(tmp_path / "judged" / "verdicts.sqlite")) as reopened:
         later = annotate(renamed[::-1], judge, again, reopened)
     assert (len(first.seen), len(again.seen)) == (8, 4)
     assert [a.verdict for a in later[:3:-1]] == [a.verdict for a in found]
@@ -338,10 +339,12 @@ def test_nothing_is_asked_twice(judge, cache, tmp_path):
 def test_whatever_makes_another_judge_or_comparison_is_asked(judge, write, cache):
     annotate(pairs(5), judge, Asked(prefers_good), cache)
     folder = write("other", TEMPLATE.replace("You compare.", "You compare well."))
+    settings = {**judge.evaluator.settings, "temperature": 1}
+    evaluator = dataclasses.replace(judge.evaluator, settings=settings)
     others = [
         load_judge(folder),
-        load_judge(judge.evaluator, "judge-2"),
-        dataclasses.replace(judge, settings={**judge.settings, "temperature": 1}),
+        dataclasses.replace(judge, model="judge-2"),
+        dataclasses.replace(judge, evaluator=evaluator),
         dataclasses.replace(judge, seed=1),
     ]
     for other in others:
@@ -392,15 +395,15 @@ def test_identity_holds_name_model_prompt_and_reading(judge, write):
     assert len(identity.prompt) == 64
     same = load_judge(write()).identity
     assert same == identity
-    text = load_judge(judge.evaluator, text_only=True)
+    text = load_judge(write(), text_only=True)
     assert text.identity.shown == "own, by text (judge-1)"
-    assert text.settings == {"max_tokens": 1}
+    assert text.evaluator.settings == {"max_tokens": 1}
     assert text.verdict(pairs(1)[0], Reply("m")).preference in (1, 2)
 
 
 def test_judges_never_share_a_table(judge, tmp_path):
     ours = annotate(pairs(6), judge, Asked(prefers_good))
-    others = annotate(pairs(6), load_judge(judge.evaluator, "judge-2"), Asked(prefers_good))
+    others = annotate(pairs(6), dataclasses.replace(judge, model="judge-2"), Asked(prefers_good))
     with pytest.raises(UserError, match=r"own \(judge-1\) and own \(judge-2\).*differ in model"):
         one_judge([*ours, *others])
     with pytest.raises(UserError, match="two judges"):

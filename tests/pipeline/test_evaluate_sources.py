@@ -23,14 +23,24 @@ WORD_PROBLEM = json.dumps({"question": "1 + 1?", "answer": "2\n#### 2"})
 @pytest.mark.parametrize(
     ("benchmark", "file", "text", "message"),
     [
-        ("gsm8k", "gsm8k/test.jsonl", WORD_PROBLEM + '\n{"question": ', "test.jsonl, line 2"),
-        ("gsm8k", "gsm8k/test.jsonl", WORD_PROBLEM + "\n[1]\n", "line 2: not a JSON object"),
+        ("gsm8k", "gsm8k/test.jsonl", WORD_PROBLEM + '\n{"question": ', "test.jsonl:2: not JSON"),
+        (
+            "gsm8k",
+            "gsm8k/test.jsonl",
+            WORD_PROBLEM + "\n[1]\n",
+            ":2: an object is needed, not list",
+        ),
         ("gsm8k", "gsm8k/test.jsonl", "", "test.jsonl: no rows in it"),
-        ("gsm8k", "gsm8k/test.jsonl", '{"question": "1"}\n', "line 1: no 'answer'"),
+        ("gsm8k", "gsm8k/test.jsonl", '{"question": "1"}\n', "test.jsonl:1: no 'answer'"),
         ("ifeval", "ifeval/i.jsonl", '{"key": 1, "prompt": "x"}', "no 'instruction_id_list'"),
-        ("alpaca_eval", "alpaca_eval/reference_x.json", '{"a": 1}', "expected a JSON list"),
-        ("alpaca_eval", "alpaca_eval/reference_x.json", "[", "reference_x.json: cannot be read"),
-        ("alpaca_eval", "alpaca_eval/reference_x.json", '[{"dataset": "x"}]', "row 0: no 'instr"),
+        ("alpaca_eval", "alpaca_eval/reference_x.json", '{"a": 1}', "reference_x.json:1: no"),
+        (
+            "alpaca_eval",
+            "alpaca_eval/reference_x.json",
+            "[",
+            "x.json: begins as a JSON array",
+        ),
+        ("alpaca_eval", "alpaca_eval/reference_x.json", '[{"dataset": "x"}]', "row 1: no 'instr"),
         ("humaneval", "humaneval/HumanEval.jsonl.gz", "no gzip", "HumanEval.jsonl.gz: cannot be"),
         ("drop", "drop/drop_dev.json", '{"p": {}}', "drop_dev.json: no 'qa_pairs'"),
         (
@@ -61,12 +71,12 @@ def test_nested_files_are_named_too(tmp_path):
 def test_rows_of_a_table(tmp_path):
     path = tmp_path / "x.csv"
     path.write_text("question,answer\na,1\nb\n")
-    with pytest.raises(NoData, match=r"x\.csv, line 3: not as many cells"):
+    with pytest.raises(NoData, match=r"x\.csv:3: 1 cells where the header has 2"):
         read(path)
     path.write_text("question,answer\na,1\n")
     assert read(path) == [{"question": "a", "answer": "1"}]
     path.write_bytes(b"question\n\xff\xfe\n")
-    with pytest.raises(NoData, match="cannot be read"):
+    with pytest.raises(NoData, match="no UTF-8 CSV"):
         read(path)
 
 

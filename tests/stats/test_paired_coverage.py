@@ -99,7 +99,7 @@ def test_rejects_no_difference_one_time_in_twenty_and_a_detectable_one_four_in_f
     rng = np.random.default_rng(3)
     signs = rng.choice([-1.0, 0.0, 1.0], p=[q / 2, 1 - q, q / 2], size=(R, n))
     assert np.mean(Sampling(n).estimate(signs).p_value() < 0.05) == pytest.approx(0.05, abs=0.012)
-    effect = power.detectable(power.sd_of(q, 0.0485), n)
+    effect = power.detectable(np.sqrt(q - 0.0485**2), n)
     shifted = [(q - effect) / 2, 1 - q, (q + effect) / 2]
     signs = rng.choice([-1.0, 0.0, 1.0], p=shifted, size=(R, n))
     assert np.mean(Sampling(n).estimate(signs).p_value() < 0.05) == pytest.approx(0.80, abs=0.02)

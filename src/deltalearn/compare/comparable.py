@@ -58,7 +58,7 @@ def check(a: Arm, b: Arm, benchmarks: Sequence[str], *, allow_different: bool) -
     with a note. Splits, judges and ways of averaging may never differ.
     """
     runs = [*a.runs, *b.runs]
-    if found := _differing(runs, {run.directory: run.results.get("split") for run in runs}):
+    if found := _differing(runs, [run.results.get("split") for run in runs]):
         raise UserError(
             f"different splits: {found}; items of one are not in the other, evaluate both on one"
         )
@@ -90,18 +90,17 @@ def _two_judges(runs: Sequence[Run], name: str) -> str:
 
     Two prompts or protocols may go by one name, so that all that is known of a judge is compared.
     """
-    entries = {run.directory: run.benchmarks[name] for run in runs}
-    if found := _differing(runs, {at: entry.get("judge") for at, entry in entries.items()}):
+    if found := _differing(runs, _values(runs, name, "judge")):
         return found
-    judges = {at: parts for at, entry in entries.items() if (parts := _judge(entry))}
-    known = [run for run in runs if run.directory in judges]
-    fields = sorted({field for parts in judges.values() for field in parts})
+    judges = [_judge(run.benchmarks[name]) for run in runs]
+    known = [run for run, parts in zip(runs, judges, strict=True) if parts]
+    judges = [parts for parts in judges if parts]
     told = [
         f"{one_line(field, 40)}: {differing}"
-        for field in fields
-        if (differing := _differing(known, {at: judges[at].get(field) for at in judges}))
+        for field in sorted({field for parts in judges for field in parts})
+        if (differing := _differing(known, [parts.get(field) for parts in judges]))
     ]
-    shown = one_line(str(entries[runs[0].directory].get("judge")), 60)
+    shown = one_line(str(runs[0].benchmarks[name].get("judge")), 60)
     return f"both called {shown}, but they differ in {', '.join(told)}" if told else ""
 
 
@@ -128,7 +127,7 @@ def _flat(value: Any, name: str = "") -> dict[str, Any]:
 
 def _mismatches(runs: Sequence[Run], benchmarks: Sequence[str]) -> list[str]:
     lines = []
-    if found := _differing(runs, {run.directory: run.results.get("limit") for run in runs}):
+    if found := _differing(runs, [run.results.get("limit") for run in runs]):
         lines.append(f"limit {found}")
     for name in benchmarks:
         for key in ASKED:
@@ -143,7 +142,7 @@ def _how_it_ran(runs: Sequence[Run], benchmarks: Sequence[str]) -> list[str]:
     """What differs and may, one line for all benchmarks in which it differs alike."""
     notes = []
     for key in WORTH_A_NOTE:
-        if found := _differing(runs, {run.directory: run.results.get(key) for run in runs}):
+        if found := _differing(runs, [run.results.get(key) for run in runs]):
             notes.append(f"different {key}: {found}")
     uncut = [name for name in benchmarks if not _cuts(runs, [name])]
     for key, names in (("context", uncut), *((key, benchmarks) for key in RAN_WITH)):
@@ -169,22 +168,22 @@ def _cuts(runs: Sequence[Run], benchmarks: Sequence[str]) -> list[str]:
     ]
 
 
-def _values(runs: Sequence[Run], name: str, key: str) -> dict[Any, Any]:
-    return {run.directory: run.benchmarks[name].get(key) for run in runs}
+def _values(runs: Sequence[Run], name: str, key: str) -> list[Any]:
+    return [run.benchmarks[name].get(key) for run in runs]
 
 
-def _differing(runs: Sequence[Run], values: dict[Any, Any]) -> str:
+def _differing(runs: Sequence[Run], values: Sequence[Any]) -> str:
     """`512 in evals/a, 1024 in evals/b`: two that differ; empty if all are the same."""
-    first, *others = (run.directory for run in runs)
-    for other in others:
-        if canonical_json(values[first]) != canonical_json(values[other]):
-            told = (one_line(_plain(values[place]), 60) for place in (first, other))
-            return f"{next(told)} in {first}, {next(told)} in {other}"
+    shown = [canonical_json(value) for value in values]
+    for i, text in enumerate(shown):
+        if text != shown[0]:
+            return f"{_at(runs[0], values[0])}, {_at(runs[i], values[i])}"
     return ""
 
 
-def _plain(value: Any) -> str:
-    return value if isinstance(value, str) else canonical_json(value)
+def _at(run: Run, value: Any) -> str:
+    text = value if isinstance(value, str) else canonical_json(value)
+    return f"{one_line(text, 60)} in {run.directory}"
 
 
 def _same_weights(a: Arm, b: Arm) -> list[str]:

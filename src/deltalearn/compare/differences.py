@@ -10,7 +10,6 @@ import numpy as np
 from deltalearn.compare.result import Average, Row
 from deltalearn.evaluate.matching import Matched, averages, counted_mmlu, title, weighted
 from deltalearn.evaluate.tulu3.suite import MMLU
-from deltalearn.stats import difference
 from deltalearn.stats.holm import holm
 from deltalearn.stats.paired import FEW, compare, compare_mean
 
@@ -52,7 +51,7 @@ def _row(m: Matched) -> Row:
         strata=len(sampling.strata),
         clusters=len(sampling.unit_sizes) if sampling.clustered else None,
         unpaired_se=float(np.sqrt(sampling.variance(a)[0] + sampling.variance(b)[0])),
-        correlation=difference.correlation(a, b),
+        correlation=pair.correlation,
         discordant=pair.discordant,
         constant=m.constant,
         entry=m.entry,

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.text import Text
 
 from deltalearn.compare.result import Average, Comparison, Row
-from deltalearn.compare.verdict import headline, interval, is_bounded, judge, p_text, points, seeds
+from deltalearn.compare.verdict import headline, interval, judge, p_text, points, seeds
 from deltalearn.util.svg import (
     GRID,
     INK,
@@ -77,8 +77,8 @@ def _split(comparison: Comparison) -> str:
 
 
 def _draw(axes: Axes, rows: Sequence[Row | Average], first: int, plot: float) -> None:
-    drawn = [one for one in rows if is_bounded(one)] or rows
-    scale = 100 if is_bounded(drawn[0]) else 1
+    drawn = [one for one in rows if one.bounded] or rows
+    scale = 100 if drawn[0].bounded else 1
     values = [0.0, *(scale * x for one in drawn for x in (one.difference, *(one.test.ends or ())))]
     label = "points" if scale == 100 else "difference"
     value_axis(axes, plot, values, f"{label}, A minus B, with 95% intervals", short_signed)

@@ -31,7 +31,7 @@ class Plan:
         if discordance is not None and sd is None:
             if not 0 < discordance <= 1:
                 raise UserError(f"--discordance {discordance}: a share above 0, at most 1")
-            sd = power.sd_of(discordance)
+            sd = math.sqrt(discordance)  # of 0/1 scores: the largest it can be, without an effect
         elif sd is None or discordance is not None:
             raise UserError(
                 "--plan needs either --discordance (the share of items on which two models "

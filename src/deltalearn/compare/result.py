@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from deltalearn.evaluate.arms import Arm
 from deltalearn.evaluate.entries import Entry
 from deltalearn.stats import power
 from deltalearn.stats.paired import Difference
 from deltalearn.util.files import finite
-from deltalearn.util.text_format import GAIN, LOSS, NONE
+from deltalearn.util.text_format import GAIN, LOSS, NONE, one_line
 
 FORMAT = 1
 
@@ -49,8 +49,16 @@ class Row(Difference):
 
     @property
     def bounded(self) -> bool:
-        """True if its scores are in [0, 1]."""
+        """True if its scores are in [0, 1]; their differences are told in points."""
         return bool(self.entry.get("bounded", True))
+
+    @property
+    def unit(self) -> str:
+        """Name of the unit that differences are told in."""
+        known = self.entry.get("unit")
+        if self.bounded:
+            return "points"
+        return one_line(str(known), 40) if known else "in its own unit"
 
     @property
     def full(self) -> int | None:
@@ -70,6 +78,9 @@ class Average(Difference):
     label: str
     benchmarks: tuple[str, ...]
     n: int
+
+    bounded: ClassVar = True  # only such scores are averaged
+    unit: ClassVar = "points"
 
 
 @dataclass(frozen=True)

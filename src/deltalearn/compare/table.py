@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from deltalearn.compare.result import Comparison, Difference, Row
-from deltalearn.compare.verdict import amount, interval, is_bounded, p_text, points, unit, verdict
+from deltalearn.compare.result import Average, Comparison, Row
+from deltalearn.compare.verdict import amount, interval, p_text, points, verdict
 from deltalearn.util.terminal import Column, Grid, console
 from deltalearn.util.text_format import GAIN, LOSS, NONE, count, listing, one_line, plain
 
@@ -41,7 +41,7 @@ def print_comparison(comparison: Comparison) -> None:
         terminal.print(f"note: {note}", style="dim")
 
 
-def _all(comparison: Comparison) -> list[Difference]:
+def _all(comparison: Comparison) -> list[Row | Average]:
     return [*comparison.rows, *comparison.averages]
 
 
@@ -54,7 +54,7 @@ def _table(comparison: Comparison) -> Grid:
     title = f"A: {a}\nB: {b}"
     table = Grid([Column("", number=False), *columns], title, elsewhere="--json")
 
-    def add(one: Difference, name: str, n: str, holm: str) -> None:
+    def add(one: Row | Average, name: str, n: str, holm: str) -> None:
         name = f"{SIGNS[one.verdict]} {name}"
         table.row(name, *_cells(one, n, holm), style=STYLES[one.verdict])
 
@@ -66,12 +66,12 @@ def _table(comparison: Comparison) -> Grid:
     return table
 
 
-def _cells(one: Difference, n: str, holm: str) -> list[str]:
+def _cells(one: Row | Average, n: str, holm: str) -> list[str]:
     test = one.test
     p = f"{p_text(test.p)} {MARKS[test.p_by]}" if test.p_by else "–"
     detectable = amount(one, one.detectable) if one.detectable > 0 else "–"
     sides = (one.a, one.b)
-    scores = [f"{100 * x:.1f}" if is_bounded(one) else plain(x, 4) for x in sides]
+    scores = [f"{100 * x:.1f}" if one.bounded else plain(x, 4) for x in sides]
     return [n, *scores, points(one, one.difference), interval(one), p, holm, detectable]
 
 
@@ -87,7 +87,7 @@ def _how(comparison: Comparison) -> list[str]:
         parts = [_short(entry.get("metric")), _averaging(row)]
         parts += [f"{_short(entry['shots'])} shots"] if "shots" in entry else []
         parts += [] if entry.get("chat", True) else ["no chat template"]
-        parts += [] if row.bounded else [unit(row)]
+        parts += [] if row.bounded else [row.unit]
         if entry.get("max_tokens") is not None:
             parts.append(f"{_short(entry['max_tokens'])} tokens")
         if stops := entry.get("stops"):

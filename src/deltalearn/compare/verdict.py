@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from deltalearn.compare.result import Average, Comparison, Difference, Row
+from deltalearn.compare.result import Average, Comparison, Row
 from deltalearn.evaluate.matching import JUDGED
 from deltalearn.util.text_format import GAIN, LOSS, NONE, count, listing, one_line, plural, signed
 
@@ -14,30 +14,17 @@ FEW_RUNS = 3
 MAX_SUBSETS = 4  # subsets named one by one if all are
 
 
-def is_bounded(one: Difference) -> bool:
-    """True for a difference of scores in [0, 1], which are told in points."""
-    return not isinstance(one, Row) or one.bounded
-
-
-def unit(one: Difference) -> str:
-    """Name of the unit that `points` counts."""
-    if is_bounded(one):
-        return "points"
-    known = one.entry.get("unit") if isinstance(one, Row) else None
-    return one_line(str(known), 40) if known else "in its own unit"
-
-
-def points(one: Difference, value: float) -> str:
+def points(one: Row | Average, value: float) -> str:
     """A signed difference in points, or in units of a score without bounds."""
-    return signed(100 * value, DECIMALS) if is_bounded(one) else signed(value, UNBOUNDED_DECIMALS)
+    return signed(100 * value, DECIMALS) if one.bounded else signed(value, UNBOUNDED_DECIMALS)
 
 
-def amount(one: Difference, value: float) -> str:
+def amount(one: Row | Average, value: float) -> str:
     """`points` without a sign."""
     return points(one, abs(value)).removeprefix("+")
 
 
-def interval(one: Difference) -> str:
+def interval(one: Row | Average) -> str:
     """`−0.31 to +1.20`; `none` where there is no interval."""
     return " to ".join(points(one, end) for end in one.test.ends or ()) or "none"
 
@@ -62,7 +49,7 @@ def verdict(comparison: Comparison) -> list[str]:
 def headline(comparison: Comparison) -> str:
     """State the verdict on the first average, or on the only benchmark."""
     a, b = comparison.a.name, comparison.b.name
-    one: Row | Average = (comparison.averages or comparison.rows)[0]
+    one = (comparison.averages or comparison.rows)[0]
     if isinstance(one, Row) and len(comparison.rows) > 1:  # two kinds of MMLU
         return (
             f"{a} and {b} on {listing(row.title for row in comparison.rows)}: see each by itself."
@@ -71,15 +58,15 @@ def headline(comparison: Comparison) -> str:
     return one_line(f"{_claim(a, b, one, what)} ({_numbers(one)}).") + _missed(one)
 
 
-def _claim(a: str, b: str, one: Difference, what: str) -> str:
+def _claim(a: str, b: str, one: Row | Average, what: str) -> str:
     if one.verdict == NONE:
-        shown = f"{points(one, one.difference)} {unit(one)}"
+        shown = f"{points(one, one.difference)} {one.unit}"
         return f"No difference shown between {a} and {b} on {what}: {shown}"
     how = "better" if one.verdict == GAIN else "worse"
-    return f"{a} is {how} than {b} on {what} by {amount(one, one.difference)} {unit(one)}"
+    return f"{a} is {how} than {b} on {what} by {amount(one, one.difference)} {one.unit}"
 
 
-def _numbers(one: Difference) -> str:
+def _numbers(one: Row | Average) -> str:
     return f"95% interval {interval(one)}, p {_relation(one.test.p)}"
 
 
@@ -88,12 +75,12 @@ def _relation(p: float | None) -> str:
     return text.replace("<", "< ") if text.startswith("<") else f"= {text}"
 
 
-def _missed(one: Difference) -> str:
+def _missed(one: Row | Average) -> str:
     if one.verdict != NONE or not one.detectable > 0:
         return ""
     return (
         " That does not show that there is none: a true difference of "
-        f"{amount(one, one.detectable)} {unit(one)} would be missed one time in five, a smaller "
+        f"{amount(one, one.detectable)} {one.unit} would be missed one time in five, a smaller "
         "one more often."
     )
 
@@ -130,7 +117,7 @@ def _by_benchmark(comparison: Comparison) -> str:
     return f"By benchmark, {len(rows)} tests held to 5% together (Holm): {', '.join(parts)}."
 
 
-def _without(one: Difference) -> str:
+def _without(one: Row | Average) -> str:
     words = {GAIN: "better by", LOSS: "worse by", NONE: "no difference shown,"}[one.verdict]
     text = (points if one.verdict == NONE else amount)(one, one.difference)
     return f"Without AlpacaEval: {words} {text} points ({_numbers(one)})."

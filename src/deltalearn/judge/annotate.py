@@ -40,7 +40,8 @@ def annotate(
         ValueError: `ask` did not give a reply for each conversation.
     """
     identity = judge.identity
-    keys = [comparison_key(pair, judge.seed) for pair in pairs]
+    # What makes a comparison the same one, whatever the models are called.
+    keys = [digest([p.instruction, p.output_1, p.output_2, judge.seed]) for p in pairs]
     verdicts = cache.get(identity, keys) if cache else {}
     verdicts = {key: v for key, v in verdicts.items() if v.lasting}
     wanted: dict[str, Pair] = {}
@@ -57,15 +58,10 @@ def annotate(
         key, pair = todo[at]
         verdicts[key] = judge.verdict(pair, reply)
         if cache and verdicts[key].lasting:
-            cache.add(identity, [(key, verdicts[key])])
+            cache.add(identity, key, verdicts[key])
 
     if todo:
         ask([judge.conversation(pair) for _, pair in todo], keep)
     if missing := sum(key not in verdicts for key, _ in todo):
         raise ValueError(f"{missing} of {len(todo)} comparisons that were asked have no reply")
     return [Annotation(p, identity, verdicts[k]) for k, p in zip(keys, pairs, strict=True)]
-
-
-def comparison_key(pair: Pair, seed: int) -> str:
-    """Identity of a comparison, whatever the models are called."""
-    return digest([pair.instruction, pair.output_1, pair.output_2, seed])

@@ -6,15 +6,14 @@ same one, and under both texts, the instruction and the seed of the order.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 
 from pydantic import TypeAdapter
 
 from deltalearn.judge.verdicts import JudgeIdentity, Verdict
-from deltalearn.util.kvstore import KeyValueStore
+from deltalearn.util.kvstore import JsonStore
 
 FILE = "judge_verdicts.sqlite"  # beside the answers that are judged
 
@@ -23,27 +22,16 @@ class VerdictCache:
     """The verdicts of any number of judges in one file."""
 
     def __init__(self, path: Path) -> None:
-        self._store = KeyValueStore[str, str](path, "verdicts of judges")
-
-    def __enter__(self) -> VerdictCache:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._store.close()
+        self._store = JsonStore(path, "verdicts of judges")
+        self.close = self._store.close
 
     def get(self, judge: JudgeIdentity, keys: Iterable[str]) -> dict[str, Verdict]:
         """Return this judge's verdicts among `keys`, by key."""
-        places = {f"{judge.digest}/{key}": key for key in keys}
-        found = self._store.get(places)
+        found = self._store.get(f"{judge.digest}/{key}" for key in keys)
         read = TypeAdapter(Verdict).validate_python
-        return {places[at]: read(json.loads(text)["verdict"]) for at, text in found.items()}
+        return {at.partition("/")[2]: read(value["verdict"]) for at, value in found.items()}
 
-    def add(self, judge: JudgeIdentity, verdicts: Sequence[tuple[str, Verdict]]) -> None:
-        """Store verdicts by key, in place of older ones; every row names its judge."""
-        named = asdict(judge)
-        self._store.add(
-            {
-                f"{judge.digest}/{key}": json.dumps({"judge": named, "verdict": asdict(verdict)})
-                for key, verdict in verdicts
-            }
-        )
+    def add(self, judge: JudgeIdentity, key: str, verdict: Verdict) -> None:
+        """Store a verdict, in place of an older one; every row names its judge."""
+        row = {"judge": asdict(judge), "verdict": asdict(verdict)}
+        self._store.add({f"{judge.digest}/{key}": row})

@@ -11,10 +11,8 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from deltalearn.judge.evaluator import PLACES, PUBLISHED, Evaluator, load_evaluator
 from deltalearn.judge.replies import READERS, Malformed, Reply
@@ -33,8 +31,6 @@ class Judge:
 
     evaluator: Evaluator
     model: str
-    settings: Mapping[str, Any]
-    parser: str
     seed: int = 0
 
     @property
@@ -42,16 +38,15 @@ class Judge:
         """Identity that every annotation of this judge carries."""
         evaluator = self.evaluator
         how = {
-            "settings": dict(self.settings),
-            "parser": self.parser,
+            "settings": dict(evaluator.settings),
+            "parser": evaluator.parser,
             "options": {str(k): v for k, v in evaluator.options.items()},
             "swaps": evaluator.swaps,
         }
-        name = evaluator.name
-        if self.parser != evaluator.parser:
-            name += f", by {self.parser}"
         version = f"alpaca_eval {evaluator.version}" if evaluator.version else None
-        return JudgeIdentity(name, self.model, evaluator.prompt, version, canonical_json(how))
+        return JudgeIdentity(
+            evaluator.name, self.model, evaluator.prompt, version, canonical_json(how)
+        )
 
     def swapped(self, instruction: str) -> bool:
         """True if the model's answer is shown first: drawn by instruction and seed.
@@ -68,7 +63,9 @@ class Judge:
         first, second = pair.output_1, pair.output_2
         if self.swapped(pair.instruction):
             first, second = second, first
-        texts = dict(zip(PLACES, map(defused, (pair.instruction, first, second)), strict=True))
+        # Marks of turns are spaced out, `<|im_end|>` as `<| im_end |>`.
+        defused = (TURN_MARK.sub(r"<| \1 |>", t) for t in (pair.instruction, first, second))
+        texts = dict(zip(PLACES, defused, strict=True))
         return [
             Message(
                 role=message["role"],
@@ -92,7 +89,7 @@ class Judge:
             fault = f"{UNREACHED if reply.unreached else ERROR}: {clean(reply.error)}"
         else:
             try:
-                seen = READERS[self.parser](reply, **self.evaluator.options)
+                seen = READERS[self.evaluator.parser](reply, **self.evaluator.options)
                 preference = 3 - seen if swapped else seen
             except Malformed as error:
                 fault = f"malformed: {clean(str(error))}"
@@ -105,15 +102,12 @@ class Judge:
 
 
 def load_judge(
-    evaluator: str | Path | Evaluator = PUBLISHED,
-    model: str | None = None,
-    *,
-    text_only: bool = False,
+    name: str | Path = PUBLISHED, model: str | None = None, *, text_only: bool = False
 ) -> Judge:
     """A judge of a published evaluator, or of a file of one's own.
 
     Args:
-        evaluator: Its name in alpaca_eval, or a YAML file in the same format.
+        name: Of the evaluator in alpaca_eval, or a YAML file in the same format.
         model: Who answers, by default whom the evaluator was published for.
         text_only: For servers without log-probabilities the verdict is the text; that is another
             judge, and it is called so.
@@ -121,18 +115,12 @@ def load_judge(
     Raises:
         UserError: As of `load_evaluator`.
     """
-    if not isinstance(evaluator, Evaluator):
-        evaluator = load_evaluator(evaluator)
-    parser, asked = evaluator.parser, dict(evaluator.settings)
+    evaluator = load_evaluator(name)
     if text_only:
-        parser = "text"
-        asked = {k: v for k, v in asked.items() if "logprobs" not in k}
-    return Judge(evaluator, model or evaluator.model, asked, parser)
-
-
-def defused(text: str) -> str:
-    """`text` with marks of turns spaced out, `<|im_end|>` as `<| im_end |>`."""
-    return TURN_MARK.sub(r"<| \1 |>", text)
+        asked = {k: v for k, v in evaluator.settings.items() if "logprobs" not in k}
+        by_text = f"{evaluator.name}, by text"
+        evaluator = replace(evaluator, name=by_text, settings=asked, parser="text")
+    return Judge(evaluator, model or evaluator.model)
 
 
 def delimiters(evaluator: Evaluator) -> set[str]:

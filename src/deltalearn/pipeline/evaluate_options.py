@@ -14,7 +14,7 @@ from deltalearn.evaluate.harness.run import Selection, Tasks
 from deltalearn.evaluate.reference.scorers import scorer
 from deltalearn.evaluate.room import reasoning_settings
 from deltalearn.evaluate.tulu3.sources import data_directory
-from deltalearn.evaluate.tulu3.suite import ALL, BY_NAME, MMLU, averaged
+from deltalearn.evaluate.tulu3.suite import ALL, BY_NAME, ELEVEN, MMLU
 from deltalearn.lm.clock import reads_clock
 from deltalearn.lm.gguf import is_gguf
 from deltalearn.lm.locate import locate, locate_tokenizer
@@ -95,8 +95,7 @@ def backend_of(spec: EvaluateSpec, model: str, *, device: str, dtype: str) -> Ba
 
 def expanded(names: Sequence[str]) -> tuple[str, ...]:
     """Put the names of the eleven in place of the suite's."""
-    averages = averaged(set(DEFAULT), MMLU[0]) or ()
-    eleven = tuple(name for name in DEFAULT if name in averages)
+    eleven = tuple(name for name in DEFAULT if name in (MMLU[0], *ELEVEN))
     found = (part for name in names for part in (eleven if name == SUITE else (name,)))
     return tuple(dict.fromkeys(found))
 

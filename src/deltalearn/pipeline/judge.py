@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -149,7 +150,7 @@ def judge_endpoint(spec: JudgeSpec, judge: Judge) -> Endpoint:
 def _ask(directory: Path, pairs: Sequence[Pair], spec: JudgeSpec, say: Say) -> list[Annotation]:
     judge = load_judge(spec.evaluator, spec.model, text_only=spec.text_only)
     endpoint = judge_endpoint(spec, judge)
-    with VerdictCache(directory / FOLDER / FILE) as cache, SafeStop() as stop:
+    with closing(VerdictCache(directory / FOLDER / FILE)) as cache, SafeStop() as stop:
         return annotate(pairs, judge, ask_server(judge, endpoint, stop, say), cache, say=say)
 
 
@@ -172,7 +173,7 @@ def ask_server(judge: Judge, endpoint: Endpoint, stop: SafeStop, say: Say) -> As
 
         client = Client(endpoint, stop=lambda: stop.asked, say=say)
         calls = (
-            ({"model": judge.model, "messages": messages, **judge.settings}, _read)
+            ({"model": judge.model, "messages": messages, **judge.evaluator.settings}, _read)
             for messages in conversations
         )
         ask_all(client, calls, take)

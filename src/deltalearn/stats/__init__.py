@@ -4,7 +4,6 @@ What is compared is always a difference a - b that belongs to one item, so what 
 for both cancels (Miller, arXiv 2411.00640). `sampling` says how items were drawn (strata, clusters)
 and gives means and standard errors; every other module is one question:
 
-difference   how large is the mean of scores or of differences, and its standard error
 bootstrap    an interval without a normal curve; many benchmarks resampled together
 mcnemar      0/1 scores: the exact test, and an interval of the same two counts
 paired       the difference of two arms with interval and p, by the method that fits the scores

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+from scipy import stats
 
 from deltalearn.stats import bootstrap, mcnemar, power, seeds
 from deltalearn.stats.sampling import Sampling
@@ -100,6 +101,14 @@ class Paired:
     def item_differences(self) -> np.ndarray:
         """(n,) differences of run means."""
         return self.a.mean(axis=0) - self.b.mean(axis=0)
+
+    @property
+    def correlation(self) -> float | None:
+        """Pearson's, over items: what pairing lives on. None where one side does not vary."""
+        a, b = self.a.mean(axis=0), self.b.mean(axis=0)
+        if len(a) < 2 or np.ptp(a) == 0 or np.ptp(b) == 0:
+            return None
+        return float(stats.pearsonr(a, b).statistic)
 
     @property
     def discordant(self) -> tuple[int, int] | None:

@@ -77,7 +77,7 @@ class Sampling:
         new[1:] = (own[1:] != own[:-1]) | (of[1:] != of[:-1])
         self._unit_starts = np.flatnonzero(new)
         self._stratum_of_unit = of[self._unit_starts]
-        self._stratum_starts = _starts(self._stratum_of_unit)
+        self._stratum_starts = np.unique(self._stratum_of_unit, return_index=True)[1]
         self.unit_sizes = np.diff(self._unit_starts, append=n)  # (units,) items of each cluster
         self.units = np.diff(self._stratum_starts, append=len(self._unit_starts))  # (K,) G
         self.sizes = np.add.reduceat(self.unit_sizes, self._stratum_starts)  # (K,) n
@@ -168,8 +168,3 @@ def _codes(labels: Sequence[object], n: int) -> tuple[np.ndarray, list[object]]:
     number: dict[object, int] = {}
     codes = np.fromiter((number.setdefault(label, len(number)) for label in labels), int, n)
     return codes, list(number)
-
-
-def _starts(codes: np.ndarray) -> np.ndarray:
-    """Where each run of equal numbers begins."""
-    return np.flatnonzero(np.r_[True, codes[1:] != codes[:-1]])

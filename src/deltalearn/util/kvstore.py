@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import errno
+import json
 import sqlite3
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from deltalearn.errors import UserError, is_disk_full, is_sqlite_place
 from deltalearn.util.sqlite import open_sqlite
@@ -99,3 +100,15 @@ class KeyValueStore(Generic[Key, Value]):
             if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
                 raise UserError(f"{told}; another process holds it, wait until it ends") from error
             raise
+
+
+class JsonStore(KeyValueStore[str, Any]):
+    """Values of any form, which are stored as JSON."""
+
+    def get(self, keys: Iterable[str]) -> dict[str, Any]:
+        """Return the values of those of `keys` that are stored."""
+        return {key: json.loads(text) for key, text in super().get(keys).items()}
+
+    def add(self, values: Mapping[str, Any]) -> None:
+        """Store a group, in place of older values of the same keys."""
+        super().add({key: json.dumps(value) for key, value in values.items()})

@@ -548,11 +548,10 @@ def test_side_files_of_the_hub(tmp_path, monkeypatch):
         return str(tmp_path / name)
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
-    assert find_length_data("abc") is None
+    assert find_length_data() is None
     (tmp_path / "instruction_difficulty.csv").write_text(",instruction_difficulty\n0,0\n1,0.1\n")
-    assert find_length_data("abc").difficulty.tolist() == [0.0, 0.1]
-    options = {"repo_type": "dataset", "revision": "abc"}
-    assert asked[0] == ("tatsu-lab/alpaca_eval", "df_gamed.csv", options)
+    assert find_length_data().difficulty.tolist() == [0.0, 0.1]
+    assert asked[0] == ("tatsu-lab/alpaca_eval", "df_gamed.csv", {"repo_type": "dataset"})
 
 
 def test_difficulties_that_disagree_are_noted(tmp_path):

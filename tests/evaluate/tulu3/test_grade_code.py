@@ -21,14 +21,9 @@ from helpers.data import find
 from hypothesis import given
 from hypothesis import strategies as st
 
+from deltalearn.evaluate.reply import cut
 from deltalearn.evaluate.tulu3 import humaneval
-from deltalearn.evaluate.tulu3.humaneval.grader import (
-    PREFIX,
-    STOPS,
-    cut_at_stops,
-    pass_at_k,
-    program,
-)
+from deltalearn.evaluate.tulu3.humaneval.grader import STOPS, pass_at_k, program
 
 FILES = {
     "humaneval": "humaneval/HumanEval.jsonl.gz",
@@ -45,7 +40,6 @@ def problems(name: str) -> list[dict[str, str]]:
 
 
 def test_protocol_strings():
-    assert PREFIX == "Here is the completed function:\n\n" + "`" * 3 + "python\n"
     assert set(STOPS) == {
         "\nclass",
         "\nif",
@@ -90,23 +84,23 @@ CUTS = [
 
 @pytest.mark.parametrize(("completion", "kept"), CUTS, ids=[repr(c[:36]) for c, _ in CUTS])
 def test_cut_by_hand(completion, kept):
-    assert cut_at_stops(completion) == kept
+    assert cut(completion, STOPS) == kept
 
 
 @given(
     st.lists(st.sampled_from([*STOPS, "\n", "    ", "x", "print", "`"]), max_size=12).map("".join)
 )
 def test_a_cut_completion_holds_no_stop_and_is_not_cut_again(completion):
-    kept = cut_at_stops(completion)
+    kept = cut(completion, STOPS)
     assert completion.startswith(kept)
     assert not any(stop in kept for stop in STOPS)
-    assert cut_at_stops(kept) == kept
+    assert cut(kept, STOPS) == kept
     assert kept == completion or completion[len(kept) :].startswith(STOPS)
 
 
 def test_other_stops():
-    assert cut_at_stops("a\ndef b", stops=("\ndef",)) == "a"
-    assert cut_at_stops("a\n# b", stops=()) == "a\n# b"
+    assert cut("a\ndef b", ("\ndef",)) == "a"
+    assert cut("a\n# b", ()) == "a\n# b"
 
 
 # -- what is run ---------------------------------------------------------------------------------
@@ -176,7 +170,7 @@ def run_all(programs: list[str]) -> list[bool]:
 
 
 def test_which_completions_pass():
-    programs = [program(STUB, cut_at_stops(c), TEST, "double") for c, _ in RUNS]
+    programs = [program(STUB, c, TEST, "double") for c, _ in RUNS]
     assert dict(zip([c for c, _ in RUNS], run_all(programs), strict=True)) == dict(RUNS)
 
 
@@ -200,7 +194,7 @@ def test_canonical_solutions_pass_and_stubs_alone_do_not(name):
 def test_no_canonical_solution_of_humaneval_is_cut():
     """The stops are meant for what follows a solution; within one they would cost a problem."""
     for row in problems("humaneval"):
-        assert cut_at_stops(row["canonical_solution"]) == row["canonical_solution"]
+        assert cut(row["canonical_solution"], STOPS) == row["canonical_solution"]
 
 
 # -- pass@k --------------------------------------------------------------------------------------

@@ -107,7 +107,7 @@ def length_controlled(judged: ScoredPairs, sides: LengthControlData | None = Non
     if not len(judged.score):
         raise UserError("no comparison has a preference; there is no win rate")
     design, target, weight = regression(judged, sides)
-    beta = fit_published(design, target, None if sides is None else weight)
+    beta = fit_published(design, target, weight)
     if sides is None:
         rate, difficulty = float(expit(beta[-1])), None
     else:
@@ -225,9 +225,7 @@ def _difficulty(judged: ScoredPairs, sides: LengthControlData) -> np.ndarray:
 # -- fits: logistic regression on shares in [0, 1], without intercept ----------------------------
 
 
-def fit_published(
-    design: np.ndarray, target: np.ndarray, weight: np.ndarray | None = None
-) -> np.ndarray:
+def fit_published(design: np.ndarray, target: np.ndarray, weight: np.ndarray) -> np.ndarray:
     """Coefficients (k,) of design (n, k) for target (n,), rows weighted by weight (n,).
 
     Each row enters twice, as a success of weight p and as a failure of weight 1 - p, both in the
@@ -241,16 +239,16 @@ def fit_published(
         )
     if (target == 0).all() or (target == 1).all():
         # liblinear passes over rows of weight 0, is left with one class, and calls it a half.
-        return fit_newton(design, target, np.ones(len(target)) if weight is None else weight)
+        return fit_newton(design, target, weight)
     sklearn, model = _cross_validated()
     share = np.concatenate([target, 1 - target])
-    twice = None if weight is None else np.tile(weight, 2)
+    twice = np.tile(weight, 2)
     with sklearn.config_context(enable_metadata_routing=True):
         model.set_fit_request(sample_weight=True)
         model.fit(
             np.concatenate([design, design]),
             np.repeat([1, 0], len(target)),
-            sample_weight=share if twice is None else share * twice,
+            sample_weight=share * twice,
             groups=np.tile(np.arange(len(target)), 2),
             true_prob=share,
             true_sample_weight=twice,
@@ -288,14 +286,12 @@ def _cross_validated():
     return sklearn, model
 
 
-def _log_loss(y_true, y_pred, true_prob, true_sample_weight=None) -> float:
-    """Mean log loss against shares; `true_prob` is the share of the row's own label."""
+def _log_loss(y_true, y_pred, true_prob, true_sample_weight) -> float:
+    """Weighted mean log loss against shares; `true_prob` is the share of the row's own label."""
     share = np.where(y_true == 1, true_prob, 1 - true_prob)
     chance = np.clip(y_pred, 1e-15, 1 - 1e-15)
     loss = share * np.log(chance) + (1 - share) * np.log(1 - chance)
-    if true_sample_weight is not None:
-        loss = loss * true_sample_weight
-    return -np.mean(loss)
+    return -np.mean(loss * true_sample_weight)
 
 
 def fit_newton(design: np.ndarray, target: np.ndarray, weight: np.ndarray) -> np.ndarray:
@@ -303,15 +299,14 @@ def fit_newton(design: np.ndarray, target: np.ndarray, weight: np.ndarray) -> np
 
     Leading dimensions are separate fits, made together. ArithmeticError if one does not converge.
     """
-    k = design.shape[-1]
+    k, columns = design.shape[-1], np.swapaxes(design, -1, -2)
     beta = np.zeros((*design.shape[:-2], k))
     linear, loss = _loss(beta, design, target, weight)
     for _ in range(STEPS):
         chance = expit(linear)
-        slope = _columns_times(design, weight * (target - chance)) - RIDGE * beta
+        slope = columns @ (weight * (target - chance))[..., None] - RIDGE * beta[..., None]
         curved = design * (weight * chance * (1 - chance))[..., None]
-        curvature = np.swapaxes(design, -1, -2) @ curved + RIDGE * np.eye(k)
-        step = np.linalg.solve(curvature, slope[..., None])[..., 0]
+        step = np.linalg.solve(columns @ curved + RIDGE * np.eye(k), slope)[..., 0]
         # Where classes can nearly be separated, a whole step goes too far: halve it.
         allowed = loss + ROUNDING * (1 + np.abs(loss))
         for _ in range(HALVINGS):
@@ -333,7 +328,3 @@ def _loss(
     linear = (design @ beta[..., None])[..., 0]
     rows = (weight * (np.logaddexp(0, linear) - target * linear)).sum(-1)
     return linear, rows + RIDGE / 2 * (beta**2).sum(-1)
-
-
-def _columns_times(design: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    return (np.swapaxes(design, -1, -2) @ rows[..., None])[..., 0]

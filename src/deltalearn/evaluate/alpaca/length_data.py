@@ -38,13 +38,13 @@ class LengthControlData:
     notes: tuple[str, ...] = ()
 
 
-def find_length_data(revision: str | None = None) -> LengthControlData | None:
+def find_length_data() -> LengthControlData | None:
     """The side files from the Hugging Face hub or its cache; None if neither has them."""
     from huggingface_hub import hf_hub_download
 
     try:
         paths = [
-            Path(hf_hub_download(REPOSITORY, name, repo_type="dataset", revision=revision))
+            Path(hf_hub_download(REPOSITORY, name, repo_type="dataset"))
             for name in (GAMED_FILE, DIFFICULTY_FILE)
         ]
     except Exception:  # offline, refused, moved: whatever it is, the minimal variant remains

@@ -7,7 +7,6 @@ directories, and `compare` and `report` read nothing else.
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,8 @@ from deltalearn.evaluate.entries import Entry, ItemRow
 from deltalearn.evaluate.reference.benchmark import QuestionBenchmark
 from deltalearn.evaluate.tulu3.benchmark import Benchmark
 from deltalearn.evaluate.tulu3.suite import averaged
-from deltalearn.stats.difference import score
+from deltalearn.stats.bootstrap import can_resample
+from deltalearn.stats.sampling import Sampling
 from deltalearn.util.files import replacing, write_json
 
 FORMAT = 2
@@ -124,10 +124,9 @@ def mean_and_error(
     scores: np.ndarray, strata: Sequence[str], clusters: Sequence[str] | None = None
 ) -> tuple[float, float | None]:
     """(mean of the strata's means, its standard error); no error where a stratum has one unit."""
-    estimate = score(scores, strata, clusters)
-    units = set(zip(strata, clusters or range(len(strata)), strict=True))
-    fewest = min(Counter(stratum for stratum, _ in units).values())
-    return float(estimate.value), float(estimate.se) if fewest > 1 else None
+    sampling = Sampling(len(scores), strata=strata, clusters=clusters)
+    estimate = sampling.estimate(scores)
+    return float(estimate.value), float(estimate.se) if can_resample(sampling) else None
 
 
 def average(benchmarks: Mapping[str, Entry]) -> dict[str, Any] | None:

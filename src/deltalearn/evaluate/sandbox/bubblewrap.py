@@ -19,7 +19,6 @@ import signal
 import subprocess
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 from deltalearn.errors import UserError
@@ -93,37 +92,31 @@ class Contained(Process):
     def __init__(self, popen: subprocess.Popen[bytes], told: int) -> None:
         super().__init__(popen)
         self._told = told
-        self._program: Program | None = None
-        self._tmp: int | None = None
+        self._pid = self._handle = 0  # of process 1 inside; the handle means it and no later one
         self._open = ExitStack()
         self._open.callback(os.close, told)
 
     def cpu(self) -> float:
         """Seconds of processor time of the program alone."""
-        program = self._find(0)
-        return cpu_of(program.pid) if program else 0.0
+        pid = self._find(0)
+        return cpu_of(pid) if pid else 0.0
 
     def files(self) -> int:
         """Inodes in use in its `/tmp`."""
-        program = self._find(0)
-        if program and self._tmp is None:
-            with suppress(OSError):
-                self._tmp = os.open(f"/proc/{program.pid}/root/tmp", os.O_PATH | os.O_DIRECTORY)
-                self._open.callback(os.close, self._tmp)
-        if self._tmp is None:
-            return 0
-        found = os.fstatvfs(self._tmp)
-        return found.f_files - found.f_ffree
+        with suppress(OSError):  # it has ended
+            if pid := self._find(0):
+                found = os.statvfs(f"/proc/{pid}/root/tmp")
+                return found.f_files - found.f_ffree
+        return 0
 
     def kill(self) -> None:
         """Kill process 1 in the sandbox, and with it the kernel kills the rest.
 
         bwrap outside is then the one to see it dead: after its end nothing is left.
         """
-        program = self._find(PATIENCE)
-        if program:
+        if self._find(PATIENCE):
             with suppress(ProcessLookupError):
-                signal.pidfd_send_signal(program.handle, signal.SIGKILL)
+                signal.pidfd_send_signal(self._handle, signal.SIGKILL)
         else:  # it has not come that far; what there is dies with bwrap
             self._popen.kill()
 
@@ -134,28 +127,17 @@ class Contained(Process):
             self._open.close()
         return end
 
-    def _find(self, patience: float) -> Program | None:
-        """The program, once bwrap has said which process it is; waits `patience` seconds."""
-        if self._program is None and select.select([self._told], [], [], patience)[0]:
+    def _find(self, patience: float) -> int:
+        """The program's number once bwrap has told it, 0 before; waits `patience` seconds."""
+        if not self._pid and select.select([self._told], [], [], patience)[0]:
             with suppress(OSError, ValueError, KeyError):
                 pid = json.loads(os.read(self._told, 4096))["child-pid"]
-                handle = os.pidfd_open(pid)
-                self._open.callback(os.close, handle)
-                if _parent(pid) == self._popen.pid:  # not another one with a number used again
-                    self._program = Program(pid, handle)
-        return self._program
-
-
-@dataclass(frozen=True)
-class Program:
-    """Process 1 of a sandbox, seen from outside; `handle` means it and no later one."""
-
-    pid: int
-    handle: int
-
-
-def _parent(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+                self._handle = os.pidfd_open(pid)
+                self._open.callback(os.close, self._handle)
+                parent = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]
+                if int(parent) == self._popen.pid:  # not another one with a number used again
+                    self._pid = pid
+        return self._pid
 
 
 def _namespaces() -> list[str]:

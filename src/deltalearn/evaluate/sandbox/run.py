@@ -9,10 +9,10 @@ import secrets
 import signal
 import tempfile
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
-from typing import BinaryIO, Protocol
+from typing import BinaryIO
 
 from deltalearn.errors import UserError
 from deltalearn.evaluate.sandbox.bubblewrap import REFUSED, Bubblewrap
@@ -20,7 +20,7 @@ from deltalearn.evaluate.sandbox.inside import READY, TOKEN
 from deltalearn.evaluate.sandbox.interpreter import Interpreter
 from deltalearn.evaluate.sandbox.outcome import MIB, Limits, Outcome, Status, printable
 from deltalearn.evaluate.sandbox.unsafe import WARNING, Unsafe
-from deltalearn.evaluate.sandbox.watch import Bounds, Ended, Process, Reason, watch
+from deltalearn.evaluate.sandbox.watch import Bounds, Ended, Reason, watch
 from deltalearn.util.distributed import cores
 from deltalearn.util.progress import console
 
@@ -32,18 +32,6 @@ OUT_OF_MEMORY = re.compile(r"(\w+\.)*_?\w*MemoryError\b")
 NOT_ALLOWED = (
     "this benchmark runs programs that the model wrote; give --allow-code to run them, in a sandbox"
 )
-
-
-class Launcher(Protocol):
-    """Starts a command somewhere; `packages` is the directory of packages it sees there."""
-
-    packages: str
-
-    def start(
-        self, command: Sequence[str], stdin: int, stdout: int, stderr: int, verdict: int
-    ) -> Process:
-        """Start `command` with these descriptors; it sees no others."""
-        ...
 
 
 class NotStarted(Exception):
@@ -60,16 +48,14 @@ class Sandbox:
         unsafe: bool = False,
         limits: Limits | None = None,
         packages: Sequence[str] = ("numpy",),
-        say: Callable[[str], None] | None = None,
     ) -> None:
         """Try the sandbox out with a first program.
 
         Args:
             allow: The user's consent to run generated code.
-            unsafe: Run without isolation.
+            unsafe: Run without isolation; a warning says so on standard error.
             limits: Of each program.
             packages: Installed distributions that programs may import besides the standard library.
-            say: Gets the warning of `unsafe`; default: standard error.
 
         Raises:
             UserError: Without consent, without bubblewrap, or where it makes no sandbox; the text
@@ -79,9 +65,9 @@ class Sandbox:
             raise UserError(NOT_ALLOWED)
         self._limits = limits or Limits()
         self._interpreter = Interpreter.find(packages)
-        self._launcher: Launcher
+        self._launcher: Bubblewrap | Unsafe
         if unsafe:
-            (say or _warn)(WARNING)
+            console.print(f"warning: {WARNING}", markup=False)
             self._launcher = Unsafe(self._interpreter)
         else:
             self._launcher = Bubblewrap(self._interpreter, self._limits)
@@ -144,12 +130,9 @@ class Sandbox:
                 outer.callback(os.close, pipe)
             for pipe in writes:
                 inner.callback(os.close, pipe)
-            settings = (
-                writes[2],
-                _kernel_seconds(bounds),
-                bounds.limits.memory,
-                bounds.limits.disk,
-            )
+            # The kernel's own limit, for when nobody watches: coarse, and in whole seconds.
+            seconds = math.ceil(1.5 * bounds.cpu) + 1
+            settings = (writes[2], seconds, bounds.limits.memory, bounds.limits.disk)
             command = self._interpreter.command(*settings, self._launcher.packages)
             process = self._launcher.start(command, file.fileno(), *writes)
             inner.close()  # so that the pipes end with the program
@@ -165,14 +148,14 @@ def judge(ended: Ended, complete: bytes, bounds: Bounds) -> Outcome:
     limits = bounds.limits
     error = _error(ended.errors)
     died = _signal(ended.code)
-    if ended.reason is Reason.OUTPUT:
-        return outcome(Status.OUTPUT, f"printed more than {limits.output / MIB:g} MiB")
-    if ended.reason is Reason.FILES:
-        return outcome(Status.OUTPUT, f"made more than {limits.files:,} files")
-    if ended.reason is Reason.WALL:
-        return outcome(Status.TIMED_OUT, f"still ran after {bounds.wall:g} s of wall clock")
-    if ended.reason is Reason.CPU:
-        return outcome(Status.TIMED_OUT, f"used {bounds.cpu:g} s of processor time")
+    told = {
+        Reason.OUTPUT: (Status.OUTPUT, f"printed more than {limits.output / MIB:g} MiB"),
+        Reason.FILES: (Status.OUTPUT, f"made more than {limits.files:,} files"),
+        Reason.WALL: (Status.TIMED_OUT, f"still ran after {bounds.wall:g} s of wall clock"),
+        Reason.CPU: (Status.TIMED_OUT, f"used {bounds.cpu:g} s of processor time"),
+    }
+    if ended.reason in told:
+        return outcome(*told[ended.reason])
     if ended.verdict == complete:
         return outcome(Status.PASSED)
     if died == "SIGKILL":
@@ -193,11 +176,6 @@ def _error(printed: str) -> str:
     return "\n".join(after or lines[-1:]).strip()
 
 
-def _kernel_seconds(bounds: Bounds) -> int:
-    """The kernel's own limit, for when nobody watches: it counts coarsely and in whole seconds."""
-    return math.ceil(1.5 * bounds.cpu) + 1
-
-
 def _signal(code: int) -> str:
     """Name of the signal that an exit code stands for, "" if for none."""
     with suppress(ValueError):
@@ -210,7 +188,3 @@ def _anonymous_file() -> BinaryIO:
     if hasattr(os, "memfd_create"):
         return os.fdopen(os.memfd_create("program"), "w+b", buffering=0)
     return tempfile.TemporaryFile(buffering=0)
-
-
-def _warn(text: str) -> None:
-    console.print(f"warning: {text}", markup=False)

@@ -101,14 +101,18 @@ def watch(process: Process, stdout: int, stderr: int, verdict: int, bounds: Boun
     of the output is dropped as it comes.
     """
     errors, said, printed, reason = b"", b"", 0, Reason.ENDED
-    clock = _Clock(process, bounds)
+    start = looked = time.monotonic()
     for pipe, piece in _pieces(process, (stdout, stderr, verdict)):
         printed += len(piece)
         if pipe == stderr:
             errors = (errors + piece)[-TAIL:]
         elif pipe == verdict:
             said = (said + piece)[:TAIL]
-        reason = Reason.OUTPUT if printed > bounds.limits.output else clock.look(bool(said))
+        if printed > bounds.limits.output:
+            reason = Reason.OUTPUT
+        elif time.monotonic() - looked >= TICK:
+            looked = time.monotonic()
+            reason = _overstepped(process, bounds, start, started=bool(said))
         if reason is not Reason.ENDED:
             process.kill()
             break
@@ -140,25 +144,14 @@ def _pieces(process: Process, pipes: tuple[int, ...]) -> Iterator[tuple[int, byt
                     time.sleep(0.001)
 
 
-class _Clock:
-    """Looks every tick whether a program goes too far."""
-
-    def __init__(self, process: Process, bounds: Bounds) -> None:
-        self._process, self._bounds = process, bounds
-        self._start = self._seen = time.monotonic()
-
-    def look(self, started: bool) -> Reason:
-        """ENDED while all is well. started: the program's first line has been reached."""
-        now, bounds = time.monotonic(), self._bounds
-        if now - self._seen < TICK:
-            return Reason.ENDED
-        self._seen = now
-        if bounds.stopped():
-            return Reason.STOPPED
-        if now - self._start > bounds.wall:
-            return Reason.WALL
-        if started and self._process.cpu() > bounds.cpu:
-            return Reason.CPU
-        if started and self._process.files() > bounds.limits.files:
-            return Reason.FILES
-        return Reason.ENDED
+def _overstepped(process: Process, bounds: Bounds, since: float, *, started: bool) -> Reason:
+    """ENDED while all is well. started: the program's first line has been reached."""
+    if bounds.stopped():
+        return Reason.STOPPED
+    if time.monotonic() - since > bounds.wall:
+        return Reason.WALL
+    if started and process.cpu() > bounds.cpu:
+        return Reason.CPU
+    if started and process.files() > bounds.limits.files:
+        return Reason.FILES
+    return Reason.ENDED

@@ -1,11 +1,13 @@
 """The worked examples of the suite's prompts: where they are, and that they are the published ones.
 
 They are public and lm_eval has nearly all of them in task files of its own, so they are taken from
-there, with the few characters changed in which OLMES differs; a digest of the result is checked.
+there, with the few characters changed in which OLMES differs; a digest of the result is checked
+(examples.json: what it begins with, by benchmark).
 """
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -16,23 +18,28 @@ from deltalearn.evaluate.tulu3.sources import Row
 from deltalearn.util.files import digest
 
 
-def published(name: str, rows: list[Row], expected: str) -> list[Row]:
-    """Return the rows, if they are the published ones.
+def published(name: str, rows: list[Row]) -> list[Row]:
+    """Return the rows, if they are the published examples of a benchmark.
 
     Args:
-        name: Of the examples, for the error.
+        name: Of the examples in examples.json.
         rows: The examples.
-        expected: What the digest of the published ones begins with.
 
     Raises:
         UserError: If lm_eval's task files are others.
     """
-    if digest(rows)[: len(expected)] != expected:
+    if not are_published(name, rows):
         raise UserError(
             f"the examples of {name} are not the published ones: lm_eval has changed its task "
             "files; install lm_eval 0.4.13"
         )
     return rows
+
+
+def are_published(name: str, rows: list[Row]) -> bool:
+    """True if rows are the published examples of that name."""
+    expected = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))[name]
+    return digest(rows).startswith(expected)
 
 
 def lm_eval_task(path: str) -> dict[str, Any]:

@@ -7,8 +7,6 @@ directory nothing is asked of the network.
 
 from __future__ import annotations
 
-import csv
-import gzip
 import json
 import os
 from collections.abc import Iterable, Iterator
@@ -16,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from deltalearn.errors import UserError
+from deltalearn.formats.files import file_rows
 from deltalearn.util.paths import looked_for
 
 VARIABLE = "DELTALEARN_DATA_DIR"
@@ -68,22 +67,20 @@ def files(directory: Path, benchmark: str, local: str, *patterns: str) -> list[P
 
 
 def read(path: Path) -> list[Row]:
-    """Rows of a .jsonl, .jsonl.gz, .json (a list) or .csv file.
+    """Rows of a .jsonl, .json or .csv file, compressed or not.
 
     NoData, with file and line, if they cannot be read or there is none; a key that is asked of a
     row and is not in it is NoData too.
     """
-    opener = gzip.open if path.suffix == ".gz" else open
     try:
-        with opener(path, "rt", encoding="utf-8-sig", newline="") as file:
-            rows: list[Row] = [
-                _Read(_object(row, where), where) for where, row in _placed(path, file)
-            ]
-    except (OSError, EOFError, ValueError, csv.Error, RecursionError) as error:
-        raise NoData(f"{path}: cannot be read ({error})") from error
-    if not rows:
+        found = list(file_rows(path))
+    except UserError as error:
+        raise NoData(str(error)) from error
+    if not found:
         raise NoData(f"{path}: no rows in it")
-    return rows
+    if wrong := next((row for row in found if row.problem), None):
+        raise NoData(f"{wrong.where}: {wrong.problem}")
+    return [_Read(row.value, row.where) for row in found]
 
 
 def read_json(path: Path) -> Any:
@@ -93,39 +90,6 @@ def read_json(path: Path) -> Any:
         return json.loads(text, object_hook=lambda found: _Read(found, str(path)))
     except (OSError, ValueError, RecursionError) as error:
         raise NoData(f"{path}: cannot be read ({error})") from error
-
-
-def _placed(path: Path, file: Any) -> Iterator[tuple[str, Any]]:
-    """(place, row) of a file."""
-    if ".csv" in path.suffixes:
-        table = csv.DictReader(file)
-        for row in table:
-            where = f"{path}, line {table.line_num}"
-            if None in row or None in row.values():
-                raise NoData(f"{where}: not as many cells as the header has")
-            yield where, row
-    elif ".jsonl" in path.suffixes:
-        for number, line in enumerate(file, start=1):
-            if line.strip():
-                yield f"{path}, line {number}", _json(line, f"{path}, line {number}")
-    else:
-        value = json.load(file)
-        if not isinstance(value, list):
-            raise NoData(f"{path}: expected a JSON list of rows")
-        yield from ((f"{path}, row {number}", row) for number, row in enumerate(value))
-
-
-def _json(line: str, where: str) -> Any:
-    try:
-        return json.loads(line)
-    except ValueError as error:
-        raise NoData(f"{where}: not JSON ({error})") from error
-
-
-def _object(row: Any, where: str) -> Row:
-    if not isinstance(row, dict):
-        raise NoData(f"{where}: not a JSON object")
-    return row
 
 
 def rows(

@@ -43,15 +43,10 @@ MMLU = ("mmlu_cot", "mmlu_mc")  # one of them counts in the average: the first t
 ELEVEN = tuple(b.name for b in ALL if b.name not in MMLU)  # and one of MMLU
 
 
-def averaged(names: set[str], mmlu: str | None = None) -> tuple[str, ...] | None:
-    """Name the eleven benchmarks of the average; None if one of them is missing.
-
-    Args:
-        names: Benchmarks that there are.
-        mmlu: The variant that counts; default: the first of MMLU that is there.
-    """
-    variant = mmlu or next((name for name in MMLU if name in names), None)
-    if variant not in names or not names.issuperset(ELEVEN):
+def averaged(names: set[str]) -> tuple[str, ...] | None:
+    """Name the eleven benchmarks of the average among `names`; None if one of them is missing."""
+    variant = next((name for name in MMLU if name in names), None)
+    if variant is None or not names.issuperset(ELEVEN):
         return None
     return (variant, *ELEVEN)
 

@@ -21,39 +21,26 @@ from types import MappingProxyType
 
 from deltalearn.evaluate.tulu3.grade import Grade
 
-_LETTER = r"\([A-Z]\)"
-_YES_NO = r"[yY]es|[nN]o"
-_WORDS = r"[a-z ]+"
+_LETTERS = (
+    "date_understanding", "disambiguation_qa", "geometric_shapes", "hyperbaton",
+    "logical_deduction_five_objects", "logical_deduction_seven_objects",
+    "logical_deduction_three_objects", "movie_recommendation", "penguins_in_a_table",
+    "reasoning_about_colored_objects", "ruin_names", "salient_translation_error_detection",
+    "snarks", "temporal_sequences", "tracking_shuffled_objects_five_objects",
+    "tracking_shuffled_objects_seven_objects", "tracking_shuffled_objects_three_objects",
+)  # fmt: skip
+_YES_NO = ("causal_judgement", "navigate", "sports_understanding", "web_of_lies")
 
 ANSWERS = MappingProxyType(  # the pattern of an answer, by sub-task
     {
+        **dict.fromkeys(_LETTERS, r"\([A-Z]\)"),
+        **dict.fromkeys(_YES_NO, r"[yY]es|[nN]o"),
         "boolean_expressions": r"[tT]rue|[fF]alse",
-        "causal_judgement": _YES_NO,
-        "date_understanding": _LETTER,
-        "disambiguation_qa": _LETTER,
         "dyck_languages": r"[\]\)\}\> ]+",
         "formal_fallacies": r"[iI]nvalid|[vV]alid",
-        "geometric_shapes": _LETTER,
-        "hyperbaton": _LETTER,
-        "logical_deduction_five_objects": _LETTER,
-        "logical_deduction_seven_objects": _LETTER,
-        "logical_deduction_three_objects": _LETTER,
-        "movie_recommendation": _LETTER,
         "multistep_arithmetic_two": r"-?\d+",
-        "navigate": _YES_NO,
         "object_counting": r"\d+",
-        "penguins_in_a_table": _LETTER,
-        "reasoning_about_colored_objects": _LETTER,
-        "ruin_names": _LETTER,
-        "salient_translation_error_detection": _LETTER,
-        "snarks": _LETTER,
-        "sports_understanding": _YES_NO,
-        "temporal_sequences": _LETTER,
-        "tracking_shuffled_objects_five_objects": _LETTER,
-        "tracking_shuffled_objects_seven_objects": _LETTER,
-        "tracking_shuffled_objects_three_objects": _LETTER,
-        "web_of_lies": _YES_NO,
-        "word_sorting": _WORDS,
+        "word_sorting": r"[a-z ]+",
     }
 )
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -87,18 +74,14 @@ def extract(output: str, task: str) -> str:
         raise ValueError(f"no BBH sub-task {task!r}; there are {', '.join(ANSWERS)}")
     answer = ANSWERS[task]
     rules = (
-        lambda: _last_after("So the answer is ", answer, output),
-        lambda: _last_after("answer is ", answer, output),
+        lambda: _last(f"(?i)So the answer is ({answer})", output),
+        lambda: _last(f"(?i)answer is ({answer})", output),
         lambda: _last_behind(re.compile(r"(?i)answer:"), answer, output),
         lambda: _last_behind(re.compile(r"(?i)answer\b"), answer, output),
         lambda: _last(f"({answer})", output),
         lambda: _last(f"(?i)({answer})", output),
     )
     return next((found for rule in rules if (found := rule()) is not None), "").strip()
-
-
-def _last_after(prefix: str, answer: str, output: str) -> str | None:
-    return _last(f"(?i){prefix}({answer})", output)
 
 
 def _last(pattern: str, output: str) -> str | None:

@@ -67,10 +67,8 @@ def score_plus(item: Row, results: Results) -> dict[str, float]:
 def _pass_at_10(item: Row, outputs: Sequence[str], seconds: float) -> dict[str, float]:
     tests = gold(item)
     programs = [
-        grader.program(
-            item["question"], grader.cut_at_stops(o), tests["test"], tests["entry_point"]
-        )
-        for o in outputs
+        grader.program(item["question"], output, tests["test"], tests["entry_point"])
+        for output in outputs
     ]
     outcomes = _sandbox(code_policy).run_programs(programs, timeout=seconds)
     passed = sum(outcome.passed for outcome in outcomes)

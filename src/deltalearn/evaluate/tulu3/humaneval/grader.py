@@ -8,19 +8,9 @@ from __future__ import annotations
 
 import math
 
-# Stands at the end of the user turn and, zero-shot, as the assistant's prefilled words too.
-PREFIX = "Here is the completed function:\n\n```python\n"
+from deltalearn.evaluate.reply import cut
 
 STOPS = ("\nclass", "\nif", "\nprint", "\n#", "\n```", "<|eot_id|>")
-
-
-def cut_at_stops(completion: str, stops: tuple[str, ...] = STOPS) -> str:
-    """`completion` up to the first of `stops`, which is left out; all of it if there is none.
-
-    Engines stop at these strings by themselves; some keep the string they stopped at. Cutting a
-    cut completion changes nothing.
-    """
-    return completion[: min((at for s in stops if (at := completion.find(s)) >= 0), default=None)]
 
 
 def program(prompt: str, completion: str, test: str, entry_point: str) -> str:
@@ -29,11 +19,12 @@ def program(prompt: str, completion: str, test: str, entry_point: str) -> str:
     Not if it merely exits: a completion may call `sys.exit(0)` before the tests.
 
     prompt: the stub (imports, signature, docstring) as in the data. completion: the model's raw
-    continuation, cut at `STOPS` but otherwise untouched: nothing is stripped, indented or taken
-    out of code fences, so a completion that repeats the whole function is as good as its body.
+    continuation, which is cut at the first of `STOPS` (some engines keep the one they stopped at)
+    but otherwise untouched: nothing is stripped, indented or taken out of code fences, so a
+    completion that repeats the whole function is as good as its body.
     test: source that defines `check(candidate)`. entry_point: the function's name.
     """
-    return f"{prompt}{completion}\n{test}\ncheck({entry_point})"
+    return f"{prompt}{cut(completion, STOPS)}\n{test}\ncheck({entry_point})"
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:

@@ -57,7 +57,7 @@ def worked_examples() -> list[Row]:
     rows = [{"problem": s["problem"], "solution": s["solution"]} for s in list_fewshot_samples()]
     for number, name, theirs, ours in EDITS:
         rows[number][name] = rows[number][name].replace(theirs, ours)
-    return published("minerva", rows, "09d64be0e8398e03")
+    return published("minerva", rows)
 
 
 BENCHMARK = Benchmark(

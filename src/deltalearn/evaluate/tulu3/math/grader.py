@@ -7,6 +7,7 @@ Minerva's original (minerva.py), and sympy runs in a process of its own (symboli
 
 from __future__ import annotations
 
+from importlib import import_module
 from types import ModuleType
 
 from deltalearn.errors import UserError
@@ -91,13 +92,9 @@ def _normalise(answer: str) -> str:
 def _lm_eval(task: str) -> ModuleType:
     """The functions of lm_eval's task; imported late, it takes a second."""
     try:
-        if task == "hendrycks_math":
-            from lm_eval.tasks.hendrycks_math import utils
-        else:
-            from lm_eval.tasks.minerva_math import utils
+        return import_module(f"lm_eval.tasks.{task}.utils")
     except (ImportError, AssertionError) as error:  # AssertionError: another version of antlr4
         raise UserError(
             f"MATH is graded with lm_eval and sympy ({str(error).splitlines()[0]}); "
             "pip install -e '.[evaluate]'"
         ) from error
-    return utils

@@ -43,7 +43,7 @@ def load(subject: str, data_dir: str | None = None, **_: Any) -> Splits:
 
 
 def _item(row: Row, id: str, subject: str) -> Row:
-    options = row.get("choices") or [row[f"choice{i}"] for i in range(4)]
+    options = row.get("choices") or [row[f"choice{i}"] or "" for i in range(4)]
     letter = LETTERS[int(row["answer"])]
     return item(
         id=id,

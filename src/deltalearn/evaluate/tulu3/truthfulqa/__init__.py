@@ -45,7 +45,7 @@ def worked_examples() -> list[Row]:
     literal = text.partition("'")[2].partition("'%}")[0]  # of the template
     pairs = (block.split("\nA: ") for block in literal.removeprefix("Q: ").split("\n\nQ: "))
     examples = [{"question": question, "answer": answer} for question, answer in pairs]
-    return published("truthfulqa", examples, "39195ab141a855f0")
+    return published("truthfulqa", examples)
 
 
 def _grade(item: Row, results: Results) -> Grade:
