@@ -42,8 +42,13 @@ def test_wheel_carries_everything(wheel):
     suite = {path.relative_to(SOURCE) for path in (SOURCE / "evaluate/tulu3").rglob("*.yaml")}
     assert len(suite) == 13
     assert {f"deltalearn/{path}" for path in suite} <= names
-    for script in ("generate/engines/vllm_worker.py", "evaluate/tulu3/math/symbolic_worker.py"):
-        assert f"deltalearn/{script}" in names
+    for file in (
+        "generate/engines/vllm_worker.py",
+        "evaluate/tulu3/math/symbolic_worker.py",
+        "evaluate/tulu3/examples.json",
+        "evaluate/sandbox/syscalls.csv",
+    ):
+        assert f"deltalearn/{file}" in names
     for part in ("report", "theory"):
         assert {f"deltalearn/{part}/template.html.j2", f"deltalearn/{part}/style.css"} <= names
     assert "deltalearn/py.typed" in names  # type checkers read our annotations

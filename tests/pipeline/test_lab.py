@@ -291,8 +291,8 @@ def test_is_ordered(accuracies, ordered):
 
 
 def test_margin_is_inclusive():
-    assert is_ordered([0.0, 0.25, 0.5], margin=0.25)
-    assert not is_ordered([0.0, 0.25, 0.5], margin=0.2500001)
+    assert is_ordered([0.0, MARGIN])
+    assert not is_ordered([0.0, MARGIN - 1e-7])
 
 
 def test_comparison_says_what_differs(manifest):

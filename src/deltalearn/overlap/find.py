@@ -12,7 +12,7 @@ of them says; it counts for nothing, as there. Texts of fewer than eight words a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import islice
 
@@ -80,8 +80,8 @@ class Sought:
             The overlaps; texts are numbered from 0 on both sides.
         """
         found: dict[str, list[np.ndarray]] = {kind: [np.zeros((0, 2), np.int64)] for kind in KINDS}
-        start = 0
-        for batch in _batches(texts):
+        start, left = 0, iter(texts)
+        while batch := list(islice(left, BATCH)):
             split = [words(text) for text in batch]
             whole = enumerate(self._whole.get(tuple(text), ()) for text in split)
             same = [(item, number) for number, items in whole for item in items]
@@ -169,9 +169,3 @@ def _unique(rows: np.ndarray) -> np.ndarray:
     """Rows in order, each once; faster than np.unique, which compares bytes."""
     rows = rows[np.lexsort(rows.T[::-1])]
     return rows[np.append(True, (rows[1:] != rows[:-1]).any(axis=1))[: len(rows)]]
-
-
-def _batches(texts: Iterable[str]) -> Iterator[Sequence[str]]:
-    left = iter(texts)
-    while batch := list(islice(left, BATCH)):
-        yield batch

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import heapq
 import itertools
 import json
 from collections.abc import Iterable, Iterator
+from operator import itemgetter
 from typing import Any
 
 from deltalearn.errors import UserError
@@ -58,12 +60,14 @@ def candidates_of_models(
     if sides[0] == sides[1]:
         raise UserError(f"{chosen} and {rejected} are the same answers: there is no delta")
     # One index scan a side, merged by (prompt, sample): memory does not grow with their number.
-    streams = [_stream(store, side) for side in sides]
-    for (prompt, sample), left, right in _merged(*streams):
+    streams = (_stream(store, group, side) for side, group in enumerate(sides))
+    by_place = itemgetter(0)
+    for (prompt, sample), found in itertools.groupby(heapq.merge(*streams, key=by_place), by_place):
+        rows = list(found)
+        answers = {side: response for _, side, _, response in rows}
         row = store.db.execute("SELECT messages FROM prompts WHERE id = ?", [prompt]).fetchone()
         turns: list[Message] = json.loads(row[0])
-        name = next(found[0] for found in (left, right) if found)
-        yield Prompt(name, tuple(turns)), sample, left and left[1], right and right[1]
+        yield Prompt(rows[0][2], tuple(turns)), sample, answers.get(0), answers.get(1)
 
 
 def shared_template(
@@ -84,10 +88,6 @@ def shared_template(
     groups = [_group(store, name, settings_json) for name in (chosen, rejected)]
     one, other = (json.loads(group.settings_json).get("template") or {} for group in groups)
     return one if one == other else {}
-
-
-Place = tuple[int, int]  # prompt, sample
-Found = tuple[str, Response]  # the prompt's name, the answer
 
 
 def _group(store: ResponseStore, name: str, settings_json: str | None) -> Group:
@@ -120,25 +120,14 @@ def _fitting(groups: list[Group], wanted: dict[str, Any]) -> list[Group]:
     ]
 
 
-def _stream(store: ResponseStore, group: Group) -> Iterator[tuple[Place, Found]]:
+def _stream(
+    store: ResponseStore, group: Group, side: int
+) -> Iterator[tuple[tuple[int, int], int, str, Response]]:
+    """((prompt, sample), side, the prompt's name, the answer), in order."""
     cursor = store.db.cursor()
     query = (
         f"SELECT prompt, sample, prompt_id, {RESPONSE} FROM responses "  # noqa: S608 (constants)
         "WHERE model = ? AND settings = ? ORDER BY prompt, sample"
     )
     for prompt, sample, prompt_id, *row in cursor.execute(query, group[:2]):
-        yield (prompt, sample), (prompt_id, response_of(tuple(row)))
-
-
-def _merged(
-    left: Iterator[tuple[Place, Found]], right: Iterator[tuple[Place, Found]]
-) -> Iterator[tuple[Place, Found | None, Found | None]]:
-    """Two streams in order of their places, side by side."""
-    a, b = next(left, None), next(right, None)
-    while a or b:
-        place = min(x[0] for x in (a, b) if x)
-        one = a[1] if a and a[0] == place else None
-        other = b[1] if b and b[0] == place else None
-        yield place, one, other
-        a = next(left, None) if one else a
-        b = next(right, None) if other else b
+        yield (prompt, sample), side, prompt_id, response_of(tuple(row))

@@ -46,17 +46,12 @@ def _one(spec: EvaluateSpec, name: str) -> BenchmarkEstimate:
     if name not in BY_NAME:
         return BenchmarkEstimate(name, None, 0, 0, "a task of lm_eval: counted when it is loaded")
     benchmark = BY_NAME[name]
-    how, items = asked(benchmark), _selected(spec, benchmark.full)
+    (tokens, samples), items = asked(benchmark), _selected(spec, benchmark.full)
     note = "the published number of items" if spec.limit is None else ""
     if benchmark.kind == "judged":
         note = f"and {items:,} verdicts of the judge" if spec.judge else "no judge: no score"
-    return BenchmarkEstimate(
-        name,
-        items,
-        items * how.samples if how.max_tokens else 0,
-        how.max_tokens + spec.reasoning_tokens * bool(how.max_tokens),
-        note,
-    )
+    longest = tokens and tokens + spec.reasoning_tokens
+    return BenchmarkEstimate(name, items, items * samples if tokens else 0, longest, note)
 
 
 def _of_questions(spec: EvaluateSpec, name: str) -> BenchmarkEstimate:

@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
+from scipy.optimize import brentq
 
 from deltalearn.theory import closed_form as cf
 from deltalearn.theory.geometry import Geometry
 from deltalearn.theory.simulate import Plan, simulate
 
 SFT_RATE, SFT_STEPS = 0.02, 1000  # fine and long enough to find where imitation peaks
-RATE_TRIES = 30  # halvings of the interval in which DPO's learning rate is searched
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def default_rate(geometry: Geometry, theory: Theory, plan: Plan) -> float:
 
 
 def dpo_rate(phi: float, beta: float, steps: int, distance: float) -> float:
-    """Find by bisection the rate with which population DPO travels a distance.
+    """Find the rate with which population DPO travels a distance.
 
     Args:
         phi: Angle between the teachers.
@@ -127,12 +127,8 @@ def dpo_rate(phi: float, beta: float, steps: int, distance: float) -> float:
     if not (speed > 0).all():  # teachers that never disagree: DPO stands still
         return 1.0
     # Steps of the discrete path are at least as long as the flow's: the flow's time is enough.
-    low, high = 0.0, float(np.trapezoid(1 / speed, dx=distance / 100)) / steps * 1.01
-    for _ in range(RATE_TRIES):
-        middle = (low + high) / 2
-        path_end = cf.dpo_path(phi, beta, middle, steps)[-1]
-        low, high = (middle, high) if path_end < distance else (low, middle)
-    return (low + high) / 2
+    longest = float(np.trapezoid(1 / speed, dx=distance / 100)) / steps * 1.01
+    return brentq(lambda rate: cf.dpo_path(phi, beta, rate, steps)[-1] - distance, 0, longest)
 
 
 def predicted_cosine(geometry: Geometry, plan: Plan) -> float:

@@ -16,7 +16,10 @@ LOADS = {  # arguments of lm_eval's transformers model with which it must load o
     "tp_plan", "peft", "delta", "autogptq", "gptqmodel", "quantization_config",
     "load_in_4bit", "load_in_8bit", "attn_implementation",
 }  # fmt: skip
-READS = {"think_end_token"}
+IDLE = {  # arguments that change nothing of a model that is here, and why
+    "think_end_token": "reasoning is told from the answer by the model's own marks",
+    "gguf_file": "the model itself is named so: owner/name/FILE.gguf, or a path",
+}
 
 
 class BackendOptions(BackendSpec):
@@ -46,6 +49,9 @@ class BackendOptions(BackendSpec):
 
 def load(options: BackendOptions) -> Any:
     """lm_eval's model. UserError if something for it is missing."""
+    for name, why in IDLE.items():
+        if name in options.options and options.kind != "openai":
+            raise UserError(f"--backend-option {name} has no effect: {why}; leave it out")
     try:
         return {"hf": _hf, "vllm": _vllm, "openai": _openai}[options.kind](options)
     except ModuleNotFoundError as error:
@@ -66,8 +72,6 @@ def _hf(options: BackendOptions) -> Any:
         without_sampling,
     )
 
-    _refuse(options, READS, "reasoning is told from the answer by the model's own marks")
-    _refuse(options, {"gguf_file"}, "the model itself is named so: owner/name/FILE.gguf, or a path")
     files, here = locate(options.model), place(options.device or "auto", options.dtype)
     loads = bool(LOADS & options.options.keys())
     known = inspect.signature(TransformersLM).parameters
@@ -90,13 +94,7 @@ def _hf(options: BackendOptions) -> Any:
     return model
 
 
-def _refuse(options: BackendOptions, names: set[str], why: str) -> None:
-    if given := sorted(names & options.options.keys()):
-        raise UserError(f"--backend-option {given[0]} has no effect: {why}; leave it out")
-
-
 def _vllm(options: BackendOptions) -> Any:
-    _refuse(options, READS, "reasoning is told from the answer by the model's own marks")
     with alone():
         from deltalearn.evaluate.harness.vllm_model import VllmLM
         from deltalearn.lm.load import check_files, end_ids_of_files, load_tokenizer

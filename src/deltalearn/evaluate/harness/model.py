@@ -140,37 +140,33 @@ class CachedLM:
             size = self.group_size if self.server is None else max(1, len(order))
             for at in range(0, len(order), size):
                 group = order[at : at + size]
-                missing = [i for i in group if keys[i] not in known]
-                if not missing:
-                    continue
-                if stop.asked:
-                    stop.leave(f"{title}: stopped, {len(known):,} of {len(keys):,} requests done")
-                part = {keys[i]: (requests[i], arguments[i]) for i in missing}
-                if self.server is None:
-                    new = self._ask(kind, part)
-                    self.answers.add(new)
-                    bar.advance(len(new), amount=len(new))
-                else:
-                    new = self._ask_server(self.server, kind, part, lambda: stop.asked, bar)
-                known |= new
-                if len(new) < len(missing):
+                part = {
+                    keys[i]: replace(requests[i], arguments=_seeded(arguments[i], keys[i]))
+                    for i in group
+                    if keys[i] not in known
+                }
+                if part and not stop.asked:
+                    if self.server is None:
+                        known |= self._ask(kind, part, bar)
+                    else:
+                        known |= self._ask_server(self.server, kind, part, lambda: stop.asked, bar)
+                if part.keys() - known.keys():
                     stop.leave(f"{title}: stopped, {len(known):,} of {len(keys):,} requests done")
         return [known[key] for key in keys]
 
-    def _ask(self, kind: str, part: dict[str, tuple[Any, tuple[Any, ...]]]) -> dict[str, Any]:
+    def _ask(self, kind: str, part: dict[str, Any], bar: Bar) -> dict[str, Any]:
         """Values by key, of a model that is here."""
-        fitted = [
-            replace(request, arguments=_seeded(fitting, key))
-            for key, (request, fitting) in part.items()
-        ]
-        values = getattr(self.inner, kind)(fitted, disable_tqdm=True)
-        return dict(zip(part, map(_kept, values), strict=True))
+        values = getattr(self.inner, kind)(list(part.values()), disable_tqdm=True)
+        new = dict(zip(part, map(_kept, values), strict=True))
+        self.answers.add(new)
+        bar.advance(len(new), amount=len(new))
+        return new
 
     def _ask_server(
         self,
         server: Server,
         kind: str,
-        part: dict[str, tuple[Any, tuple[Any, ...]]],
+        part: dict[str, Any],
         stopped: Callable[[], bool],
         bar: Bar,
     ) -> dict[str, Any]:
@@ -178,7 +174,7 @@ class CachedLM:
 
         What came without text is an empty answer now, and not in the file: it is asked again.
         """
-        keys, asked = list(part), [fitting for _, fitting in part.values()]
+        keys = list(part)
         values: dict[str, Any] = {}
 
         def keep(at: int, value: Any) -> None:
@@ -191,8 +187,7 @@ class CachedLM:
             values[keys[at]] = value
             self.answers.add({keys[at]: value})
 
-        fitted = [_seeded(*both) for both in zip(asked, keys, strict=True)]
-        server.ask(kind, fitted, keep, stopped)
+        server.ask(kind, [request.args for request in part.values()], keep, stopped)
         return values
 
     def _keys(self, kind: str, arguments: Sequence[tuple[Any, ...]]) -> list[str]:

@@ -12,6 +12,8 @@ from typing import Any
 
 from deltalearn.errors import UserError
 from deltalearn.evaluate.tulu3.grade import Grade
+from deltalearn.evaluate.tulu3.gsm8k import grader as gsm8k
+from deltalearn.evaluate.tulu3.ifeval import grader as ifeval
 
 # The last letter that is said to be the answer, else in brackets or before a dot, else alone.
 SAID_LETTER = re.compile(r"(?i:answer|choice|option)(?i:\s+is)?[:\s*]*\(?([A-Z])\b")
@@ -73,18 +75,10 @@ def _contains(output: str, reference: str) -> Grade:
 
 
 def _last_number(output: str, reference: str) -> Grade:
-    from deltalearn.evaluate.tulu3.gsm8k.grader import last_number
-
-    found, wanted = (last_number(text, keep_sign=True) for text in (output, reference))
+    found, wanted = (gsm8k.last_number(text, keep_sign=True) for text in (output, reference))
     if not wanted:
         raise UserError(f"scorer last_number: no number in the reference {reference[-80:]!r}")
     return Grade(float(found != "" and Decimal(found) == Decimal(wanted)), found)
-
-
-def _gsm8k(output: str, reference: str) -> Grade:
-    from deltalearn.evaluate.tulu3.gsm8k.grader import grade
-
-    return grade(output, reference)
 
 
 def _letter(output: str, reference: str) -> Grade:
@@ -109,8 +103,6 @@ def _regex(pattern: str) -> Callable[[str, str], Grade]:
 
 
 def _ifeval(output: str, reference: str) -> Grade:
-    from deltalearn.evaluate.tulu3.ifeval.grader import grade
-
     try:
         wanted: Any = json.loads(reference)
         instructions, arguments = wanted["instruction_id_list"], wanted["kwargs"]
@@ -119,7 +111,7 @@ def _ifeval(output: str, reference: str) -> Grade:
             f"scorer ifeval: the reference {reference[:80]!r} is no JSON object with "
             "instruction_id_list and kwargs"
         ) from error
-    return grade(output, instructions, arguments)
+    return ifeval.grade(output, instructions, arguments)
 
 
 SCORERS = {
@@ -127,6 +119,6 @@ SCORERS = {
     "contains": Scorer("reference in the greedy answer", _contains),
     "last_number": Scorer("last number of the greedy answer", _last_number),
     "letter": Scorer("letter of the greedy answer", _letter),
-    "gsm8k": Scorer("last number of the greedy answer, as GSM8K has it", _gsm8k),
+    "gsm8k": Scorer("last number of the greedy answer, as GSM8K has it", gsm8k.grade),
     "ifeval": Scorer("instructions followed by the greedy answer, loose", _ifeval),
 }

@@ -10,41 +10,20 @@ A refused call fails with EPERM; one newer than this list is "not implemented" (
 
 from __future__ import annotations
 
+import csv
 import errno
 import platform
 import struct
+from pathlib import Path
 
 from deltalearn.errors import UserError
 
 # Name: number on x86_64, on aarch64 (None: not there). Source: Linux,
 # arch/x86/entry/syscalls/syscall_64.tbl and include/uapi/asm-generic/unistd.h.
 REFUSED: dict[str, tuple[int, int | None]] = {
-    # a second process or thread
-    "fork": (57, None), "vfork": (58, None), "clone": (56, 220), "clone3": (435, 435),
-    # the network
-    "socket": (41, 198),
-    # namespaces and mounts
-    "unshare": (272, 97), "setns": (308, 268), "mount": (165, 40), "umount2": (166, 39),
-    "pivot_root": (155, 41), "chroot": (161, 51), "open_tree": (428, 428),
-    "move_mount": (429, 429), "fsopen": (430, 430), "fsconfig": (431, 431),
-    "fsmount": (432, 432), "fspick": (433, 433), "mount_setattr": (442, 442),
-    "swapon": (167, 224), "swapoff": (168, 225),
-    # other processes
-    "ptrace": (101, 117), "process_vm_readv": (310, 270), "process_vm_writev": (311, 271),
-    "process_madvise": (440, 440), "pidfd_open": (434, 434), "pidfd_getfd": (438, 438),
-    "kcmp": (312, 272),
-    # memory that no rlimit counts
-    "memfd_create": (319, 279), "memfd_secret": (447, 447), "shmget": (29, 194),
-    "msgget": (68, 186), "semget": (64, 190), "mq_open": (240, 180),
-    # the kernel itself
-    "bpf": (321, 280), "perf_event_open": (298, 241), "userfaultfd": (323, 282),
-    "io_uring_setup": (425, 425), "io_uring_enter": (426, 426), "io_uring_register": (427, 427),
-    "add_key": (248, 217), "request_key": (249, 218), "keyctl": (250, 219),
-    "kexec_load": (246, 104), "kexec_file_load": (320, 294), "init_module": (175, 105),
-    "finit_module": (313, 273), "delete_module": (176, 106), "name_to_handle_at": (303, 264),
-    "open_by_handle_at": (304, 265), "fanotify_init": (300, 262), "syslog": (103, 116),
-    "personality": (135, 92), "reboot": (169, 142), "acct": (163, 89),
-}  # fmt: skip
+    row["name"]: (int(row["x86_64"]), int(row["aarch64"]) if row["aarch64"] else None)
+    for row in csv.DictReader(Path(__file__).with_name("syscalls.csv").read_text().splitlines())
+}
 NEWEST = 462  # mseal, Linux 6.10; the last number this list was made for, the same everywhere
 
 MACHINES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}  # column above, AUDIT_ARCH_*

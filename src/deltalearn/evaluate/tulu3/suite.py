@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -58,19 +57,15 @@ def local_pattern(benchmark: Benchmark) -> str:
     return local.replace(",", " ").split()[0]
 
 
-@dataclass(frozen=True)
-class Asked:
-    """Tokens of a benchmark's answers at most (0: none is written), and samples of each."""
+def asked(benchmark: Benchmark) -> tuple[int, int]:
+    """Read from a benchmark's YAML, without lm_eval, how it is asked.
 
-    max_tokens: int
-    samples: int
-
-
-def asked(benchmark: Benchmark) -> Asked:
-    """Read from a benchmark's YAML, without lm_eval, how it is asked."""
+    Returns:
+        (tokens of an answer at most, 0 where none is written; samples of each).
+    """
     config = _config(benchmark)
     tokens = (config.get("generation_kwargs") or {}).get("max_gen_toks", 0)
-    return Asked(tokens, config.get("repeats", 1))
+    return tokens, config.get("repeats", 1)
 
 
 def questions_on_disk(name: str, data_dir: str | Path | None) -> list[tuple[str, str]]:
