@@ -12,8 +12,6 @@ import json
 import math
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from helpers.compared_runs import (
     ALPACA,
@@ -31,7 +29,6 @@ from helpers.compared_runs import (
 
 from deltalearn.compare import verdict as words
 from deltalearn.errors import UserError
-from deltalearn.evaluate.harness.results import COLUMNS
 from deltalearn.evaluate.tulu3.suite import ELEVEN
 from deltalearn.stats import mcnemar
 from deltalearn.stats.sampling import Sampling
@@ -238,18 +235,6 @@ def test_a_rate_of_the_full_model_is_kept(tmp_path):
     (a, _), (b, _) = alpaca(tmp_path / "a", 1, score=0.61), alpaca(tmp_path / "b", 2, score=0.45)
     (row,) = compared(a, b).rows
     assert (row.a, row.b, row.difference) == pytest.approx((0.61, 0.45, 0.16))
-
-
-def test_references_may_stand_beside_their_writer(tmp_path):
-    (a, _), (b, _) = alpaca(tmp_path / "a", 1), alpaca(tmp_path / "b", 2)
-    before = compared(a, b).rows[0].se
-    for place in (a, b):
-        path = place / "items" / "alpaca_eval.parquet"
-        rows = pq.read_table(path).to_pylist()
-        for row in rows:
-            row["gold"] = json.dumps({"output": row["gold"], "generator": "gpt4"})
-        pq.write_table(pa.Table.from_pylist(rows, COLUMNS), path)
-    assert compared(a, b).rows[0].se == pytest.approx(before)
 
 
 def test_items_without_a_verdict_count_for_none(tmp_path, capsys):

@@ -102,7 +102,7 @@ def test_one_bad_file_leaves_out_one_benchmark(tmp_path):
         found, _ = suite.run(server, *names)
         assert set(found["benchmarks"]) == {"ifeval"}
         assert "anatomy_test.csv: no rows in it" in found["not_run"]["mmlu_cot"]
-        assert "popqa_15shot.json: not there" in found["not_run"]["popqa"]
+        assert "looked for in tulu3_fewshot/popqa_15shot.json" in found["not_run"]["popqa"]
         shots = suite.data / "tulu3_fewshot" / "popqa_15shot.json"
         shots.parent.mkdir()
         rows = json.loads((DATA / "tulu3_fewshot" / "popqa_15shot.json").read_text())

@@ -82,7 +82,10 @@ def check(a: Arm, b: Arm, benchmarks: Sequence[str], *, allow_different: bool) -
             "--allow-different-settings"
         )
     notes = [f"NOT MEASURED ALIKE: {line}" for line in mismatches]
-    return notes + _how_it_ran(runs, benchmarks) + _cuts(runs, benchmarks) + _same_weights(a, b)
+    notes += _how_it_ran(runs, benchmarks) + _cuts(runs, benchmarks)
+    if {run.identity for run in a.runs} & {run.identity for run in b.runs} - {None}:
+        notes.append("the same weights stand in both arms")
+    return notes
 
 
 def _two_judges(runs: Sequence[Run], name: str) -> str:
@@ -184,11 +187,6 @@ def _differing(runs: Sequence[Run], values: Sequence[Any]) -> str:
 def _at(run: Run, value: Any) -> str:
     text = value if isinstance(value, str) else canonical_json(value)
     return f"{one_line(text, 60)} in {run.directory}"
-
-
-def _same_weights(a: Arm, b: Arm) -> list[str]:
-    both = {r.identity for r in a.runs} & {r.identity for r in b.runs} - {None}
-    return ["the same weights stand in both arms"] if both else []
 
 
 def _where(runs: Sequence[Run], name: str) -> str:

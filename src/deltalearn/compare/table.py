@@ -91,7 +91,9 @@ def _how(comparison: Comparison) -> list[str]:
         if entry.get("max_tokens") is not None:
             parts.append(f"{_short(entry['max_tokens'])} tokens")
         if stops := entry.get("stops"):
-            parts.append("stops " + one_line(" ".join(_literal(stop) for stop in stops), 60))
+            parts.append(
+                "stops " + one_line(" ".join(str(stop).replace("\n", "\\n") for stop in stops), 60)
+            )
         alike.setdefault(", ".join(parts), []).append(row.title)
     return [f"{listing(names)}: {how}" for how, names in alike.items()]
 
@@ -106,7 +108,3 @@ def _averaging(row: Row) -> str:
 
 def _short(value: Any) -> str:
     return "–" if value is None else one_line(str(value), 40)
-
-
-def _literal(stop: object) -> str:
-    return str(stop).replace("\n", "\\n")

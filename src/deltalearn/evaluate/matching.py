@@ -5,7 +5,6 @@ Also which benchmarks count in an average, and how.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -145,8 +144,8 @@ def match(name: str, arms: Sequence[Arm], settings: Settings | None = None) -> M
         recorded = run.benchmarks[name]["score"]
         assert recorded is not None  # else it would not be there
         if judged and _is_controlled(run.benchmarks[name]):
-            references = [_reference(gold) for _, _, gold in facts]
-            pairs = ScoredPairs.of(row.tolist(), [own.outputs[i] for i in ids], references)
+            outputs, references = [own.outputs[i] for i in ids], [gold for _, _, gold in facts]
+            pairs = ScoredPairs.of(row.tolist(), outputs, references)
             row[:] = pseudo_scores(pairs, recorded if whole else None)
         elif whole and abs(float(sampling.mean(row)) - recorded) > CLOSE:
             raise UserError(
@@ -207,18 +206,6 @@ def _label(parts: Sequence[Matched]) -> str:
 
 def _is_controlled(entry: Entry) -> bool:
     return "length-controlled" in str(entry.get("metric"))
-
-
-def _reference(gold: str) -> str:
-    """The reference's answer; it may stand in JSON beside the name of its writer."""
-    if gold.startswith("{"):
-        try:
-            value = json.loads(gold)
-        except ValueError:
-            return gold
-        if isinstance(value, dict) and set(value) == {"output", "generator"}:
-            return str(value["output"])
-    return gold
 
 
 def _shared(name: str, runs: Sequence[Run], items: Sequence[Items]) -> tuple[list[str], list[str]]:

@@ -45,7 +45,7 @@ class Geometry:
         if not math.isfinite(self.norm) or self.norm <= 0:
             raise UserError(f"norm of the student is {self.norm}; it must be positive")
         for value in self.errors:
-            if not -1 <= value <= 1:
+            if not abs(value) <= 1 + ROUNDING:
                 raise UserError(f"errors: {value} is no correlation; they lie in [-1, 1]")
         lowest = np.linalg.eigvalsh(self.correlation)[0]
         if lowest < -ROUNDING:

@@ -189,6 +189,7 @@ def _trials(
     theta = np.zeros((trials, plan.dimension))
     theta[:, : student.shape[-1]] = geometry.norm * student
     start = theta.copy() if plan.loss == "dpo" else None
+    at_once = max(1, CHUNK_BYTES // (8 * plan.dimension * trials))  # pairs, to bound memory
     measured: list[tuple[np.ndarray, ...]] = []
     for step in range(plan.steps + 1):
         if step in records:
@@ -196,17 +197,11 @@ def _trials(
         if step == plan.steps:
             break
         change = np.zeros_like(theta)
-        for rows in _splits(plan, trials):
+        for at in range(0, plan.batch, at_once):
+            rows = min(at_once, plan.batch - at)
             change += _summed_change(plan, rng, rows, theta, start, chosen, rejected)
         theta += change * (plan.rate / plan.batch)
     return tuple(np.stack(columns, axis=1) for columns in zip(*measured, strict=True))
-
-
-def _splits(plan: Plan, trials: int) -> list[int]:
-    """Sizes of the parts in which a batch is drawn, to bound memory."""
-    rows = max(1, CHUNK_BYTES // (8 * plan.dimension * trials))
-    whole, rest = divmod(plan.batch, rows)
-    return [rows] * whole + ([rest] if rest else [])
 
 
 def _summed_change(

@@ -113,7 +113,13 @@ def score_loaded(
             references = [item.answer for item in items]
             answers = answer_ids(tokenizer, references, [True] * len(items), rendering)
             rows = list(zip(prompts, answers, strict=True))
-            _check_context(model, rows, items, name)
+            context = context_length(model) or math.inf
+            for (prompt, answer), item in zip(rows, items, strict=True):
+                if (tokens := len(prompt) + len(answer)) > context:
+                    raise UserError(
+                        f"evaluation item {item.id!r} has {tokens} tokens, more than the context "
+                        f"of {name} ({context}); remove the item or use another model"
+                    )
             for i, logprob in _logprobs(model, rows, asked, kept, bar).items():
                 if "expected_accuracy" in likelihood:
                     scored[i]["expected_accuracy"] = math.exp(logprob)
@@ -195,18 +201,3 @@ def _greedy(
 def _full(room: Room, opened: Sequence[str]) -> Stopped:
     """What ends rows whose answers have had their tokens."""
     return lambda row, ids: room.is_full(ids, opened[row])
-
-
-def _check_context(
-    model: PreTrainedModel,
-    rows: Sequence[tuple[Sequence[int], Sequence[int]]],
-    items: Sequence[Item],
-    name: str,
-) -> None:
-    context = context_length(model)
-    for (prompt, answer), item in zip(rows, items, strict=True):
-        if context is not None and len(prompt) + len(answer) > context:
-            raise UserError(
-                f"evaluation item {item.id!r} has {len(prompt) + len(answer)} tokens, more than "
-                f"the context of {name} ({context}); remove the item or use another model"
-            )

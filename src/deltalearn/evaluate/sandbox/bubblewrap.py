@@ -20,12 +20,13 @@ import subprocess
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from typing import Any
 
 from deltalearn.errors import UserError
 from deltalearn.evaluate.sandbox import seccomp
 from deltalearn.evaluate.sandbox.interpreter import ENVIRONMENT, Interpreter
 from deltalearn.evaluate.sandbox.outcome import Limits
-from deltalearn.evaluate.sandbox.watch import Process, cpu_of
+from deltalearn.evaluate.sandbox.watch import Process, Streams, cpu_of
 
 PACKAGES = "/packages"
 NOBODY = "65534"
@@ -62,9 +63,7 @@ class Bubblewrap:
         self._filter = seccomp.program()
         self._arguments = [bwrap, *_namespaces(), *_root(interpreter, limits)]
 
-    def start(
-        self, command: Sequence[str], stdin: int, stdout: int, stderr: int, verdict: int
-    ) -> Contained:
+    def start(self, command: Sequence[str], streams: Streams, verdict: int) -> Contained:
         """Start `command` with these descriptors; it sees no others."""
         with ExitStack() as stack:
             told, tell = os.pipe()
@@ -76,9 +75,7 @@ class Bubblewrap:
             descriptors = ["--seccomp", str(rules), "--info-fd", str(tell), "--"]
             popen = subprocess.Popen(
                 [*self._arguments, *descriptors, *command],
-                stdin=stdin,
-                stdout=stdout,
-                stderr=stderr,
+                **streams,
                 env={},
                 pass_fds=(rules, tell, verdict),
                 cwd="/",
@@ -89,7 +86,7 @@ class Bubblewrap:
 class Contained(Process):
     """bwrap itself waits outside for the program and ends when it does."""
 
-    def __init__(self, popen: subprocess.Popen[bytes], told: int) -> None:
+    def __init__(self, popen: subprocess.Popen[Any], told: int) -> None:
         super().__init__(popen)
         self._told = told
         self._pid = self._handle = 0  # of process 1 inside; the handle means it and no later one

@@ -134,7 +134,8 @@ class Sandbox:
             seconds = math.ceil(1.5 * bounds.cpu) + 1
             settings = (writes[2], seconds, bounds.limits.memory, bounds.limits.disk)
             command = self._interpreter.command(*settings, self._launcher.packages)
-            process = self._launcher.start(command, file.fileno(), *writes)
+            streams = {"stdin": file.fileno(), "stdout": writes[0], "stderr": writes[1]}
+            process = self._launcher.start(command, streams, writes[2])
             inner.close()  # so that the pipes end with the program
             return watch(process, stdout, stderr, verdict, bounds)
 

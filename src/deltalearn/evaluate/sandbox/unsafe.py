@@ -15,9 +15,10 @@ import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from deltalearn.evaluate.sandbox.interpreter import ENVIRONMENT, Interpreter
-from deltalearn.evaluate.sandbox.watch import Process, cpu_of
+from deltalearn.evaluate.sandbox.watch import Process, Streams, cpu_of
 
 WARNING = (
     "generated programs run WITHOUT ISOLATION (--unsafe): they can read, change and delete "
@@ -32,16 +33,12 @@ class Unsafe:
         places = {str(place.parent) for place in interpreter.packages.values()}
         self.packages = places.pop() if places else ""
 
-    def start(
-        self, command: Sequence[str], stdin: int, stdout: int, stderr: int, verdict: int
-    ) -> Loose:
+    def start(self, command: Sequence[str], streams: Streams, verdict: int) -> Loose:
         """Start `command` with these descriptors, in a new temporary directory."""
         directory = tempfile.mkdtemp(prefix="unsafe-")
         popen = subprocess.Popen(
             command,
-            stdin=stdin,
-            stdout=stdout,
-            stderr=stderr,
+            **streams,
             env={**ENVIRONMENT, "HOME": directory},
             pass_fds=(verdict,),
             cwd=directory,
@@ -53,7 +50,7 @@ class Unsafe:
 class Loose(Process):
     """A process and its group."""
 
-    def __init__(self, popen: subprocess.Popen[bytes], directory: Path) -> None:
+    def __init__(self, popen: subprocess.Popen[Any], directory: Path) -> None:
         super().__init__(popen)
         self._directory = directory
 

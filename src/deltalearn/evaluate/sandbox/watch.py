@@ -11,12 +11,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import Enum, auto
+from typing import Any
 
 from deltalearn.evaluate.sandbox.outcome import Limits
 
 READ = 1 << 16  # bytes at once
 TAIL = 1 << 15  # bytes kept: the end of standard error, the beginning of the verdict
 TICK = 0.05  # seconds between looks at clocks and files
+
+
+Streams = dict[str, Any]  # descriptors of stdin, stdout and stderr, as Popen takes them
 
 
 class Reason(Enum):
@@ -44,7 +48,7 @@ class Ended:
 class Process(ABC):
     """A started program, to be watched once."""
 
-    def __init__(self, popen: subprocess.Popen[bytes]) -> None:
+    def __init__(self, popen: subprocess.Popen[Any]) -> None:
         self._popen = popen
         self._end: tuple[int, float] | None = None
 

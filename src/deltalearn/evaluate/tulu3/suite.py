@@ -52,7 +52,7 @@ def averaged(names: set[str]) -> tuple[str, ...] | None:
 
 def local_pattern(benchmark: Benchmark) -> str:
     """Where local data of a benchmark is looked for first, as a glob."""
-    module = import_module(f"deltalearn.evaluate.tulu3.{_folder(benchmark)}")
+    module = import_module(f"deltalearn.evaluate.tulu3.{_file(benchmark).parent.name}")
     local = getattr(module, "LOCAL_PLUS" if benchmark is humaneval.PLUS else "LOCAL")
     return local.replace(",", " ").split()[0]
 
@@ -99,10 +99,9 @@ def questions_on_disk(name: str, data_dir: str | Path | None) -> list[tuple[str,
 
 def _config(benchmark: Benchmark) -> dict[str, Any]:
     """A benchmark's YAML, read without lm_eval."""
-    file = Path(__file__).parent / _folder(benchmark) / f"{benchmark.task}.yaml"
-    return yaml.safe_load(file.read_text(encoding="utf-8").replace("!function ", ""))
+    return yaml.safe_load(_file(benchmark).read_text(encoding="utf-8").replace("!function ", ""))
 
 
-def _folder(benchmark: Benchmark) -> str:
+def _file(benchmark: Benchmark) -> Path:
     (file,) = Path(__file__).parent.glob(f"*/{benchmark.task}.yaml")
-    return file.parent.name
+    return file

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 from deltalearn.evaluate.tulu3.benchmark import Benchmark, of_output
 from deltalearn.evaluate.tulu3.examples import are_published
 from deltalearn.evaluate.tulu3.items import Splits, dataset, examples, item
 from deltalearn.evaluate.tulu3.popqa import grader
-from deltalearn.evaluate.tulu3.sources import NoData, Row, data_directory, hub, read, rows
+from deltalearn.evaluate.tulu3.sources import NoData, Row, data_directory, rows
 
 HUB = "akariasai/PopQA", None, "test"
-LOCAL = "popqa*/*.jsonl, and tulu3_fewshot/popqa_15shot.json"
+SHOTS = "tulu3_fewshot/popqa_15shot.json"
+LOCAL = f"popqa*/*.jsonl, and {SHOTS}"
 EXAMPLES = (  # rows of the data set
     5985932, 724502, 2285098, 2007997, 3785558, 4202904, 6081578, 2180840, 6036329, 867482, 1378543,
     5801967, 4339770, 6418858, 2238655,
@@ -28,21 +27,14 @@ def load(data_dir: str | None = None, **_: Any) -> Splits:
         for row in rows(data_dir, "popqa", LOCAL, *patterns, at=HUB)
         for aliases in [grader.gold(row)]
     )
-    worked = worked_examples(data_directory(data_dir))
+    worked = worked_examples(data_dir)
     return dataset(test, examples((row["question"], row["obj"]) for row in worked))
 
 
-def worked_examples(directory: Path | None) -> list[Row]:
+def worked_examples(data_dir: str | None) -> list[Row]:
     """Find the fifteen: question, obj."""
-    found: Iterable[Row]
-    if directory is not None:
-        file = directory / "tulu3_fewshot" / "popqa_15shot.json"
-        if not file.is_file():
-            raise NoData(f"{file}: not there; PopQA's prompts need its examples")
-        source, found = str(file), read(file)
-    else:
-        source, found = HUB[0], hub(*HUB)
-    by_id = {row["id"]: row for row in found}
+    source = SHOTS if data_directory(data_dir) else HUB[0]
+    by_id = {row["id"]: row for row in rows(data_dir, "PopQA's examples", SHOTS, at=HUB)}
     if lost := [i for i in EXAMPLES if i not in by_id]:
         raise NoData(f"{source}: no row with the id {lost[0]}, an example of PopQA's prompts")
     chosen = [{key: by_id[i][key] for key in ("question", "obj")} for i in EXAMPLES]
