@@ -20,7 +20,7 @@ move with other instructions.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.special import expit
@@ -49,33 +49,31 @@ class ScoredPairs:
     Attributes:
         score: (n,) the model's share of each preference, in [0, 1].
         delta: (n,) characters of the reference's response minus the model's.
-        position: (n,) of each instruction among the `size` of the set; None if unknown.
+        position: (n,) place of each instruction in the set.
     """
 
     score: np.ndarray
     delta: np.ndarray
-    position: np.ndarray | None = None
-    size: int | None = None
+    position: np.ndarray
 
     @staticmethod
     def of(
         scores: Sequence[float], outputs: Sequence[str], references: Sequence[str]
     ) -> ScoredPairs:
-        """From the columns score, output and gold of an items table."""
-        delta = np.array([len(r) - len(o) for o, r in zip(outputs, references, strict=True)])
-        return ScoredPairs(np.asarray(scores, dtype=np.float64), delta.astype(np.float64))
+        """From the columns score, output and gold of an items table, which is the whole set."""
+        delta = [float(len(r) - len(o)) for o, r in zip(outputs, references, strict=True)]
+        score = np.asarray(scores, dtype=np.float64)
+        return ScoredPairs(score, np.array(delta), np.arange(len(score)))
 
     @staticmethod
     def from_annotations(annotations: Sequence[Annotation]) -> ScoredPairs:
         """The scored ones of a whole set, given in the order of its reference outputs."""
         scored = [(at, a) for at, a in enumerate(annotations) if a.scored]
+        pairs = [a.pair for _, a in scored]
         plain = ScoredPairs.of(
-            [a.score for _, a in scored],
-            [a.pair.output_2 for _, a in scored],
-            [a.pair.output_1 for _, a in scored],
+            [a.score for _, a in scored], [p.output_2 for p in pairs], [p.output_1 for p in pairs]
         )
-        position = np.array([at for at, _ in scored], dtype=int)
-        return ScoredPairs(plain.score, plain.delta, position, len(annotations))
+        return replace(plain, position=np.array([at for at, _ in scored], dtype=int))
 
 
 @dataclass(frozen=True)
@@ -98,11 +96,10 @@ class LengthControl:
 
 
 def length_controlled(judged: ScoredPairs, sides: LengthControlData | None = None) -> LengthControl:
-    """The published rate: FULL if there are side files, MINIMAL if not.
+    """The published rate: FULL if there are side files, of the same set, MINIMAL if not.
 
     Raises:
-        UserError: If nothing is scored, the side files are of another set, or scikit-learn is
-            missing.
+        UserError: If nothing is scored, or scikit-learn is missing.
     """
     if not len(judged.score):
         raise UserError("no comparison has a preference; there is no win rate")
@@ -111,7 +108,7 @@ def length_controlled(judged: ScoredPairs, sides: LengthControlData | None = Non
     if sides is None:
         rate, difficulty = float(expit(beta[-1])), None
     else:
-        hard = _difficulty(judged, sides)
+        hard = sides.difficulty[judged.position]
         rate, difficulty = float(expit(beta[1] * hard + beta[2]).mean()), float(beta[1])
     sd = float(deviation(judged.delta, np.ones(len(judged.score))))
     notes = list(sides.notes) if sides else []
@@ -178,7 +175,7 @@ def regression(
     length = length_feature(judged.delta, ones)
     if sides is None:
         return np.stack([length, ones], -1), judged.score, ones
-    own = np.stack([length, _difficulty(judged, sides), ones], -1)
+    own = np.stack([length, sides.difficulty[judged.position], ones], -1)
     columns = [
         np.tanh(sides.gamed_scaled_delta),
         sides.difficulty[sides.gamed_index],
@@ -211,15 +208,6 @@ def is_extreme(raw: float, controlled: float) -> bool:
     low = min(raw * 0.75, raw - 0.10)
     high = max(raw + (1 - raw) / 4, raw + 0.10)
     return not low <= controlled <= high
-
-
-def _difficulty(judged: ScoredPairs, sides: LengthControlData) -> np.ndarray:
-    if judged.position is None or judged.size != len(sides.difficulty):
-        raise UserError(
-            f"the side files know {len(sides.difficulty)} instructions, this set has {judged.size};"
-            f" they belong to AlpacaEval's own set in its order: give it, or use {MINIMAL!r}"
-        )
-    return sides.difficulty[judged.position]
 
 
 # -- fits: logistic regression on shares in [0, 1], without intercept ----------------------------

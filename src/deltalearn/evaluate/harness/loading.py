@@ -30,10 +30,7 @@ def check(options: BackendOptions) -> None:
 def loaded(options: BackendOptions) -> Any:
     """lm_eval's model. UserError with what the libraries below say of their arguments."""
     try:
-        _known(options)
-        model = load(options)
-        _on_device(model, options)
-        return model
+        return _loaded_here(options) if options.kind == "hf" else load(options)
     except WRONG as error:
         given = ", ".join(options.options)
         tried = f"--dtype {options.dtype}, --device {options.device or 'default'}"
@@ -70,23 +67,15 @@ def group_size(options: BackendOptions) -> int:
     return GROUP_SIZE
 
 
-def _known(options: BackendOptions) -> None:
+def _loaded_here(options: BackendOptions) -> Any:
     """What torch does not know raises; lm_eval would take another device without a word."""
-    if options.kind != "hf":
-        return
     import torch
 
-    if options.device:
-        torch.device(options.device)
+    wanted = torch.device(options.device) if options.device else None
     if options.dtype != "auto" and not isinstance(getattr(torch, options.dtype, 0), torch.dtype):
         raise ValueError(f"torch has no precision {options.dtype!r}")
-
-
-def _on_device(model: Any, options: BackendOptions) -> None:
-    import torch
-
+    model = load(options)
     used = getattr(model, "device", None)
-    if options.kind != "hf" or not options.device or not isinstance(used, torch.device):
-        return
-    if torch.device(options.device).type != used.type:
+    if wanted and isinstance(used, torch.device) and wanted.type != used.type:
         raise ValueError(f"the device that lm_eval takes is {used}")
+    return model

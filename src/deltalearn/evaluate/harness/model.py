@@ -39,16 +39,13 @@ class RequestIssues:
 
     def notes(self) -> list[str]:
         """Lines for the results."""
-        lines = []
-        if self.shortened:
-            lines.append(f"the context left {self.shortened:,} answers less than the limit")
-        if self.truncated:
-            lines.append(f"{self.truncated:,} prompts were cut on the left to fit the context")
-        if self.unanswered:
-            lines.append(
-                f"the server gave no text for {self.unanswered:,} requests (content null): they "
-                "count as empty answers, and the next run asks them again"
-            )
+        told = [
+            (self.shortened, "the context left {:,} answers less than the limit"),
+            (self.truncated, "{:,} prompts were cut on the left to fit the context"),
+            (self.unanswered, "the server gave no text for {:,} requests (content null): they "
+             "count as empty answers, and the next run asks them again"),
+        ]  # fmt: skip
+        lines = [line.format(n) for n, line in told if n]
         lines += reasoning_note(self.reasoned, len(self.faults), self.room)
         return lines + reply_notes(self.faults)
 

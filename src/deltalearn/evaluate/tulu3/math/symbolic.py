@@ -13,6 +13,7 @@ import os
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 from deltalearn.errors import UserError
@@ -59,18 +60,13 @@ class _Worker:
         """False also if the process dies of it; it is then started again at the next call."""
         answer = None
         try:
-            print(json.dumps([a, b]), file=self._process.stdin, flush=True)
-            answer = self._read()
-        except BrokenPipeError:
-            pass
+            with suppress(BrokenPipeError):
+                print(json.dumps([a, b]), file=self._process.stdin, flush=True)
+                answer = self._read()
         finally:  # dead, or interrupted here: a late answer must not be taken for the next one's
             if answer is None:
                 self.close()
         return answer is True
-
-    @property
-    def alive(self) -> bool:
-        return self._process.poll() is None
 
     def close(self) -> None:
         self._process.kill()
@@ -90,7 +86,7 @@ _worker: _Worker | None = None
 def _running() -> _Worker:
     """The worker of this process, started if there is none or it died."""
     global _worker
-    if _worker is None or not _worker.alive:
+    if _worker is None or _worker._process.poll() is not None:
         _worker = _Worker()
     return _worker
 
