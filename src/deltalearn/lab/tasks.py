@@ -12,18 +12,13 @@ import random
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import groupby
 
 ALPHABET = "abcdefghij"
 MIN_LENGTH, MAX_LENGTH = 3, 6
 EVAL_SHARE = 10  # one string in ten is reserved for evaluation
-
-
-def _next(char: str) -> str:
-    return ALPHABET[(ALPHABET.index(char) + 1) % len(ALPHABET)]
-
-
-def _prev(char: str) -> str:
-    return ALPHABET[ALPHABET.index(char) - 1]
+NEXT = str.maketrans(ALPHABET, ALPHABET[1:] + ALPHABET[:1])
+PREVIOUS = str.maketrans(ALPHABET, ALPHABET[-1:] + ALPHABET[:-1])
 
 
 def _smallest_first(text: str) -> str:
@@ -34,10 +29,6 @@ def _smallest_first(text: str) -> str:
 
 def _swap_pairs(text: str) -> str:
     return "".join(text[i : i + 2][::-1] for i in range(0, len(text), 2))
-
-
-def _adjacent_unique(text: str) -> str:
-    return "".join(c for i, c in enumerate(text) if i == 0 or c != text[i - 1])
 
 
 @dataclass(frozen=True)
@@ -57,12 +48,13 @@ TASKS: dict[str, Task] = {
         Task("rev", "reverse", lambda s: s[::-1], "drops the last character", lambda s: s[:0:-1]),
         Task("sort", "sort the letters", lambda s: "".join(sorted(s)),
              "only moves the smallest to the front", _smallest_first),
-        Task("next", "each letter's successor", lambda s: "".join(map(_next, s)),
-             "leaves the last letter unchanged", lambda s: "".join(map(_next, s[:-1])) + s[-1]),
-        Task("prev", "each letter's predecessor", lambda s: "".join(map(_prev, s)),
-             "leaves the last letter unchanged", lambda s: "".join(map(_prev, s[:-1])) + s[-1]),
+        Task("next", "each letter's successor", lambda s: s.translate(NEXT),
+             "leaves the last letter unchanged", lambda s: s[:-1].translate(NEXT) + s[-1]),
+        Task("prev", "each letter's predecessor", lambda s: s.translate(PREVIOUS),
+             "leaves the last letter unchanged", lambda s: s[:-1].translate(PREVIOUS) + s[-1]),
         Task("uniq", "drop repeated letters", lambda s: "".join(dict.fromkeys(s)),
-             "only drops repeats that stand side by side", _adjacent_unique),
+             "only drops repeats that stand side by side",
+             lambda s: "".join(letter for letter, _ in groupby(s))),
         Task("dup", "double every letter", lambda s: "".join(c * 2 for c in s),
              "forgets to double the last letter", lambda s: "".join(c * 2 for c in s)[:-1]),
         Task("rot", "move the first letter to the end", lambda s: s[1:] + s[0],

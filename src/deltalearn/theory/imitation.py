@@ -70,8 +70,9 @@ def _at_peak(setting: Setting, c: float, loss: str) -> np.ndarray:
     return simulate(geometry, plan).cosines[:, -1]
 
 
-def _race(setting: Setting, geometry: Geometry, name: str, title: str, which: str) -> Panel:
+def _race(setting: Setting, c: float, name: str, title: str, which: str) -> Panel:
     """Preference and SFT over learning rate x steps, on a log axis."""
+    geometry = _common(setting.geometry, c)
     rate, long = SFT_RATE * geometry.norm, 800
     time = np.geomspace(0.01 * geometry.norm, rate * long, 300)
     path = cf.sft_trajectory(geometry.gram, rate, long, geometry.norm)
@@ -100,7 +101,7 @@ def _race(setting: Setting, geometry: Geometry, name: str, title: str, which: st
 
     return Panel(
         name,
-        title,
+        f"{title}: {_who_gains(geometry)}",
         f"Cosine of preference training and of SFT over learning rate times steps, {which}: "
         "theory as lines, simulation as points.",
         draw,
@@ -124,14 +125,10 @@ def _who_gains(geometry: Geometry) -> str:
 
 def race_independent(setting: Setting) -> Panel:
     """Preference training against SFT where all errors are orthogonal."""
-    geometry = _common(setting.geometry, 0)
-    title = f"Independent errors: {_who_gains(geometry)}"
-    return _race(setting, geometry, "race-independent", title, "independent errors")
+    return _race(setting, 0, "race-independent", "Independent errors", "independent errors")
 
 
 def race_correlated(setting: Setting) -> Panel:
     """Preference training against SFT where the student shares the teachers' errors."""
     c = RACE_CORRELATION
-    geometry = _common(setting.geometry, c)
-    title = f"Shared errors: {_who_gains(geometry)}"
-    return _race(setting, geometry, "race-correlated", title, f"errors correlated by {c}")
+    return _race(setting, c, "race-correlated", "Shared errors", f"errors correlated by {c}")

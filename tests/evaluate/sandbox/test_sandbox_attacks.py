@@ -589,9 +589,9 @@ def test_the_token_is_new_each_time(monkeypatch):
     known: list[bytes] = []
     start = type(place._launcher).start
 
-    def spy(self, command, stdin, *pipes):
-        known.append(os.pread(stdin, 16, 0))
-        return start(self, command, stdin, *pipes)
+    def spy(self, command, streams, verdict):
+        known.append(os.pread(streams["stdin"], 16, 0))
+        return start(self, command, streams, verdict)
 
     monkeypatch.setattr(bubblewrap.Bubblewrap, "start", spy)
     place.run_programs(["pass"] * 3)
