@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import asdict
 from itertools import groupby
-from typing import Any
 
 from markupsafe import Markup, escape
 
@@ -69,18 +69,11 @@ def verdict(theory: Theory) -> str:
 
 def _parameters(geometry: Geometry, measured: Measured) -> list[tuple[str, str]]:
     plan = measured.plan
-    result: list[tuple[str, Any]] = [
-        ("--student", geometry.student),
-        ("--chosen", geometry.chosen),
-        ("--rejected", geometry.rejected),
-        ("--norm", geometry.norm),
-        ("--errors", ",".join(f"{c:g}" for c in geometry.errors)),
-    ]
     names = ["dimension", "trials", "steps", "batch", "rate", "temperature", "loss", "beta"]
     names += ["inputs", "freedom", "correlation", "seed"]
-    shown = [name for name in names if name not in NEEDS or name in plan.used]
-    result += [(f"--{name}", getattr(plan, name)) for name in shown]
-    return [(name, f"{v:.6g}" if isinstance(v, float) else str(v)) for name, v in result]
+    shown = {**asdict(geometry), "errors": ",".join(f"{c:g}" for c in geometry.errors)}
+    shown |= {n: getattr(plan, n) for n in names if n not in NEEDS or n in plan.used}
+    return [(f"--{n}", f"{v:.6g}" if isinstance(v, float) else str(v)) for n, v in shown.items()]
 
 
 def _typeset(text: str) -> Markup:

@@ -118,9 +118,9 @@ def summary(
         sides: The side files of the full length control.
 
     Raises:
-        UserError: If judges or reference models are mixed, or nothing could be read.
+        UserError: If judges are mixed, or nothing could be read.
     """
-    judge, reference = one_judge(annotations), one_reference(annotations)
+    judge = one_judge(annotations)
     raw = win_rate(annotations)
     notes = []
     if sides is not None and len(sides.difficulty) != len(annotations):
@@ -145,7 +145,7 @@ def summary(
         "judge": judge.shown,
         "alpaca_eval": {
             "judge": asdict(judge) | {"shown": judge.shown},
-            "reference": reference,
+            "reference": annotations[0].pair.generator_1,  # of all: `pair_up` looks
             "win_rate": asdict(raw) | {"discrete": raw.discrete},
             "length_controlled": asdict(controlled),
             "sides": dict(sides.sha256) if sides else None,
@@ -172,16 +172,6 @@ def counts(annotations: Sequence[Annotation]) -> dict[str, Any]:
         "imitations": sum(bool(a.verdict.marks) for a in annotations),
         "shown_first": sum(first) / len(first) if first else None,
     }
-
-
-def one_reference(annotations: Sequence[Annotation]) -> str:
-    """The model that wrote the reference answers. UserError if there are several."""
-    names = sorted({a.pair.generator_1 for a in annotations})
-    if len(names) > 1:
-        raise UserError(
-            f"compared with several reference models ({', '.join(names)}); a win rate has one"
-        )
-    return names[0]
 
 
 def _notes(raw: WinRate, made: dict[str, Any], control: Sequence[str], name: str) -> list[str]:

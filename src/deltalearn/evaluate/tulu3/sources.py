@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -93,18 +93,22 @@ def read_json(path: Path) -> Any:
 
 
 def rows(
-    data_dir: str | Path | None, benchmark: str, local: str, *patterns: str, at: Place
+    data_dir: str | Path | None,
+    benchmark: str,
+    local: str,
+    *patterns: str,
+    at: Place | Callable[[], Iterable[Row]],
 ) -> Iterable[Row]:
     """Read the rows of a benchmark, of its local file or of the hub.
 
     Args:
         data_dir: The directory of local data, as for `data_directory`.
         benchmark, local, patterns: As for `files`.
-        at: Where they are in the hub, which is asked without a directory.
+        at: Where they are in the hub, which is asked without a directory, or what asks it.
     """
     directory = data_directory(data_dir)
     if directory is None:
-        return hub(*at)
+        return at() if callable(at) else hub(*at)
     return read(files(directory, benchmark, local, *patterns)[0])
 
 

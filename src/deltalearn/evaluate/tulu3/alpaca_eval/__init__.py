@@ -7,30 +7,19 @@ so that lm_eval alone gives no score.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from typing import Any
 
 from deltalearn.evaluate.tulu3.benchmark import Benchmark, Results
 from deltalearn.evaluate.tulu3.items import Splits, dataset, item
-from deltalearn.evaluate.tulu3.sources import (
-    Row,
-    data_directory,
-    files,
-    hub_file,
-    numbered,
-    read,
-)
+from deltalearn.evaluate.tulu3.sources import Row, hub_file, numbered, rows
 
 LOCAL = "alpaca_eval/reference_*.json"
 
 
 def load(data_dir: str | None = None, **_: Any) -> Splits:
     """Instructions; gold: the reference's answer."""
-    directory = data_directory(data_dir)
-    if directory is None:
-        rows: Iterable[Row] = hub_file("tatsu-lab/alpaca_eval", "alpaca_eval_gpt4_baseline.json")
-    else:
-        rows = read(files(directory, "alpaca_eval", LOCAL)[0])
+    place = "tatsu-lab/alpaca_eval", "alpaca_eval_gpt4_baseline.json"
+    found = rows(data_dir, "alpaca_eval", LOCAL, at=lambda: hub_file(*place))
     return dataset(
         item(
             id=name,
@@ -38,7 +27,7 @@ def load(data_dir: str | None = None, **_: Any) -> Splits:
             question=row["instruction"],
             gold={"output": row["output"], "generator": row["generator"]},
         )
-        for name, row in numbered(rows, "")
+        for name, row in numbered(found, "")
     )
 
 

@@ -5,13 +5,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from deltalearn.evaluate.tulu3.benchmark import Benchmark, of_output
 from deltalearn.evaluate.tulu3.examples import published
 from deltalearn.evaluate.tulu3.items import Splits, dataset, examples, item
 from deltalearn.evaluate.tulu3.math import grader
-from deltalearn.evaluate.tulu3.sources import Row, data_directory, files, hub, read
+from deltalearn.evaluate.tulu3.sources import Row, hub, rows
 
 LOCAL = "math*/test.jsonl"
 SUBJECTS = (
@@ -28,15 +29,7 @@ EDITS = (
 
 def load(data_dir: str | None = None, **_: Any) -> Splits:
     """Competition problems of seven subjects; gold: the whole solution."""
-    directory = data_directory(data_dir)
-    if directory is None:
-        rows = [
-            {**row, "unique_id": f"{subject}/{i}"}
-            for subject in SUBJECTS
-            for i, row in enumerate(hub("EleutherAI/hendrycks_math", subject, "test"))
-        ]
-    else:
-        rows = read(files(directory, "math", LOCAL, "math/test.jsonl", "math500/test.jsonl")[0])
+    local = "math/test.jsonl", "math500/test.jsonl"
     test = (
         item(
             id=row["unique_id"],
@@ -45,19 +38,25 @@ def load(data_dir: str | None = None, **_: Any) -> Splits:
             target=row["solution"],
             gold=row["solution"],
         )
-        for row in rows
+        for row in rows(data_dir, "math", LOCAL, *local, at=_of_hub)
     )
     return dataset(test, examples((row["problem"], row["solution"]) for row in worked_examples()))
+
+
+def _of_hub() -> Iterator[Row]:
+    for subject in SUBJECTS:
+        for i, row in enumerate(hub("EleutherAI/hendrycks_math", subject, "test")):
+            yield {**row, "unique_id": f"{subject}/{i}"}
 
 
 def worked_examples() -> list[Row]:
     """Four: problem, solution. (Lewkowycz et al. 2022.)"""
     from lm_eval.tasks.minerva_math.utils import list_fewshot_samples
 
-    rows = [{"problem": s["problem"], "solution": s["solution"]} for s in list_fewshot_samples()]
+    found = [{"problem": s["problem"], "solution": s["solution"]} for s in list_fewshot_samples()]
     for number, name, theirs, ours in EDITS:
-        rows[number][name] = rows[number][name].replace(theirs, ours)
-    return published("minerva", rows)
+        found[number][name] = found[number][name].replace(theirs, ours)
+    return published("minerva", found)
 
 
 BENCHMARK = Benchmark(
