@@ -66,8 +66,8 @@ def _foot(comparison: Comparison) -> str:
     if any(row.subset for row in comparison.rows):
         words += "*: a subset of the benchmark. "
     words += "Filled: shown at 5%"
-    words += "; p of benchmarks is Holm's, " if len(comparison.rows) > 1 else ". "
-    words += "all held to 5% together. " if len(comparison.rows) > 1 else ""
+    several = "; p of benchmarks is Holm's, all held to 5% together. "
+    words += several if len(comparison.rows) > 1 else ". "
     words += " ".join([*judge(comparison.rows), seeds(comparison)])
     return one_line(words)
 

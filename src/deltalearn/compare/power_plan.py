@@ -122,13 +122,13 @@ def print_plan(plan: Plan) -> None:
         )
     table.rule()
     low, high = plan.average_se(), plan.average_se(twins=1.0)
-    detectable = 100 * power.multiple() * low
+    least, most = (100 * power.multiple() * se for se in (low, high))
     table.row(
         "11-average",
         "",
-        f"{detectable:.2f}",
-        "yes" if 100 * power.multiple() * high <= plan.effect else "no",
-        f"up to {100 * power.multiple() * high:.2f}: HumanEval and HumanEval+ share their problems",
+        f"{least:.2f}",
+        "yes" if most <= plan.effect else "no",
+        f"up to {most:.2f}: HumanEval and HumanEval+ share their problems",
     )
     table.show(terminal)
     terminal.print(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,20 +22,10 @@ COLUMNS = ("id", "stratum", "cluster", "score", "gold")
 NAME_LENGTH = 60
 
 
-@dataclass(frozen=True)
-class Items:
-    """The items of one benchmark of one run, by name.
-
-    Attributes:
-        facts: What must be the same in every run, (stratum, cluster, gold).
-        score: In [0, 1], unless the benchmark says that its scores are not bounded.
-        outputs: The answers; empty unless asked for.
-    """
-
-    ids: list[str]
-    facts: dict[str, tuple[str, str, str]]
-    score: dict[str, float]
-    outputs: dict[str, str]
+# Rows of one benchmark of one run by their ids: stratum, cluster, gold, which must be the same in
+# every run, and score, in [0, 1] unless the benchmark says that its scores are not bounded; the
+# output where it was asked for.
+Items = dict[str, dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -99,27 +90,22 @@ class Run:
             raise UserError(f"{path}: cannot be read ({error}); {again}") from error
         if missing := [name for name in columns if name not in table.column_names]:
             raise UserError(f"{path}: no column {missing[0]!r}; {again}")
-        cells = {name: table.column(name).to_pylist() for name in columns}
-        ids, scores = cells["id"], np.array(cells["score"], dtype=float)
-        if len(set(ids)) != len(ids):
-            twice = next(name for name in ids if ids.count(name) > 1)
+        rows = table.to_pylist()
+        found = {row["id"]: row for row in rows}
+        if len(found) != len(rows):
+            ((twice, _),) = Counter(row["id"] for row in rows).most_common(1)
             raise UserError(f"{path}: the item {one_line(str(twice), 40)!r} is there twice")
+        scores = np.array([row["score"] for row in rows], dtype=float)
         entry = self.benchmarks[benchmark]
-        if len(ids) != entry.get("n"):
+        if len(rows) != entry.get("n"):
             raise UserError(
-                f"{path}: {len(ids):,} items, results.json speaks of {entry.get('n')}; {again}"
+                f"{path}: {len(rows):,} items, results.json speaks of {entry.get('n')}; {again}"
             )
         if entry.get("bounded", True) and not ((scores >= 0) & (scores <= 1)).all():
             raise UserError(f"{path}: scores must be in [0, 1]; {again}")
-        if not ids or not np.isfinite(scores).all():
+        if not rows or not np.isfinite(scores).all():
             raise UserError(f"{path}: scores must be numbers; {again}")
-        facts = zip(cells["stratum"], cells["cluster"], cells["gold"], strict=True)
-        return Items(
-            ids,
-            dict(zip(ids, facts, strict=True)),
-            dict(zip(ids, scores.tolist(), strict=True)),
-            dict(zip(ids, cells["output"], strict=True)) if outputs else {},
-        )
+        return found
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from deltalearn.util.text_format import one_line
 
 CLOSE = 1e-5  # between a recorded score and that of the items, beyond which they do not belong
 JUDGED = "alpaca_eval"
+FACTS = {"stratum": "stratum", "cluster": "cluster", "gold": "gold answer"}
 FAMILY = ("humaneval", "humanevalplus")  # two benchmarks on the same problems
 
 
@@ -124,7 +125,7 @@ def match(name: str, arms: Sequence[Arm], settings: Settings | None = None) -> M
     ids, notes = _shared(name, runs, items)
     for run, own in zip(runs[1:], items[1:], strict=True):
         _same_facts(name, ids, (runs[0], items[0]), (run, own))
-    facts = [items[0].facts[i] for i in ids]
+    facts = [items[0][i] for i in ids]
     scores = tuple(np.empty((len(arm.runs), len(ids))) for arm in arms)
     entry = runs[0].benchmarks[name]
     if judged and _is_controlled(entry):
@@ -132,19 +133,19 @@ def match(name: str, arms: Sequence[Arm], settings: Settings | None = None) -> M
             f"{title(name)}: errors of the length-controlled win rate are those of its minimal "
             "form, refitted without each item"
         )
-    strata, clusters = ([fact[k] or "" for fact in facts] for k in (0, 1))
+    strata, clusters = ([fact[key] or "" for fact in facts] for key in ("stratum", "cluster"))
     matched = Matched(
         name, entry, ids, strata, clusters, scores, settings or Settings(), tuple(notes)
     )
-    whole = len(ids) == len(items[0].ids)
+    whole = len(ids) == len(items[0])
     sampling = matched.sampling
     rows = [row for own in scores for row in own]
     for row, run, own in zip(rows, runs, items, strict=True):
-        row[:] = [own.score[i] for i in ids]
+        row[:] = [own[i]["score"] for i in ids]
         recorded = run.benchmarks[name]["score"]
         assert recorded is not None  # else it would not be there
         if judged and _is_controlled(run.benchmarks[name]):
-            outputs, references = [own.outputs[i] for i in ids], [gold for _, _, gold in facts]
+            outputs, references = [own[i]["output"] for i in ids], [fact["gold"] for fact in facts]
             pairs = ScoredPairs.of(row.tolist(), outputs, references)
             row[:] = pseudo_scores(pairs, recorded if whole else None)
         elif whole and abs(float(sampling.mean(row)) - recorded) > CLOSE:
@@ -213,12 +214,12 @@ def _shared(name: str, runs: Sequence[Run], items: Sequence[Items]) -> tuple[lis
 
     Replies of a judge that could not be read leave no item; so many may be missing on a side.
     """
-    everything = {i: None for own in items for i in own.ids}
-    kept = dict.fromkeys(i for i in everything if all(i in own.score for own in items))
+    everything = {i: None for own in items for i in own}
+    kept = dict.fromkeys(i for i in everything if all(i in own for own in items))
     if len(kept) == len(everything):
         return list(kept), []
     for run, own in zip(runs, items, strict=True):
-        missing = [i for i in everything if i not in own.score]
+        missing = [i for i in everything if i not in own]
         if len(missing) > _unread(run.benchmarks[name]):
             raise UserError(
                 f"{title(name)}: {len(missing):,} items are missing in {run.directory}, the first "
@@ -245,12 +246,10 @@ def _same_facts(
     name: str, ids: Sequence[str], first: tuple[Run, Items], other: tuple[Run, Items]
 ) -> None:
     for item in ids:
-        here, there = first[1].facts[item], other[1].facts[item]
-        if here != there:
-            what = ("stratum", "cluster", "gold answer")
-            differing = next(w for w, x, y in zip(what, here, there, strict=True) if x != y)
-            raise UserError(
-                f"{title(name)}: the item {one_line(item, 40)!r} has another {differing} in "
-                f"{other[0].directory} than in {first[0].directory}: the data are not the same; "
-                "evaluate both on one copy"
-            )
+        for fact, what in FACTS.items():
+            if first[1][item][fact] != other[1][item][fact]:
+                raise UserError(
+                    f"{title(name)}: the item {one_line(item, 40)!r} has another {what} in "
+                    f"{other[0].directory} than in {first[0].directory}: the data are not the "
+                    "same; evaluate both on one copy"
+                )

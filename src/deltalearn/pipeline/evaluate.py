@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import time
+from functools import cache, partial
 from typing import Any
 
 from deltalearn import __version__
@@ -96,7 +97,9 @@ class _Evaluation:
         if self.options.recipe is not None:
             write_text(self.options.out / "recipe.yaml", self.options.recipe)
         # Told to the tasks, which lm_eval calls.
-        humaneval.code_policy = humaneval.CodePolicy(self.spec.allow_code, self.spec.unsafe)
+        humaneval.sandbox = cache(
+            partial(humaneval.Sandbox, allow=self.spec.allow_code, unsafe=self.spec.unsafe)
+        )
         try:
             # First those for which the model is loaded by itself and let go again.
             for name in self.spec.questions:

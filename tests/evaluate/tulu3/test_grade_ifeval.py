@@ -25,7 +25,7 @@ pytest.importorskip("langdetect")
 
 from deltalearn.errors import UserError
 from deltalearn.evaluate.tulu3.ifeval import grader as ifeval
-from deltalearn.evaluate.tulu3.ifeval.grader import grade, tokenizer_note, verdicts
+from deltalearn.evaluate.tulu3.ifeval.grader import grade, notes, verdicts
 
 FILE = DATA / "ifeval" / "input_data.jsonl"
 
@@ -347,7 +347,7 @@ kinds = ["length_constraints:number_sentences", "change_case:capital_word_freque
 kwargs = [{"num_sentences": 2, "relation": "at least"}]
 kwargs += [{"capital_frequency": 1, "capital_relation": "at least"}]
 assert ifeval.grade("ONE. Two.", kinds, kwargs).score == 1
-assert "punkt_tab is not installed" in ifeval.tokenizer_note()
+assert "punkt_tab is not installed" in ifeval.notes()[0]
 import nltk, nltk.data
 assert nltk.download.__name__ == "download" and nltk.data.find.__name__ == "find"
 assert not asked, asked
@@ -376,7 +376,7 @@ TITLED = "I saw Dr. Smith today. He was well."
 def test_sentences_without_the_model_end_at_abbreviations_and_a_note_says_so():
     two = {"num_sentences": 3, "relation": "less than"}
     assert grade(TITLED, [SENTENCES], [two]).score == 0  # "I saw Dr." "Smith today." "He was well."
-    note = tokenizer_note()
+    (note,) = notes()
     assert SENTENCES in note
     assert CAPITALS in note
     assert "python -m nltk.downloader punkt_tab" in note
@@ -386,7 +386,7 @@ def test_sentences_with_the_model_are_the_official_ones(install_model):
     install_model("dr")
     two = {"num_sentences": 3, "relation": "less than"}
     assert grade(TITLED, [SENTENCES], [two]).score == 1
-    assert tokenizer_note() is None
+    assert notes() == []
 
 
 def test_verdicts_on_languages_are_the_same_every_time():

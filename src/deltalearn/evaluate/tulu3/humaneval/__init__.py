@@ -6,8 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 from deltalearn.evaluate.sandbox import Sandbox
@@ -37,21 +36,9 @@ def load(data_dir: str | None = None, plus: bool = False, **_: Any) -> Splits:
     )
 
 
-@dataclass(frozen=True)
-class CodePolicy:
-    """allow: run generated programs, isolated. unsafe: also where nothing isolates them."""
-
-    allow: bool = False
-    unsafe: bool = False
-
-
-# lm_eval alone asks for consent by itself (--confirm_run_unsafe_code); our command sets its own.
-code_policy = CodePolicy(allow=True)
-
-
-@cache
-def _sandbox(policy: CodePolicy) -> Sandbox:
-    return Sandbox(allow=policy.allow, unsafe=policy.unsafe)
+# Made once, for the first program. lm_eval alone asks for consent by itself
+# (--confirm_run_unsafe_code); our command puts its own sandbox here.
+sandbox = cache(partial(Sandbox, allow=True))
 
 
 def score(item: Row, results: Results) -> dict[str, float]:
@@ -70,7 +57,7 @@ def _pass_at_10(item: Row, outputs: Sequence[str], seconds: float) -> dict[str, 
         grader.program(item["question"], output, tests["test"], tests["entry_point"])
         for output in outputs
     ]
-    outcomes = _sandbox(code_policy).run_programs(programs, timeout=seconds)
+    outcomes = sandbox().run_programs(programs, timeout=seconds)
     passed = sum(outcome.passed for outcome in outcomes)
     chance = grader.pass_at_k(len(outputs), passed, min(PASS_AT, len(outputs)))
     return {"score": chance, "passed": passed / len(outputs)}

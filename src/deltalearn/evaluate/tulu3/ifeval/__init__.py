@@ -31,12 +31,13 @@ def _grade(item: Row, results: Results) -> Grade:
     return grader.grade(results[0], asked["instructions"], asked["arguments"])
 
 
-def _notes() -> list[str]:
-    note = grader.tokenizer_note()
-    return [note] if note else []
-
-
 BENCHMARK = Benchmark(
-    "ifeval", "IFEval", 541, "prompt-level loose accuracy", "micro", grade=_grade, notes=_notes
+    "ifeval",
+    "IFEval",
+    541,
+    "prompt-level loose accuracy",
+    "micro",
+    grade=_grade,
+    notes=grader.notes,
 )
 score = BENCHMARK.score

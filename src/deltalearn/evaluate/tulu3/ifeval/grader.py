@@ -5,7 +5,7 @@ arXiv 2311.07911). What is decided here, and differs from calling lm_eval's own 
 
 - Nothing is downloaded. lm_eval fetches nltk's sentence model `punkt_tab` when it is imported; here
   two of the 25 checks fall back to nltk's untrained splitter if the model is absent, and
-  `tokenizer_note` says so: length_constraints:number_sentences (untrained, "Dr. Smith" is two
+  `notes` says so: length_constraints:number_sentences (untrained, "Dr. Smith" is two
   sentences) and change_case:capital_word_frequency (words are cut sentence by sentence). The other
   23 need no model: words are counted by a regular expression. Measured on 1,076 answers of models
   with all 52 sentence instructions of the data: 8% of the sentence counts differ from those of the
@@ -70,15 +70,14 @@ def verdicts(
     return [any(check(text) for text in texts) for check in checks]
 
 
-def tokenizer_note() -> str | None:
-    """A sentence for the results if nltk's sentence model is not installed, else None."""
-    if _has_model():
-        return None
-    return (
+def notes() -> list[str]:
+    """A sentence for the results if nltk's sentence model is not installed."""
+    told = (
         f"nltk's punkt_tab is not installed: {_SENTENCES} and {_CAPITALS} split sentences by "
         "nltk's untrained Punkt, which ends one after every abbreviation; to split as the "
         "official checks do, run `python -m nltk.downloader punkt_tab` and evaluate again"
     )
+    return [] if _has_model() else [told]
 
 
 def _variants(output: str) -> list[str]:
