@@ -16,13 +16,14 @@ import torch
 pytest.importorskip("lm_eval")
 
 from helpers.memorised import CHATML, OPENED, memorise, tokenizer_with
+from helpers.scored import score_files
 from lm_eval.api.instance import Instance
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from deltalearn.errors import UserError
 from deltalearn.evaluate.harness.backends import BackendOptions, load
 from deltalearn.evaluate.harness.wanted import wanted
-from deltalearn.evaluate.reference.score import Asked, score_model
+from deltalearn.evaluate.reference.score import Asked
 from deltalearn.evaluate.reference.scorers import SCORERS
 from deltalearn.evaluate.reply import CONTROL, UNFINISHED, Reply, reply_notes
 from deltalearn.formats.questions import Item
@@ -170,7 +171,7 @@ def test_own_questions_are_graded_by_the_answer(place, cpu):
     for name in ANSWERS:
         items = [Item("i", "", messages, "Paris\n\nand")]
         how = Asked(("greedy_accuracy",), SCORERS["exact"], 24, 1000)
-        (row,) = score_model(locate(str(place(name))), items, how, placement=cpu, title="t")
+        (row,) = score_files(locate(str(place(name))), items, how, placement=cpu)
         right[name] = (row["greedy_accuracy"], row["greedy_answer"], row["fault"])
     assert right == {
         "thinks": (1.0, "Paris\n\nand", None), "opened": (1.0, "Paris\n\nand", None),

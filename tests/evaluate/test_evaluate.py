@@ -15,12 +15,13 @@ import types
 
 import pytest
 import torch
+from helpers.scored import score_files
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from deltalearn.errors import UserError
-from deltalearn.evaluate.reference.score import Asked, score_model
+from deltalearn.evaluate.reference.score import Asked
 from deltalearn.evaluate.reference.scorers import SCORERS
 from deltalearn.formats.questions import Item
 from deltalearn.lm.chat import answer_ids, prompt_ids
@@ -292,12 +293,11 @@ def lab(lab_ladder):
 @pytest.fixture
 def score(lab, cpu):
     def run(items=ITEMS, metrics=ALL_METRICS, max_tokens=16, token_budget=10_000, placement=cpu):
-        return score_model(
+        return score_files(
             lab,
             items,
             Asked(metrics, SCORERS["exact"], max_tokens, token_budget),
             placement=placement,
-            title="test",
         )
 
     return run
@@ -326,7 +326,7 @@ def test_a_log_likelihood_does_not_depend_on_the_tokenizer(answer, tiny_model, l
     one = Item("a", "all", ({"role": "user", "content": "question"},), answer)
     asked = Asked(("expected_accuracy", "loglik"), SCORERS["exact"], 4, 999)
     files = locate(str(tiny_model))
-    (row,) = score_model(files, [one], asked, placement=cpu, title="t")
+    (row,) = score_files(files, [one], asked, placement=cpu)
     assert len(ids) != len(answer.encode()), "or else nothing is shown"
     expected = math.log(row["expected_accuracy"]) / len(answer.encode("utf-8"))
     assert row["loglik"] == pytest.approx(expected, rel=1e-5)
@@ -430,9 +430,7 @@ def test_answers_are_scored_byte_for_byte(tiny_model, cpu):
     files = locate(str(tiny_model))
     texts = ["a", " a", "a ", "a\n", "ä", "你"]
     items = [item("dog", text) for text in texts]
-    rows = score_model(
-        files, items, Asked(("loglik",), SCORERS["exact"], 4, 999), placement=cpu, title="t"
-    )
+    rows = score_files(files, items, Asked(("loglik",), SCORERS["exact"], 4, 999), placement=cpu)
     assert len({round(row["loglik"], 6) for row in rows}) == len(texts)
 
 

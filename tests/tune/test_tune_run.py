@@ -18,12 +18,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from helpers.scored import score_files
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 
 from deltalearn.errors import UserError
 from deltalearn.evaluate.reference.dev import dev_scores
-from deltalearn.evaluate.reference.score import Asked, score_model
+from deltalearn.evaluate.reference.score import Asked
 from deltalearn.evaluate.reference.scorers import SCORERS
 from deltalearn.formats.questions import read_items
 from deltalearn.lm.layout import Tree
@@ -361,9 +362,9 @@ class TestEvaluation:
         run(student, tokenizer, tmp_path, spec, dev=dev_scores(dev, student))
 
         def mean(files) -> float:
-            rows = score_model(
+            rows = score_files(
                 files, read_items(dev.source, limit=30),
-                Asked((metric,), SCORERS["exact"], 8, 4096), placement=CPU, title="",
+                Asked((metric,), SCORERS["exact"], 8, 4096), placement=CPU
             )  # fmt: skip
             return sum(row[metric] for row in rows) / len(rows)
 

@@ -67,12 +67,9 @@ def _claim(a: str, b: str, one: Row | Average, what: str) -> str:
 
 
 def _numbers(one: Row | Average) -> str:
-    return f"95% interval {interval(one)}, p {_relation(one.test.p)}"
-
-
-def _relation(p: float | None) -> str:
-    text = p_text(p)
-    return text.replace("<", "< ") if text.startswith("<") else f"= {text}"
+    p = p_text(one.test.p)
+    relation = p.replace("<", "< ") if p.startswith("<") else f"= {p}"
+    return f"95% interval {interval(one)}, p {relation}"
 
 
 def _missed(one: Row | Average) -> str:

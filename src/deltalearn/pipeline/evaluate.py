@@ -237,6 +237,7 @@ class _Evaluation:
     ) -> list[dict[str, Any]]:
         """Score own questions by transformers: a row for each. What was answered is kept."""
         from deltalearn.evaluate.reference.score import Asked, score_model
+        from deltalearn.lm.load import load_model, load_tokenizer
 
         spec, budget = questions.spec, self.spec.token_budget
         how = (spec.max_tokens, budget, self.rendering, self.spec.reasoning_tokens)
@@ -244,8 +245,9 @@ class _Evaluation:
         kept = Kept(self._kept(), digest([self.identity, placement.dtype]))
         files, title = locate(self.options.backend.model), self.options.name
         try:
+            model, tokenizer = load_model(files, placement), load_tokenizer(files)
             return score_model(
-                files, questions.items, asked, placement=placement, title=title, kept=kept
+                model, tokenizer, questions.items, asked, title=title, name=files.name, kept=kept
             )
         except BaseException:
             kept.save()

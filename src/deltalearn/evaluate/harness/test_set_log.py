@@ -27,12 +27,10 @@ def folder_of_log(out: Path) -> Path:
     folder of a relative path, as in `results/delta/seed-0`; else the folder that `out` is in.
     """
     above = list(reversed(out.absolute().parents))
-    for folder in above:
-        if (folder / NAME).is_file():
-            return folder
-    for folder in above:
-        if folder.name == EVALS:
-            return folder
+    found = [folder for folder in above if (folder / NAME).is_file()]
+    found += [folder for folder in above if folder.name == EVALS]
+    if found:
+        return found[0]
     if not out.is_absolute() and len(out.parts) > 1 and ".." not in out.parts:
         return Path(out.parts[0])
     return out.parent

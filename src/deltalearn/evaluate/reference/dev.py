@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from transformers import PreTrainedModel
 
-from deltalearn.evaluate.reference.score import Asked, score_loaded
+from deltalearn.evaluate.reference.score import Asked, score_model
 from deltalearn.evaluate.reference.scorers import scorer
 from deltalearn.formats.questions import read_items
 from deltalearn.lm.load import load_tokenizer
@@ -39,7 +39,7 @@ def dev_scores(
     )
 
     def score(model: PreTrainedModel) -> dict[str, float]:
-        rows = score_loaded(model, tokenizer, items, asked, title="dev", name=student.name)
+        rows = score_model(model, tokenizer, items, asked, title="dev", name=student.name)
         return {settings.metric: sum(row[settings.metric] for row in rows) / len(rows)}
 
     return score

@@ -18,8 +18,7 @@ from deltalearn.formats.questions import Item
 from deltalearn.lm.chat import answer_ids, prompt_ids
 from deltalearn.lm.control import AnswerReader
 from deltalearn.lm.decode import Sampling, Stopped, decode_within_context
-from deltalearn.lm.load import Placement, context_length, load_model, load_tokenizer
-from deltalearn.lm.locate import ModelFiles
+from deltalearn.lm.load import context_length
 from deltalearn.lm.logprobs import length_batches
 from deltalearn.lm.render import PLAIN
 from deltalearn.lm.scoring import score_answers
@@ -51,22 +50,24 @@ class Asked:
 
 
 def score_model(
-    files: ModelFiles,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
     items: Sequence[Item],
     asked: Asked,
     *,
-    placement: Placement,
     title: str,
+    name: str,
     kept: Kept | None = None,
 ) -> list[dict[str, Any]]:
-    """Load a model and score it on items.
+    """Score a model on items.
 
     Args:
-        files: The model.
+        model: In evaluation mode.
+        tokenizer: Its own.
         items: Questions with reference answers.
         asked: Which metrics, and how.
-        placement: Device and dtype.
         title: For the progress bar.
+        name: Of the model, for errors.
         kept: What was answered before; default: nothing, and nothing is kept.
 
     Returns:
@@ -82,21 +83,6 @@ def score_model(
         UserError: The chat template refuses an item, it does not fit into the model's context, or
             its reference is unfit for the scorer.
     """
-    model, tokenizer = load_model(files, placement), load_tokenizer(files)
-    return score_loaded(model, tokenizer, items, asked, title=title, name=files.name, kept=kept)
-
-
-def score_loaded(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    items: Sequence[Item],
-    asked: Asked,
-    *,
-    title: str,
-    name: str,
-    kept: Kept | None = None,
-) -> list[dict[str, Any]]:
-    """Like `score_model`, of a model in memory and in evaluation mode; `name` is for errors."""
     names = [f"evaluation item {item.id!r}" for item in items]
     rendering = asked.rendering
     prompts = prompt_ids(tokenizer, [item.messages for item in items], names, rendering)

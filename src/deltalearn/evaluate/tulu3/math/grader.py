@@ -86,7 +86,8 @@ def _boxed(text: str) -> list[str]:
 def _normalise(answer: str) -> str:
     if len(answer) > symbolic.LENGTH:  # equal to nothing; the patterns' time grows quadratically
         return answer
-    return minerva.normalise(answer)
+    lists = _lm_eval("minerva_math")
+    return minerva.normalise(answer, lists.SUBSTITUTIONS, lists.REMOVED_EXPRESSIONS)
 
 
 def _lm_eval(task: str) -> ModuleType:

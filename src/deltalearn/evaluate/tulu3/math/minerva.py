@@ -1,36 +1,17 @@
 """Answers of MATH as plain strings: the normalisation of Minerva.
 
 Source: appendix D of Lewkowycz et al. 2022, arXiv 2206.14858, which published scores use. lm_eval
-has since mended it (words inside words, lists); `normalise` is the original, mistakes included:
-"ft" makes "\\le" of "\\left", and "1,2" is 12. Both sides go through it, so that it costs a right
-answer only where one of them has the "\\left".
+has its lists of words, and has mended what is done with them (words inside words, lists of
+numbers); `normalise` is the original, mistakes included: "ft" makes "\\le" of "\\left", and "1,2"
+is 12. Both sides go through it, so that it costs a right answer only where one of them has the
+"\\left".
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
-REPLACED = [
-    ("an ", ""),
-    ("a ", ""),
-    (".$", "$"),
-    (r"\$", ""),
-    (r"\ ", ""),
-    (" ", ""),
-    ("mbox", "text"),
-    (r",\text{and}", ","),
-    (r"\text{and}", ","),
-    (r"\text{m}", r"\text{}"),
-]
-# fmt: off
-REMOVED = [
-    "square", "ways", "integers", "dollars", "mph", "inches", "ft", "hours", "km", "units",
-    r"\ldots", "sue", "points", "feet", "minutes", "digits", "cents", "degrees", "cm", "gm",
-    "pounds", "meters", "meals", "edges", "students", "childrentickets", "multiples", r"\text{s}",
-    r"\text{.}", "\\text{\ns}", r"\text{}^2", r"\text{}^3", "\\text{\n}", r"\text{}",
-    r"\mathrm{th}", r"^\circ", r"^{\circ}", r"\;", r",\!", "{,}", '"', r"\dots",
-]
-# fmt: on
 UNWRAPPED = [
     (re.compile(r"(.*?)(\$)(.*?)(\$)(.*)"), r"$\3$"),
     (re.compile(r"(\\text\{)(.*?)(\})"), r"\2"),
@@ -43,12 +24,21 @@ UNWRAPPED = [
 ]
 
 
-def normalise(answer: str) -> str:
-    """`answer` without what stands before its last "=", units, wrappers, spaces and dollars."""
+def normalise(answer: str, replaced: Iterable[tuple[str, str]], removed: Iterable[str]) -> str:
+    """`answer` without what stands before its last "=", units, wrappers, spaces and dollars.
+
+    Args:
+        answer: As it stands in an output or a solution.
+        replaced: Minerva's substitutions, which lm_eval has as SUBSTITUTIONS.
+        removed: Minerva's units and the like, which lm_eval has as REMOVED_EXPRESSIONS.
+
+    Returns:
+        The normalised answer.
+    """
     answer = answer.split("=")[-1]
-    for before, after in REPLACED:
+    for before, after in replaced:
         answer = answer.replace(before, after)
-    for word in REMOVED:
+    for word in removed:
         answer = answer.replace(word, "")
     for pattern, kept in UNWRAPPED:
         answer = pattern.sub(kept, answer)
