@@ -270,7 +270,7 @@ def test_json_comes_with_figures_only_where_a_place_is_given(out, tmp_path, monk
     from deltalearn.theory import run
 
     asked = []
-    monkeypatch.setattr(run, "write_files", lambda *given: asked.append(given[-1]) or [given[-1]])
+    monkeypatch.setattr(run, "write_files", lambda *given: asked.append(given[-1]) or given[-1])
     monkeypatch.chdir(tmp_path)
     arguments = [*SMALL, "--json", *(["--out", out] if out else [])]
     monkeypatch.setattr(sys, "argv", ["deltalearn", "theory", *arguments])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,17 +78,14 @@ def compare(spec: CompareSpec) -> Comparison:
     )
     names, notes = shared_benchmarks(a, b, spec.benchmarks)
     notes += check(a, b, names, allow_different=spec.allow_different_settings)
-    settings = Settings(spec.draws, spec.seed, spec.clusters, _mmlu(spec.mmlu, names))
+    mmlu = spec.mmlu and f"mmlu_{spec.mmlu}"
+    if mmlu and mmlu not in names:
+        raise UserError(f"--mmlu {spec.mmlu}: it is not scored in both arms")
+    settings = Settings(spec.draws, spec.seed, spec.clusters, mmlu)
     rows, averages, cautions = compare_all([match(name, (a, b), settings) for name in names])
     return Comparison(
         a, b, tuple(rows), tuple(averages), (*notes, *cautions), settings.draws, settings.seed
     )
-
-
-def _mmlu(variant: str | None, names: Sequence[str]) -> str | None:
-    if variant is not None and f"mmlu_{variant}" not in names:
-        raise UserError(f"--mmlu {variant}: it is not scored in both arms")
-    return variant and f"mmlu_{variant}"
 
 
 def run_plan(

@@ -28,9 +28,10 @@ MAX_LINES = 8  # lines of an error
 def shared_benchmarks(a: Arm, b: Arm, wanted: Sequence[str] | None) -> tuple[list[str], list[str]]:
     """(benchmarks scored in every run, in the suite's order; notes on what is left out)."""
     runs = [*a.runs, *b.runs]
-    some = {name for run in runs for name in run.benchmarks}
+    of_a, of_b = ({name for run in arm.runs for name in run.benchmarks} for arm in (a, b))
+    some = of_a | of_b
     every = {name for name in some if all(name in run.benchmarks for run in runs)}
-    for_a, for_b = ({n for n in MMLU for r in arm.runs if n in r.benchmarks} for arm in (a, b))
+    for_a, for_b = of_a.intersection(MMLU), of_b.intersection(MMLU)
     if for_a and for_b and not for_a & for_b:
         raise UserError(
             f"MMLU was asked as {_titles(for_a)} of {a.name} and as {_titles(for_b)} of {b.name}: "
@@ -44,8 +45,8 @@ def shared_benchmarks(a: Arm, b: Arm, wanted: Sequence[str] | None) -> tuple[lis
         return _order(set(wanted)), []
     if not every:
         raise UserError(
-            f"no benchmark is scored on both sides: {a.name} has {_titles(_of(a))}, {b.name} has "
-            f"{_titles(_of(b))}"
+            f"no benchmark is scored on both sides: {a.name} has {_titles(of_a)}, {b.name} has "
+            f"{_titles(of_b)}"
         )
     notes = [f"{title(name)} is left out: {_where(runs, name)}" for name in _order(some - every)]
     return _order(every), notes
@@ -192,10 +193,6 @@ def _at(run: Run, value: Any) -> str:
 def _where(runs: Sequence[Run], name: str) -> str:
     without = [str(run.directory) for run in runs if name not in run.benchmarks]
     return f"it has no score in {listing(without)}"
-
-
-def _of(arm: Arm) -> set[str]:
-    return {name for run in arm.runs for name in run.benchmarks}
 
 
 def _titles(names: set[str]) -> str:

@@ -62,7 +62,7 @@ def _claim(comparison: Comparison) -> str:
 
 def _foot(comparison: Comparison) -> str:
     a, b = comparison.a.name, comparison.b.name
-    words = f"A: {a}. B: {b}. {_split(comparison)} split. "
+    words = f"A: {a}. B: {b}. {one_line(comparison.split, 20).capitalize()} split. "
     if any(row.subset for row in comparison.rows):
         words += "*: a subset of the benchmark. "
     words += "Filled: shown at 5%"
@@ -70,10 +70,6 @@ def _foot(comparison: Comparison) -> str:
     words += several if len(comparison.rows) > 1 else ". "
     words += " ".join([*judge(comparison.rows), seeds(comparison)])
     return one_line(words)
-
-
-def _split(comparison: Comparison) -> str:
-    return one_line(comparison.split, 20).capitalize()
 
 
 def _draw(axes: Axes, rows: Sequence[Row | Average], first: int, plot: float) -> None:

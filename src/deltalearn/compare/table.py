@@ -24,7 +24,9 @@ def print_comparison(comparison: Comparison) -> None:
     """Verdict, table, how everything was measured, notes."""
     terminal = console()
     _table(comparison).show(terminal)
-    used = dict.fromkeys(one.test.p_by for one in _all(comparison) if one.test.p_by)
+    used = dict.fromkeys(
+        one.test.p_by for one in (*comparison.rows, *comparison.averages) if one.test.p_by
+    )
     terminal.print(
         "points, A minus B; detectable: at 5% with 80% power; p: "
         + "; ".join(f"({MARKS[by]}) {METHODS[by]}" for by in used),
@@ -39,10 +41,6 @@ def print_comparison(comparison: Comparison) -> None:
         terminal.print(sentence)
     for note in comparison.notes:
         terminal.print(f"note: {note}", style="dim")
-
-
-def _all(comparison: Comparison) -> list[Row | Average]:
-    return [*comparison.rows, *comparison.averages]
 
 
 def _table(comparison: Comparison) -> Grid:

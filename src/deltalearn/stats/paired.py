@@ -193,7 +193,6 @@ def _difference(
     estimate: seeds.SeedEstimate, a: np.ndarray, b: np.ndarray, sampling: Sampling, test: Test
 ) -> Difference:
     multiple = power.multiple(df=float(estimate.df)) if estimate.df > 0 else math.nan
-    parts = {"items": estimate.items, "seeds_a": estimate.seeds_a, "seeds_b": estimate.seeds_b}
     return Difference(
         a=float(sampling.mean(a.mean(axis=0))),
         b=float(sampling.mean(b.mean(axis=0))),
@@ -202,5 +201,5 @@ def _difference(
         df=float(estimate.df),
         test=test,
         detectable=float(multiple * estimate.se),
-        variance={name: float(value) for name, value in parts.items()},
+        variance={name: float(getattr(estimate, name)) for name in ("items", "seeds_a", "seeds_b")},
     )

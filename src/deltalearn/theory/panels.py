@@ -63,7 +63,7 @@ class Panel:
             svg = svg.replace(shade, Markup("var(--b{})").format(i))
         return _subscripts(svg)
 
-    def save(self, folder: Path) -> list[Path]:
+    def save(self, folder: Path) -> None:
         """Write `folder`/<name>.svg and .png, with the title; text in the SVG is outlines."""
         title = textwrap.wrap(self.title, TITLE_COLUMNS)
         with self._drawn(TITLE_LINE * len(title) + 6) as figure:
@@ -72,7 +72,7 @@ class Panel:
             place = {"weight": "bold", "size": 13, "va": "top", "linespacing": 1.25}
             figure.text(14 / WIDTH, 1 - 8 / height, "\n".join(title), **place)
             _mathematics(figure)
-            return save(figure, folder, self.name)
+            save(figure, folder, self.name)
 
     @contextmanager
     def _drawn(self, title: float = 0) -> Iterator[Figure]:

@@ -32,15 +32,15 @@ def run_theory(options: Options) -> None:
     theory = Theory.of(geometry, options.dimension)
     plan = _plan(options, geometry, theory)
     measured = Measured.of(geometry, plan)
-    files = write_files(geometry, theory, measured, options.out or OUT) if writes else None
-    if files:
-        write_json(files[0].with_name(SETTING), _content(options))
+    page = write_files(geometry, theory, measured, options.out or OUT) if writes else None
+    if page:
+        write_json(page.with_name(SETTING), _content(options))
     if options.as_json:
         print(json.dumps(as_json(geometry, theory, measured), allow_nan=False))
         return
     print_table(geometry, theory, measured)
-    if files:
-        print(f"page:    {files[0]}\nfigures: {files[0].parent / 'figures'} (SVG and PNG)")
+    if page:
+        print(f"page:    {page}\nfigures: {page.parent / 'figures'} (SVG and PNG)")
 
 
 def _content(options: Options) -> dict[str, Any]:
@@ -209,22 +209,21 @@ def print_table(geometry: Geometry, theory: Theory, measured: Measured) -> None:
     grid.show(console())
 
 
-def write_files(geometry: Geometry, theory: Theory, measured: Measured, out: Path) -> list[Path]:
-    """Figures as SVG and PNG under `out`/figures, and the page; the page's path comes first."""
+def write_files(geometry: Geometry, theory: Theory, measured: Measured, out: Path) -> Path:
+    """Figures as SVG and PNG under `out`/figures, and the page, whose path is returned."""
     from deltalearn.theory.figures import PANELS, Setting
     from deltalearn.theory.page import render_page
     from deltalearn.util.progress import progress
 
     setting = Setting(geometry, measured.plan.dimension, measured.plan.trials, measured.plan.seed)
-    drawn, written = [], []
+    drawn = []
     with progress("figures", total=len(PANELS), unit="figures") as bar:
         for build in PANELS:
             panel = build(setting)
-            written += panel.save(out / "figures")
+            panel.save(out / "figures")
             drawn.append(panel)
             bar.advance(1)
     page = out / PAGE
-    write_text(
-        page, render_page(rows(geometry, theory, measured), geometry, theory, measured, drawn)
-    )
-    return [page, *written]
+    table = rows(geometry, theory, measured)
+    write_text(page, render_page(table, geometry, theory, measured, drawn))
+    return page

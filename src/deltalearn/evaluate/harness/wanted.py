@@ -62,9 +62,7 @@ def wanted(options: Mapping[str, Any], limit: int) -> Wanted:
     reasoning = int(values.pop(REASONING, 0))
     temperature = float(values.get("temperature") or 0)
     sampled = values.pop("do_sample", None)
-    if sampled is None:
-        sampled = temperature > 0
-    if not (sampled and temperature > 0):
+    if temperature <= 0 or not (sampled or sampled is None):
         values = {name: value for name, value in values.items() if name not in OF_SAMPLING}
         temperature = 0.0
     top_p = float(values.pop("top_p", None) or 1.0)
