@@ -24,9 +24,9 @@ from helpers.data import DATA, drop_data
 pytest.importorskip("lm_eval")
 
 from deltalearn.evaluate.harness.cache import FILE
-from deltalearn.evaluate.harness.results import mean_and_error
+from deltalearn.evaluate.harness.results import summary
 from deltalearn.evaluate.tulu3.gsm8k import grader as gsm8k_grader
-from deltalearn.evaluate.tulu3.suite import ALL
+from deltalearn.evaluate.tulu3.suite import ALL, BY_NAME
 
 pytestmark = [pytest.mark.slow, pytest.mark.data]
 LIMIT = 20
@@ -278,13 +278,21 @@ def test_bad_options_are_named(place, data, tmp_path):
 
 def test_errors_by_hand():
     """Two strata of two: SE = sqrt(.25 + .0) / 2; clusters of one passage each: by hand."""
-    import numpy as np
 
-    mean, error = mean_and_error(np.array([0.0, 1.0, 1.0, 1.0]), ["a", "a", "b", "b"])
+    def mean_and_error(scores, strata, clusters=()):
+        places = zip(strata, clusters or [""] * len(scores), strict=True)
+        rows = [
+            {"score": score, "stratum": stratum, "cluster": cluster}
+            for score, (stratum, cluster) in zip(scores, places, strict=True)
+        ]
+        entry = summary(BY_NAME["mmlu_cot"], rows)
+        return entry["score"], entry["stderr"]
+
+    mean, error = mean_and_error([0.0, 1.0, 1.0, 1.0], ["a", "a", "b", "b"])
     assert mean == 0.75
     assert error == pytest.approx(math.sqrt(0.5 / 2) / 2)
-    mean, error = mean_and_error(np.array([0.0, 0.0, 1.0, 1.0]), [""] * 4, ["p", "p", "q", "q"])
+    mean, error = mean_and_error([0.0, 0.0, 1.0, 1.0], [""] * 4, ["p", "p", "q", "q"])
     # Sums of deviations by cluster: -1 and 1; (1 + 1) x 2 / 1 = 4; sqrt(4) / 4.
     assert (mean, error) == (0.5, 0.5)
-    assert mean_and_error(np.array([1.0, 0.0]), ["a", "b"]) == (0.5, None)
+    assert mean_and_error([1.0, 0.0], ["a", "b"]) == (0.5, None)
     assert os.environ.get("HF_HUB_OFFLINE"), "no test of this file may reach the hub"

@@ -75,6 +75,8 @@ def test_rows_of_a_table(tmp_path):
         read(path)
     path.write_text("question,answer\na,1\n")
     assert read(path) == [{"question": "a", "answer": "1"}]
+    with pytest.raises(NoData, match=r"x\.bak: unknown kind of file"):
+        read(tmp_path / "x.bak")
     path.write_bytes(b"question\n\xff\xfe\n")
     with pytest.raises(NoData, match="no UTF-8 CSV"):
         read(path)

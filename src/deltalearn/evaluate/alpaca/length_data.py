@@ -73,20 +73,17 @@ def read_length_data(gamed: Path, difficulty: Path | None = None) -> LengthContr
     notes: tuple[str, ...] = ()
     if difficulty is not None:
         sha256[DIFFICULTY_FILE] = file_digest(difficulty)
-        notes = _compared(found, difficulty)
+        other = _columns(difficulty, ("instruction_difficulty",))["instruction_difficulty"]
+        if len(other) != len(found) or not np.abs(other - found).max() <= AGREE:
+            notes = (
+                f"{DIFFICULTY_FILE} does not agree with {GAMED_FILE}, whose difficulties are used",
+            )
     score = columns["preference"][kept]
     if not ((score >= 0) & (score <= 1)).all():
         raise UserError(f"{gamed}: preference must be in [0, 1] here")
     return LengthControlData(
         found, score, columns["std_delta_len"][kept], index[kept], sha256, notes
     )
-
-
-def _compared(found: np.ndarray, path: Path) -> tuple[str, ...]:
-    other = _columns(path, ("instruction_difficulty",))["instruction_difficulty"]
-    if len(other) == len(found) and np.abs(other - found).max() <= AGREE:
-        return ()
-    return (f"{DIFFICULTY_FILE} does not agree with {GAMED_FILE}, whose difficulties are used",)
 
 
 def _columns(path: Path, wanted: tuple[str, ...]) -> dict[str, np.ndarray]:

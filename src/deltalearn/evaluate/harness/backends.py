@@ -114,8 +114,7 @@ def _vllm(options: BackendOptions) -> Any:
 
 
 def _openai(options: BackendOptions) -> Any:
-    if not options.url:
-        raise UserError("the back-end openai needs --url, as in http://localhost:8000/v1")
+    assert options.url is not None  # `loading.check` looks
     from lm_eval.models.openai_completions import LocalChatCompletion
 
     endpoint = Endpoint(options.url, options.model, options.key_env)

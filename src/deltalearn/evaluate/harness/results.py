@@ -114,19 +114,13 @@ def summary(benchmark: Measured, rows: Sequence[ItemRow]) -> Entry:
     if np.isnan(scores).any():
         return {"score": None, "stderr": None, "constant": False, **entry}
     entry["constant"] = len(scores) > 1 and bool(np.ptp(scores) == 0)
-    groups = [row["stratum"] if macro else "" for row in rows]
-    clusters = [row["cluster"] for row in rows]
-    mean, error = mean_and_error(scores, groups, clusters if any(clusters) else None)
-    return {"score": mean, "stderr": error, **entry}
-
-
-def mean_and_error(
-    scores: np.ndarray, strata: Sequence[str], clusters: Sequence[str] | None = None
-) -> tuple[float, float | None]:
-    """(mean of the strata's means, its standard error); no error where a stratum has one unit."""
-    sampling = Sampling(len(scores), strata=strata, clusters=clusters)
+    strata, clusters = ([row[key] for row in rows] for key in ("stratum", "cluster"))
+    sampling = Sampling(
+        len(rows), strata=strata if macro else None, clusters=clusters if any(clusters) else None
+    )
     estimate = sampling.estimate(scores)
-    return float(estimate.value), float(estimate.se) if can_resample(sampling) else None
+    error = float(estimate.se) if can_resample(sampling) else None  # a stratum of one unit: none
+    return {"score": float(estimate.value), "stderr": error, **entry}
 
 
 def average(benchmarks: Mapping[str, Entry]) -> dict[str, Any] | None:

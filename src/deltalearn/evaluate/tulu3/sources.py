@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from deltalearn.errors import UserError
-from deltalearn.formats.files import file_rows
+from deltalearn.formats.files import KNOWN, file_rows, suffix_of
 from deltalearn.util.paths import looked_for
 
 VARIABLE = "DELTALEARN_DATA_DIR"
@@ -72,6 +72,8 @@ def read(path: Path) -> list[Row]:
     NoData, with file and line, if they cannot be read or there is none; a key that is asked of a
     row and is not in it is NoData too.
     """
+    if not suffix_of(path):
+        raise NoData(f"{path}: unknown kind of file; known are {KNOWN}")
     try:
         found = list(file_rows(path))
     except UserError as error:
