@@ -102,8 +102,7 @@ def _read(path: Path, version: str) -> Evaluator:
     import yaml
 
     try:
-        (found,) = yaml.safe_load(path.read_text(encoding="utf-8")).items()
-        name, config = found
+        ((name, config),) = yaml.safe_load(path.read_text(encoding="utf-8")).items()
         template = _template(path, config["prompt_template"])
         settings = dict(config.get("completions_kwargs") or {})
         model = str(settings.pop("model_name"))

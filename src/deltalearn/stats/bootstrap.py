@@ -33,10 +33,9 @@ def resample(
     sums = sampling.unit_sums(columns.T).T  # (units, m)
     rows = np.column_stack([sampling.unit_sizes, sums])
     result = np.zeros((draws, columns.shape[1]))
-    at = 0
-    for units, weight in zip(sampling.units, sampling.weights, strict=True):
-        result += weight * _stratum(rows[at : at + units], draws, rng)
-        at += units
+    strata = np.split(rows, np.cumsum(sampling.units)[:-1])
+    for stratum, weight in zip(strata, sampling.weights, strict=True):
+        result += weight * _stratum(stratum, draws, rng)
     return result
 
 

@@ -130,8 +130,7 @@ def early_stopping(setting: Setting) -> Panel:
             points(axes, result.steps, result.cosine, i)
         level(axes, g.student, "start a_0")
         _mark_peak(axes, setting, float(cf.travelled(rate, 1)))
-        axes.set_xlabel("training step t")
-        axes.set_ylabel("student's cosine to the truth")
+        axes.set(xlabel="training step t", ylabel="student's cosine to the truth")
 
     return Panel(
         "early-stopping",
@@ -147,8 +146,7 @@ def _mark_peak(axes: Axes, setting: Setting, each: float) -> None:
     """Name peak and break-even of the line that moves by `each` a step."""
     theory = setting.theory
     if 0 < theory.best_step < math.inf:
-        at = (theory.best_step / each, theory.best_cosine)
-        mark(axes, *at, "peak s*", (6, 8))
+        mark(axes, theory.best_step / each, theory.best_cosine, "peak s*", (6, 8))
     if 0 < theory.break_even_step < math.inf:
         at = (theory.break_even_step / each, theory.initial_cosine)
         mark(axes, *at, "break-even", (-6, -16), ha="right")
@@ -184,9 +182,7 @@ def sample_size(setting: Setting) -> Panel:
         ring = {"markerfacecolor": "none", "markeredgecolor": MUTED, "markersize": 9}
         axes.plot([], [], "o", markeredgewidth=1.6, label="half of the gain", **ring)
         _marked_pairs(axes)
-        axes.set_xscale("log")
-        axes.set_xlabel("pairs n")
-        axes.set_ylabel("best cosine to the truth")
+        axes.set(xscale="log", xlabel="pairs n", ylabel="best cosine to the truth")
 
     return Panel(
         "sample-size",

@@ -43,8 +43,7 @@ def shared_errors(setting: Setting) -> Panel:
             curve(axes, fine, theory[i] - start, i, label)
             points(axes, np.array(coarse), gains[i], i)
         axes.axhline(0, color=MUTED, linewidth=1)
-        axes.set_xlabel("correlation c of all three errors")
-        axes.set_ylabel("best gain in cosine")
+        axes.set(xlabel="correlation c of all three errors", ylabel="best gain in cosine")
 
     return Panel(
         "shared-errors",
@@ -62,8 +61,7 @@ def _at_peak(setting: Setting, c: float, loss: str) -> np.ndarray:
     if loss == "sft":
         rate = sft_peak(geometry)[0] / steps
     else:
-        best = float(cf.best_step(*geometry.line, geometry.norm))
-        best = min(best, 4 * geometry.norm)
+        best = min(float(cf.best_step(*geometry.line, geometry.norm)), 4 * geometry.norm)
         rate = 2 * best / (steps * cf.SIGN_GAIN)
     records = None if rate > 0 else (0,)
     plan = setting.plan(steps=steps, rate=rate or 1.0, loss=loss, records=records, **QUIET)

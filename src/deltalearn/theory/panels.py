@@ -178,9 +178,3 @@ def band_scale(axes: Axes, levels: Sequence[float], title: str) -> None:
     scale.spines[:].set_visible(False)
     place = {"xytext": (0, 4), "textcoords": "offset points", "ha": "left", "size": 10.5}
     axes.annotate(title, (1.05, 1), xycoords=axes.transAxes, color=MUTED, **place)
-
-
-def edge(axes: Axes, x: np.ndarray, y: np.ndarray, label: str) -> None:
-    """A boundary between phases: a dark line with a light rim, seen on any band."""
-    axes.plot(x, y, color=PAPER, linewidth=4.5, zorder=3)
-    axes.plot(x, y, color=INK, linewidth=2, zorder=3, label=label)

@@ -8,7 +8,7 @@ from scipy.special import ndtri
 
 from deltalearn.theory import closed_form as cf
 from deltalearn.theory.geometry import INDEPENDENT
-from deltalearn.theory.panels import BANDS, INK, MUTED, Panel, band_scale, edge, mark
+from deltalearn.theory.panels import BANDS, INK, MUTED, PAPER, Panel, band_scale, mark
 from deltalearn.theory.setting import LEAST_RANDOM, Setting
 
 LEVELS = (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
@@ -45,14 +45,16 @@ def phase_dimension(setting: Setting) -> Panel:
     def draw(axes: Axes) -> None:
         axes.set_yscale("log")
         axes.contourf(gap, size, gain, levels=LEVELS, colors=BANDS, extend="max")
-        edge(axes, gap, np.array(boundary), "threshold dimension, closed form")
+        # A dark line with a light rim, seen on any band.
+        axes.plot(gap, boundary, color=PAPER, linewidth=4.5, zorder=3)
+        label = "threshold dimension, closed form"
+        axes.plot(gap, boundary, color=INK, linewidth=2, zorder=3, label=label)
         axes.plot(
             *exact, "o", color=INK, markersize=5, zorder=4, label="the same, exact quadrature"
         )
         if gap[0] <= g.gap <= gap[-1] and size[0] <= setting.dimension <= size[-1]:
             mark(axes, g.gap, setting.dimension, "this setting", (10, -3))
-        axes.set_ylim(size[0], size[-1])
-        axes.set_xlim(0, gap[-1])
+        axes.set(xlim=(0, gap[-1]), ylim=(size[0], size[-1]))
         axes.text(0.03, 0.05, "no gain to rely on", transform=axes.transAxes, color=MUTED)
         axes.set_xlabel("gap between the teachers, D = a_c − a_r")
         axes.set_ylabel("input dimensions d", labelpad=0)
@@ -112,10 +114,8 @@ def phase_quality(setting: Setting) -> Panel:
                   label="below: both teachers worse than the student")  # fmt: skip
         if g.gap == gap and student[0] <= g.student <= student[-1] and g.chosen >= chosen[0]:
             mark(axes, g.student, g.chosen, "this setting", (2, -20), ha="right")
-        axes.set_xlim(0, 1)
-        axes.set_ylim(chosen[0], 1)
-        axes.set_xlabel("student's cosine a_0")
-        axes.set_ylabel("chosen teacher's cosine a_c")
+        axes.set(xlim=(0, 1), ylim=(chosen[0], 1))
+        axes.set(xlabel="student's cosine a_0", ylabel="chosen teacher's cosine a_c")
         band_scale(axes, LEVELS, "gain")
 
     return Panel(

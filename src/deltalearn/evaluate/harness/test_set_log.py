@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -75,9 +76,6 @@ def _lines(file: Path) -> list[dict[str, Any]]:
     """What can be read: a line that was cut when the disk was full must end no run."""
     found = []
     for line in file.read_text("utf-8").splitlines() if file.is_file() else []:
-        try:
-            value = json.loads(line)
-        except ValueError:
-            continue
-        found += [value] if isinstance(value, dict) else []
-    return found
+        with suppress(ValueError):
+            found.append(json.loads(line))
+    return [value for value in found if isinstance(value, dict)]

@@ -29,10 +29,15 @@ from deltalearn.evaluate.sandbox.outcome import Limits
 from deltalearn.evaluate.sandbox.watch import Process, Streams, cpu_of
 
 PACKAGES = "/packages"
-NOBODY = "65534"
 DEVICES = ("null", "zero", "random", "urandom")
 # Shared libraries, on merged and older layouts.
 LIBRARIES = ("/usr/lib", "/usr/lib64", "/lib", "/lib64")
+NAMESPACES = [
+    "--unshare-all", "--unshare-user", "--uid", "65534", "--gid", "65534",  # nobody
+    "--hostname", "sandbox", "--die-with-parent", "--new-session", "--as-pid-1",
+    "--cap-drop", "ALL", "--clearenv",
+    *(word for pair in ENVIRONMENT.items() for word in ("--setenv", *pair)),
+]  # fmt: skip
 PATIENCE = 5  # seconds for bubblewrap to say which process it started
 
 INSTALL = (
@@ -61,7 +66,7 @@ class Bubblewrap:
         if bwrap is None:
             raise UserError(INSTALL)
         self._filter = seccomp.program()
-        self._arguments = [bwrap, *_namespaces(), *_root(interpreter, limits)]
+        self._arguments = [bwrap, *NAMESPACES, *_root(interpreter, limits)]
 
     def start(self, command: Sequence[str], streams: Streams, verdict: int) -> Contained:
         """Start `command` with these descriptors; it sees no others."""
@@ -135,15 +140,6 @@ class Contained(Process):
                 if int(parent) == self._popen.pid:  # not another one with a number used again
                     self._pid = pid
         return self._pid
-
-
-def _namespaces() -> list[str]:
-    return [
-        "--unshare-all", "--unshare-user", "--uid", NOBODY, "--gid", NOBODY,
-        "--hostname", "sandbox", "--die-with-parent", "--new-session", "--as-pid-1",
-        "--cap-drop", "ALL", "--clearenv",
-        *(word for pair in ENVIRONMENT.items() for word in ("--setenv", *pair)),
-    ]  # fmt: skip
 
 
 def _root(interpreter: Interpreter, limits: Limits) -> list[str]:

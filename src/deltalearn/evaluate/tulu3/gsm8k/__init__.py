@@ -26,13 +26,8 @@ def load(data_dir: str | None = None, **_: Any) -> Splits:
 def worked_examples() -> list[Row]:
     """Eight: question, answer. (Wei et al. 2022, with OLMES's last sentence.)"""
     samples = lm_eval_task("gsm8k/gsm8k-cot.yaml")["fewshot_config"]["samples"]
-    worked = [
-        {
-            "question": sample["question"],
-            "answer": sample["target"].replace("The answer is", "So the answer is"),
-        }
-        for sample in samples
-    ]
+    last = "The answer is", "So the answer is"
+    worked = [{"question": s["question"], "answer": s["target"].replace(*last)} for s in samples]
     return published("gsm8k", worked)
 
 
