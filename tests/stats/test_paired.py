@@ -540,8 +540,8 @@ def test_mcnemar_beyond_64_bits_and_beyond_floats():
 def test_discordant_counts():
     a, b = np.array([1, 1, 0, 0, 1, 0.0]), np.array([1, 0, 1, 0, 0, 0.0])
     assert mcnemar.discordant(a, b) == (2, 1)
-    assert mcnemar.is_binary(a, b)
-    assert not mcnemar.is_binary(a, np.array([0.5, 1]))
+    assert Paired("x", a[None], b[None], Sampling(6)).discordant == (2, 1)
+    assert Paired("x", a[None], b[None] / 2, Sampling(6)).discordant is None
 
 
 def test_score_interval_of_no_discordant_item_by_hand():

@@ -14,11 +14,6 @@ import numpy as np
 from scipy import optimize, stats
 
 
-def is_binary(*scores: np.ndarray) -> bool:
-    """True if all scores are 0 or 1."""
-    return all(np.isin(x, (0, 1)).all() for x in scores)
-
-
 def discordant(a: np.ndarray, b: np.ndarray) -> tuple[int, int]:
     """(items that only a has right, items that only b has right) of boolean or 0/1 scores."""
     a, b = np.asarray(a) > 0.5, np.asarray(b) > 0.5

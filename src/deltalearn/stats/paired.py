@@ -113,7 +113,7 @@ class Paired:
     @property
     def discordant(self) -> tuple[int, int] | None:
         """(items only A has right, only B has right) of 0/1 scores of single runs, else None."""
-        binary = self.single and mcnemar.is_binary(self.a, self.b)
+        binary = self.single and np.isin([self.a, self.b], (0, 1)).all()
         return mcnemar.discordant(self.a[0], self.b[0]) if binary else None
 
     @cached_property

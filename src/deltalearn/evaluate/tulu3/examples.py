@@ -14,11 +14,10 @@ from typing import Any
 import yaml
 
 from deltalearn.errors import UserError, needs
-from deltalearn.evaluate.tulu3.sources import Row
 from deltalearn.util.files import digest
 
 
-def published(name: str, rows: list[Row]) -> list[Row]:
+def published(name: str, rows: list[Any]) -> list[Any]:
     """Return the rows, if they are the published examples of a benchmark.
 
     Args:
@@ -36,7 +35,7 @@ def published(name: str, rows: list[Row]) -> list[Row]:
     return rows
 
 
-def are_published(name: str, rows: list[Row]) -> bool:
+def are_published(name: str, rows: list[Any]) -> bool:
     """True if rows are the published examples of that name."""
     expected = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))[name]
     return digest(rows).startswith(expected)

@@ -7,10 +7,13 @@ Minerva's original (minerva.py), and sympy runs in a process of its own (symboli
 
 from __future__ import annotations
 
+from functools import cache
 from importlib import import_module
 from types import ModuleType
+from typing import Any
 
 from deltalearn.errors import UserError
+from deltalearn.evaluate.tulu3.examples import published
 from deltalearn.evaluate.tulu3.grade import Grade
 from deltalearn.evaluate.tulu3.math import minerva, symbolic
 
@@ -48,8 +51,9 @@ def answers(output: str) -> list[str]:
     That of Minerva's final sentence and the last boxed one; if there is neither, what is between
     the last two dollar signs; none without those.
     """
-    found = _final_sentence(output)
-    found += [_normalise(answer) for answer in _boxed(output)]
+    final = _lm_eval("minerva_math").get_unnormalized_answer(output)
+    said = [] if final == NO_ANSWER else [final]
+    found = [_normalise(answer) for answer in (*said, *_boxed(output))]
     if not found and output.count("$") > 1:
         found.append(_normalise(output.rsplit("$", 2)[1]))
     return found
@@ -66,13 +70,6 @@ def equivalent(a: str, b: str) -> bool:
     return a == b or _lm_eval("hendrycks_math").is_equiv(a, b) or symbolic.equal(a, b)
 
 
-def _final_sentence(output: str) -> list[str]:
-    """The first answer in "Final Answer: The final answer is ... . I hope it is correct.", if it
-    is there."""
-    found = _lm_eval("minerva_math").get_unnormalized_answer(output)
-    return [] if found == NO_ANSWER else [_normalise(found)]
-
-
 def _boxed(text: str) -> list[str]:
     """What the last \\boxed holds; nothing if there is none, or it is not closed."""
     lm_eval = _lm_eval("minerva_math")
@@ -86,8 +83,14 @@ def _boxed(text: str) -> list[str]:
 def _normalise(answer: str) -> str:
     if len(answer) > symbolic.LENGTH:  # equal to nothing; the patterns' time grows quadratically
         return answer
+    return minerva.normalise(answer, *_words())
+
+
+@cache
+def _words() -> list[Any]:
+    """What Minerva replaces and what it removes, as published."""
     lists = _lm_eval("minerva_math")
-    return minerva.normalise(answer, lists.SUBSTITUTIONS, lists.REMOVED_EXPRESSIONS)
+    return published("minerva/words", [lists.SUBSTITUTIONS, lists.REMOVED_EXPRESSIONS])
 
 
 def _lm_eval(task: str) -> ModuleType:
