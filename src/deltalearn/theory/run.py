@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import asdict, fields
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -198,14 +200,11 @@ def print_table(geometry: Geometry, theory: Theory, measured: Measured) -> None:
     """The rows on standard output, a group at a time."""
     columns = [Column("", number=False), Column("", number=False, fold=24)]
     grid = Grid(columns, "Delta learning in logistic regression")
-    last = None
-    for group, what, value in rows(geometry, theory, measured):
-        if group != last:
-            if last is not None:
-                grid.rule()
-            grid.row(group, "", style="bold")
-        grid.row(f"  {what}", value)
-        last = group
+    for group, lines in groupby(rows(geometry, theory, measured), itemgetter(0)):
+        grid.rule()
+        grid.row(group, "", style="bold")
+        for _, what, value in lines:
+            grid.row(f"  {what}", value)
     grid.show(console())
 
 

@@ -115,7 +115,8 @@ def length_controlled(judged: ScoredPairs, sides: LengthControlData | None = Non
     if sd == 0:
         notes.append("all answers differ from the reference's by the same length: no control")
     raw = float(judged.score.mean())
-    if is_extreme(raw, rate):
+    # As alpaca_eval would warn: more than 10 points and a quarter of the way away.
+    if not min(raw * 0.75, raw - 0.10) <= rate <= max(raw + (1 - raw) / 4, raw + 0.10):
         notes.append(
             f"length control moves the win rate from {raw:.1%} to {rate:.1%}: answers this short "
             "or long are beyond what the regression can tell"
@@ -201,13 +202,6 @@ def deviation(delta: np.ndarray, counts: np.ndarray) -> np.ndarray:
     mean = (counts * delta).sum(-1) / total
     squares = (counts * (delta - mean[..., None]) ** 2).sum(-1)
     return np.sqrt(squares / np.maximum(total - 1, 1))
-
-
-def is_extreme(raw: float, controlled: float) -> bool:
-    """Say whether alpaca_eval would warn: more than 10 points and a quarter of the way away."""
-    low = min(raw * 0.75, raw - 0.10)
-    high = max(raw + (1 - raw) / 4, raw + 0.10)
-    return not low <= controlled <= high
 
 
 # -- fits: logistic regression on shares in [0, 1], without intercept ----------------------------
