@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import time
-from functools import cache, partial
 from typing import Any
 
 from deltalearn import __version__
@@ -97,9 +96,7 @@ class _Evaluation:
         if self.options.recipe is not None:
             write_text(self.options.out / "recipe.yaml", self.options.recipe)
         # Told to the tasks, which lm_eval calls.
-        humaneval.sandbox = cache(
-            partial(humaneval.Sandbox, allow=self.spec.allow_code, unsafe=self.spec.unsafe)
-        )
+        humaneval.consent = {"allow": self.spec.allow_code, "unsafe": self.spec.unsafe}
         try:
             # First those for which the model is loaded by itself and let go again.
             for name in self.spec.questions:
@@ -242,16 +239,12 @@ class _Evaluation:
         spec, budget = questions.spec, self.spec.token_budget
         how = (spec.max_tokens, budget, self.rendering, self.spec.reasoning_tokens)
         asked = Asked(measures, scorer(spec.scorer, spec.pattern), *how)
-        kept = Kept(self._kept(), digest([self.identity, placement.dtype]))
         files, title = locate(self.options.backend.model), self.options.name
-        try:
+        with Kept(self._kept(), digest([self.identity, placement.dtype])) as kept:
             model, tokenizer = load_model(files, placement), load_tokenizer(files)
             return score_model(
                 model, tokenizer, questions.items, asked, title=title, name=files.name, kept=kept
             )
-        except BaseException:
-            kept.save()
-            raise
 
     def _keep(self, benchmark: Measured, entry: dict[str, Any]) -> None:
         self.results["benchmarks"][benchmark.name] = entry

@@ -47,6 +47,13 @@ class Kept:
             if time.monotonic() - self._saved > EVERY:
                 self.save()
 
+    def __enter__(self) -> Kept:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is not None:  # broken off
+            self.save()
+
     def save(self) -> None:
         """Commit what is new."""
         if self._answers is not None and self._new:

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache, partial
+from functools import cache
 from typing import Any
 
 from deltalearn.evaluate.sandbox import Sandbox
@@ -36,9 +36,9 @@ def load(data_dir: str | None = None, plus: bool = False, **_: Any) -> Splits:
     )
 
 
-# Made once, for the first program. lm_eval alone asks for consent by itself
-# (--confirm_run_unsafe_code); our command puts its own sandbox here.
-sandbox = cache(partial(Sandbox, allow=True))
+# lm_eval alone asks for consent by itself (--confirm_run_unsafe_code); our command gives its own.
+consent: dict[str, Any] = {"allow": True}
+_sandbox = cache(Sandbox)  # made for the first program
 
 
 def score(item: Row, results: Results) -> dict[str, float]:
@@ -57,7 +57,7 @@ def _pass_at_10(item: Row, outputs: Sequence[str], seconds: float) -> dict[str, 
         grader.program(item["question"], output, tests["test"], tests["entry_point"])
         for output in outputs
     ]
-    outcomes = sandbox().run_programs(programs, timeout=seconds)
+    outcomes = _sandbox(**consent).run_programs(programs, timeout=seconds)
     passed = sum(outcome.passed for outcome in outcomes)
     chance = grader.pass_at_k(len(outputs), passed, min(PASS_AT, len(outputs)))
     return {"score": chance, "passed": passed / len(outputs)}
