@@ -13,6 +13,7 @@ import pytest
 pytest.importorskip("lm_eval")
 
 from helpers.memorised import CHATML, OPENED, memorise, tokenizer_with
+from helpers.scored import score_files
 from lm_eval.api.instance import Instance
 from pydantic import ValidationError
 from transformers import AutoTokenizer
@@ -23,7 +24,7 @@ from deltalearn.evaluate.harness.cache import Answers
 from deltalearn.evaluate.harness.model import CachedLM
 from deltalearn.evaluate.harness.served import Server
 from deltalearn.evaluate.harness.wanted import REASONING
-from deltalearn.evaluate.reference.score import Asked, score_model
+from deltalearn.evaluate.reference.score import Asked
 from deltalearn.evaluate.reference.scorers import SCORERS
 from deltalearn.evaluate.reply import UNFINISHED
 from deltalearn.evaluate.room import Room
@@ -113,7 +114,7 @@ def test_own_questions_have_the_same_room(place, cpu, name):
     how = (("greedy_accuracy",), SCORERS["contains"], LIMIT, 1000)
     files = locate(str(place(name)))
     rows = [
-        score_model(files, items, Asked(*how, reasoning_tokens=room), placement=cpu, title="t")[0]
+        score_files(files, items, Asked(*how, reasoning_tokens=room), placement=cpu)[0]
         for room in (100, 0)
     ]
     assert rows[0]["greedy_answer"] == first_tokens(place(name))
@@ -121,7 +122,7 @@ def test_own_questions_have_the_same_room(place, cpu, name):
     reasons = name in ("thinks", "opened")
     assert rows[1]["fault"] == (UNFINISHED if reasons else None)
     cut = Asked(("greedy_accuracy",), SCORERS["exact"], LIMIT, 1000, reasoning_tokens=100)
-    (row,) = score_model(files, items, cut, placement=cpu, title="t")
+    (row,) = score_files(files, items, cut, placement=cpu)
     assert row["greedy_accuracy"] == 0.0, "what was cut has not ended"
 
 
