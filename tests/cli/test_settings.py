@@ -67,8 +67,8 @@ FIELDS = {
     ),
     "evaluate": (
         "benchmark split limit data-dir include-path backend url key-env tokenizer device dtype "
-        "batch-size context judge judge-model judge-url judge-key-env judge-text-only allow-code "
-        "unsafe"
+        "batch-size context reasoning-tokens judge judge-model judge-url judge-key-env "
+        "judge-text-only allow-code unsafe"
     ),
     "run": "out update until retry-errors parallel tokens-per-second tflops devices",
     "theory": (

@@ -305,7 +305,7 @@ def test_figures_of_other_settings_are_not_overwritten(tmp_path, monkeypatch):
     def write_files(geometry, theory, measured, out):
         out.mkdir(parents=True, exist_ok=True)
         (out / run.PAGE).write_text(f"{geometry.student}, {measured.plan.trials}")
-        return [out / run.PAGE]
+        return out / run.PAGE
 
     monkeypatch.setattr(run, "write_files", write_files)
     few = {"trials": 3, "steps": 5, "batch": 50, "dimension": 20}

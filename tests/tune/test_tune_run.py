@@ -132,7 +132,7 @@ class TestRun:
     def test_the_final_model_holds_no_pickle(self, student, tokenizer, tmp_path):
         run(student, tokenizer, tmp_path, self.spec)
         suffixes = {p.suffix for p in tmp_path.rglob("*") if p.is_file()}
-        assert suffixes <= {".safetensors", ".json", ".jsonl", ".jinja", ".sqlite"}
+        assert suffixes <= {".safetensors", ".json", ".jsonl", ".jinja", ".md", ".sqlite"}
 
     def test_same_seed_same_weights_other_seed_others(self, student, tokenizer, tmp_path):
         for name, seed in (("a", 0), ("b", 0), ("c", 1)):

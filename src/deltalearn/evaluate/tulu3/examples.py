@@ -36,7 +36,12 @@ def published(name: str, rows: list[Any]) -> list[Any]:
 
 
 def are_published(name: str, rows: list[Any]) -> bool:
-    """True if rows are the published examples of that name."""
+    """Tell whether rows are the published examples of a benchmark.
+
+    Args:
+        name: Of the examples in examples.json.
+        rows: The examples.
+    """
     expected = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))[name]
     return digest(rows).startswith(expected)
 
