@@ -359,11 +359,11 @@ def main(out: Path, notes: Path, changes: list[str]) -> None:
                 asked.flush()
                 return answer(self, batch)
 
-            def asking(self, kind, part):
+            def asking(self, kind, part, bar):
                 place = self.answers._store.path.parent.relative_to(out)
                 asked.write("".join(f"{place} {key}\n" for key in part))
                 asked.flush()
-                return ask(self, kind, part)
+                return ask(self, kind, part, bar)
 
             TransformersEngine.answer, CachedLM._ask = answering, asking
             run_recipe(loaded, RunOptions(out=out), say=lambda line: None)

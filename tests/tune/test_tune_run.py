@@ -527,14 +527,15 @@ class TestResume:
         """SIGKILL from outside, at whatever it was doing after its first checkpoint."""
         run(student, tokenizer, tmp_path / "whole", self.spec)
         code = (
-            "import sys; from pathlib import Path; sys.path.insert(0, sys.argv[1]);"
+            "import sys; from pathlib import Path; sys.path[:0] = sys.argv[2:];"
             "import time; from deltalearn.tune.loop import Run; old = Run.step;"
             "Run.step = lambda s, n, stop: (time.sleep(.2), old(s, n, stop))[1];"
             "import test_tune_run as t; f = t.locate(t.STUDENT);"
-            "t.run(f, t.load_tokenizer(f), Path(sys.argv[2]), t.TestResume.spec)"
+            "t.run(f, t.load_tokenizer(f), Path(sys.argv[1]), t.TestResume.spec)"
         )
         out = tmp_path / "killed"
-        child = subprocess.Popen([sys.executable, "-c", code, str(Path(__file__).parent), str(out)])
+        folders = [str(Path(__file__).parents[up]) for up in (0, 1)]
+        child = subprocess.Popen([sys.executable, "-c", code, str(out), *folders])
         deadline = time.monotonic() + 120
         while not list(out.glob("checkpoints/step-*/state.json")):
             assert child.poll() is None, "the run ended before its first checkpoint"

@@ -11,7 +11,7 @@ import json
 import math
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import pairwise
@@ -59,7 +59,9 @@ LADDER = (
 )
 
 
-def pretrain_ladder(out: Path, *, workers: int = 2) -> dict[str, Any]:
+def pretrain_ladder(
+    out: Path, *, rungs: Sequence[Rung] = LADDER, workers: int = 2, device: str = "cpu"
+) -> dict[str, Any]:
     """Train every model of the ladder; write prompts, evaluation items and manifest.json too.
 
     Each model trains in a process of one thread, so that the result does not depend on the number
@@ -67,7 +69,9 @@ def pretrain_ladder(out: Path, *, workers: int = 2) -> dict[str, Any]:
 
     Args:
         out: Folder; each model goes to `out`/<name>.
+        rungs: Models, weakest first.
         workers: Processes that train at the same time.
+        device: Where they train, a torch device name.
 
     Returns:
         The manifest. Its `ordered` tells whether each model beats the one below by at least MARGIN:
@@ -75,24 +79,27 @@ def pretrain_ladder(out: Path, *, workers: int = 2) -> dict[str, Any]:
     """
     write_data(out)
     context = get_context("spawn")
-    longest_first = sorted(LADDER, key=lambda rung: -rung.steps * rung.width)
+    longest_first = sorted(rungs, key=lambda rung: -rung.steps * rung.width)
     with ProcessPoolExecutor(workers, mp_context=context) as pool:
-        jobs = {rung: pool.submit(pretrain, rung, out / rung.name) for rung in longest_first}
-        results = {rung.name: jobs[rung].result() for rung in LADDER}
+        jobs = {
+            rung.name: pool.submit(pretrain, rung, out / rung.name, device)
+            for rung in longest_first
+        }
+        results = {rung.name: jobs[rung.name].result() for rung in rungs}
     manifest = {
         "made_by": "deltalearn lab pretrain",
         "torch": torch.__version__,
         "margin": MARGIN,
-        "ordered": is_ordered([entry["expected_accuracy"] for entry in results.values()]),
+        "ordered": is_ordered([results[rung.name]["expected_accuracy"] for rung in rungs]),
         "models": results,
     }
     write_json(out / "manifest.json", manifest)
     return manifest
 
 
-def is_ordered(accuracies: list[float]) -> bool:
-    """True if each accuracy exceeds the one before it by at least MARGIN."""
-    return all(b - a >= MARGIN for a, b in pairwise(accuracies))
+def is_ordered(accuracies: list[float], margin: float = MARGIN) -> bool:
+    """True if each accuracy exceeds the one before it by at least `margin`."""
+    return all(b - a >= margin for a, b in pairwise(accuracies))
 
 
 def write_data(out: Path) -> None:
@@ -106,12 +113,13 @@ def write_data(out: Path) -> None:
     )
 
 
-def pretrain(rung: Rung, out: Path) -> dict[str, Any]:
+def pretrain(rung: Rung, out: Path, device: str = "cpu") -> dict[str, Any]:
     """Train one rung, save it as a Hugging Face directory and return its manifest entry.
 
     Args:
         rung: What to train.
         out: The directory.
+        device: Where it trains, a torch device name.
 
     Returns:
         The rung, its size, its scores and the digest of its weights.
@@ -120,7 +128,7 @@ def pretrain(rung: Rung, out: Path) -> dict[str, Any]:
     transformers_logging.disable_progress_bar()
     torch.manual_seed(rung.seed)
     tokenizer = build_tokenizer()
-    model = _new_model(rung, tokenizer)
+    model = _new_model(rung, tokenizer).to(device)
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=rung.lr, betas=(0.9, 0.98), weight_decay=0.01, fused=True
     )
@@ -129,7 +137,7 @@ def pretrain(rung: Rung, out: Path) -> dict[str, Any]:
     for step in range(rung.steps):
         for group in optimizer.param_groups:
             group["lr"] = rung.lr * _schedule(step, rung.steps)
-        loss = -padded_logprobs(model, collate(next(batches))).mean()
+        loss = -padded_logprobs(model, collate(next(batches)).to(device)).mean()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -224,8 +232,9 @@ def measure(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase) -> dict
     result = {}
     for name, side in (("expected_accuracy", "expert"), ("novice_probability", "novice")):
         answers = [getattr(q, side) for q in questions]
-        ids = answer_ids(tokenizer, answers, [True] * len(answers))
-        rows = list(zip(prompts, ids, strict=True))
+        rows = list(
+            zip(prompts, answer_ids(tokenizer, answers, [True] * len(answers)), strict=True)
+        )
         total = sum(math.exp(logprob) for _, logprob in score_answers(model, rows))
         result[name] = round(total / len(rows), 4)
     return result
