@@ -103,6 +103,7 @@ def test_errors_among_findings_are_counted(load, tmp_path, monkeypatch):
     assert gpu.run_stage("levers", 60, tmp_path, options) == "done, with 2 errors"
 
 
+@pytest.mark.slow
 def test_an_error_is_a_finding_and_the_next_goes_on(load, tmp_path):
     """Memory that runs out, a side that ends, a broken kernel: each is a line."""
     import torch
@@ -170,6 +171,7 @@ def test_where_the_time_of_a_trace_goes(load):
     assert "no kernels" in module.where_time_goes([])["error"]
 
 
+@pytest.mark.slow
 def test_tune_vs_trl_gpu_says_what_is_missing():
     import torch
 

@@ -106,6 +106,7 @@ def one_line(result: tuple[int, str, str]) -> str:
     return errors
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", PLACES, ids=["below a file", "deeper", "loop", "ro", "long"])
 @pytest.mark.parametrize("writer", WRITERS)
 def test_where_nothing_can_be_written(command, writer, place):

@@ -120,6 +120,7 @@ def plain_text(write_lines) -> Path:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_leaving_out_none_is_the_model_itself_to_the_bit(name, made, plain_text, tmp_path):
     source = made(name)
@@ -138,6 +139,7 @@ def test_leaving_out_none_is_the_model_itself_to_the_bit(name, made, plain_text,
     assert not found["in_order"]  # equal is not below
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "drop"),
     [

@@ -153,6 +153,7 @@ def fast(model, trees, kind: str, attention: str | None):
     return answer_logprobs(model, make_layout(trees, rows, "cpu"), rows)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SHARING)
 @pytest.mark.parametrize(("kind", "attention"), [("padded", None), *WAYS])
 def test_equals_slow_reference(models, name, kind, attention):

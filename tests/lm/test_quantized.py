@@ -79,6 +79,7 @@ def load_full(place: Path):
     return load_model(locate(str(place)), Placement("cpu", "float32"), dequantize=True)
 
 
+@pytest.mark.slow
 @KINDS
 @pytest.mark.parametrize("lora", [None, {"r": 4}])
 def test_a_student_is_trained_in_full_and_written_as_an_ordinary_model(

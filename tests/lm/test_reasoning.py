@@ -211,6 +211,7 @@ def store(tmp_path_factory) -> Path:
     return out / "run"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", POLICIES)
 def test_pairs_keep_or_strip_traces_by_policy(store, policy):
     taught, dropped = POLICIES[policy]

@@ -80,6 +80,7 @@ def test_requests_a_minute_are_kept(ask):
         assert time.monotonic() - began >= 0.94
 
 
+@pytest.mark.slow
 def test_tokens_a_minute_are_kept_and_estimates_corrected(ask):
     """Each request is estimated at over 16 + 20 tokens and uses 12; at 6,000 a minute, 20 of 12."""
     with FaultServer(well) as server:
@@ -148,6 +149,7 @@ def patience(fault: str) -> float:
     return 1.0 if fault == "stall" else 20.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fault", "times"),
     [("429", 2), ("429 ms", 2), ("500", 2), ("503", 2), ("stall", 2), ("reset", 2), ("half", 2),
@@ -329,6 +331,7 @@ def test_a_gateway_without_its_server_counts_as_down(ask, store):
     assert store.count() == 0
 
 
+@pytest.mark.slow
 def test_a_server_that_goes_away_and_comes_back_costs_nothing(ask, store):
     """Down for longer than all tries of a request take: nothing is recorded as an error."""
     requests = numbered(400)

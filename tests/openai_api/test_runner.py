@@ -44,6 +44,7 @@ def test_each_reply_comes_once_with_its_place_and_faults_are_typed():
         assert (found[at].value, found[at].tries) == (f"answer to question {at}", 1)
 
 
+@pytest.mark.slow
 def test_a_reply_is_handed_over_while_others_are_still_asked():
     def slow_second(question: str, attempt: int) -> Reply:
         return Reply(200, answer_to(question), delay=2.0 if question == "question 1" else 0.0)

@@ -45,6 +45,7 @@ def stage_of(out: Path) -> dict:
     return json.loads((out / "run.json").read_text())["stages"]["generate/a"]
 
 
+@pytest.mark.slow
 def test_forgotten_answers_are_asked_again(generate, tmp_path):
     with FaultServer(well) as server:
         generate(server)
@@ -57,6 +58,7 @@ def test_forgotten_answers_are_asked_again(generate, tmp_path):
     assert set(server.asked.values()) == {2}
 
 
+@pytest.mark.slow
 def test_errors_that_a_merge_mended_are_errors_no_more(generate, tmp_path):
     with FaultServer(say_no_to_q2) as server:
         assert generate(server).returncode == 3
@@ -260,6 +262,7 @@ def test_nobody_changes_the_store_of_a_run_at_work(tmp_path, write_lines):
 # -- a store before its run ----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_name_without_suffix_is_a_directory_that_generate_goes_on_with(
     generate, tmp_path, write_lines
 ):

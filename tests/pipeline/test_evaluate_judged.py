@@ -55,6 +55,7 @@ def test_a_judge_that_is_down_is_noted_and_asked_when_it_answers(suite, model):
     assert model.asked.total() == 24, "the model was asked once"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["500", "429", "reset", "no choices", "html"])
 def test_no_win_rate_of_those_that_happened_to_be_in_time(suite, model, fault):
     """One fault in twelve; the other verdicts are kept, and only that one is asked again."""

@@ -100,6 +100,7 @@ def test_samples_are_asked_beside_each_other(tmp_path):
         assert len({body["seed"] for body in server.bodies}) == 8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["generate_until", "loglikelihood"])
 @pytest.mark.parametrize("arguments", [{}, {"tokenized_requests": False}], ids=["ids", "text"])
 def test_completions_are_asked_and_read_as_by_lm_eval(tiny_model, kind, arguments):
@@ -212,6 +213,7 @@ def test_a_prompt_that_is_refused_costs_its_benchmark_alone(suite, fault, told):
         assert answers(suite) <= 23
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["400", "html", "no choices", Reply(401, {"error": "who?"})])
 def test_a_server_that_refuses_everybody_ends_the_run(suite, fault):
     with FaultServer(lambda question, attempt: fault) as server:

@@ -41,6 +41,7 @@ def command(tmp_path):
     return command
 
 
+@pytest.mark.slow
 def test_answers_then_nothing_to_do(command, tmp_path):
     with FaultServer(well) as server:
         first = command(server)

@@ -360,7 +360,7 @@ def main(out: Path, notes: Path, changes: list[str]) -> None:
                 return answer(self, batch)
 
             def asking(self, kind, part, bar):
-                place = self.answers._store.path.parent.relative_to(out)
+                place = self.answers.path.parent.relative_to(out)
                 asked.write("".join(f"{place} {key}\n" for key in part))
                 asked.flush()
                 return ask(self, kind, part, bar)

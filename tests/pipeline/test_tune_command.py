@@ -534,6 +534,7 @@ class TestModes:
         ended = tune(*base, "--eval-pairs", "1", "--dry-run")
         assert "(1.00 epochs of 6 pairs)" in ended.out, ended.err
 
+    @pytest.mark.slow
     def test_dry_run_assumes_only_what_is_missing(self, tune, base, tmp_path):
         """A recipe's `expect` stands in for a model that is not here, and for nothing else."""
         tune(*base, "--out", tmp_path / "out")

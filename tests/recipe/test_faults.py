@@ -65,6 +65,7 @@ RECIPE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dotted", FIELDS)
 def test_the_validator_never_speaks_to_a_user(tmp_path, dotted):
     path = tmp_path / "my.yaml"

@@ -202,6 +202,7 @@ def test_a_figure_that_fails_leaves_the_report(plain_run, part, monkeypatch, cap
     assert len(said) == 1 and "RuntimeError: no font was found" in said[0]
 
 
+@pytest.mark.slow
 def test_two_processes_write_the_same_page(plain_run):
     code = (
         "import sys; from pathlib import Path; from deltalearn.report.page import render_page;"

@@ -72,6 +72,7 @@ def pairs(store) -> dict[str, Path]:
     return files
 
 
+@pytest.mark.slow
 def test_the_store_holds_every_answer_and_is_whole(store):
     assert deltalearn("responses", "count", store).stdout.splitlines()[0] == f"responses {3 * 805}"
     assert deltalearn("responses", "check", store).stdout == "2,415 rows, all whole\n"

@@ -113,6 +113,7 @@ def test_golden_differences_and_standard_errors(models, pair):
     assert 100 * np.std(a - b, ddof=1) == pytest.approx(sd, abs=5e-5)
 
 
+@pytest.mark.slow
 @needs_alpaca
 @pairs
 def test_golden_bootstrap(models, pair):

@@ -90,6 +90,7 @@ def test_the_table_says_what_the_closed_form_says(written):
     assert "runs/theory/theory.html" in table
 
 
+@pytest.mark.slow
 def test_json_is_one_line_with_the_golden_numbers(tmp_path):
     found = numbers("--trials", "10", "--steps", "10", "--batch", "2000", "--dimension", "50",
                     cwd=tmp_path)  # fmt: skip
@@ -247,6 +248,7 @@ def test_strange_settings_have_figures_too(geometry):
         assert "NaN" not in drawn and drawn.startswith("<svg")
 
 
+@pytest.mark.slow
 def test_another_process_draws_the_same_bytes(written, tmp_path):
     names = ["line-dimensions", "phase-quality", "race-correlated"]
     code = (

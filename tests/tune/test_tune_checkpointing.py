@@ -75,6 +75,7 @@ def gradients(model, dtype="float32") -> list[torch.Tensor]:
     return [p.grad for p in model.parameters()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("share", "layers"), [(False, 0), (0.1, 1), (0.5, 3), (True, 6)])
 def test_the_first_layers_are_taken_and_gradients_are_the_same_to_the_bit(config, share, layers):
     plain, some = drawn(config), drawn(config)

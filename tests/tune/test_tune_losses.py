@@ -164,6 +164,7 @@ class TestProperties:
         x = beta * margins.item()
         assert losses.item() == pytest.approx(max(-x, 0) + math.log1p(math.exp(-abs(x))))
 
+    @pytest.mark.slow
     @for_many(pair=PAIRS, length=lengths, beta=BETAS)
     def test_equal_lengths_only_rescale_beta(self, pair, length, beta):
         a = tensors(*pair[:4], length, length)

@@ -165,6 +165,7 @@ class TestRun:
         with pytest.raises(UserError, match=r"lower tune\.lr"):
             run(student, tokenizer, tmp_path, spec)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("method", [m for m in METHODS if m != "dpo_norm"])
     def test_every_method_learns(self, student, tokenizer, tmp_path, method):
         """Chosen answers become likelier against rejected ones, or likelier at all (sft)."""
@@ -176,6 +177,7 @@ class TestRun:
         if method != "sft":
             assert lines[-1]["margin"] > lines[0]["margin"]
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("scheduler", ["cosine", "linear", "constant"])
     @pytest.mark.parametrize("optimizer", ["adamw", "adafactor"])
     def test_schedulers_and_optimisers_take_effect(
@@ -301,6 +303,7 @@ class TestEvaluation:
         for name, parameter in final.named_parameters():
             assert torch.equal(parameter, kept[name]), name
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("losses", "best", "told"),
         [
@@ -349,6 +352,7 @@ class TestEvaluation:
         assert result["best_step"] == 2
         assert [e["dev_accuracy"] for e in self.evals(tmp_path)] == whole
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("metric", ["expected_accuracy", "greedy_accuracy"])
     @pytest.mark.parametrize("lora", [None, LoraSpec(r=4)], ids=["full", "lora"])
     def test_dev_suite_of_a_recipe(self, student, tokenizer, tmp_path, lab_ladder, lora, metric):

@@ -139,6 +139,7 @@ def test_nll_coefficient_adds_the_likelihood_of_chosen(student):
         torch.testing.assert_close(gradients[name], parameter.grad, atol=1e-7, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("layout", ["shared", "padded"])
 @pytest.mark.parametrize(("budget", "ranks"), [(1, 1), (40, 1), (1000, 2), (30, 3)])

@@ -143,6 +143,7 @@ def test_a_program_that_ends_late_between_two_looks_has_not_passed():
     assert judge(Ended(Reason.CPU, 0, 1.01, b"+t", ""), b"+t", bounds).status is Status.TIMED_OUT
 
 
+@pytest.mark.slow
 def test_the_wall_clock_ends_what_sleeps():
     found = run("import time; time.sleep(60)", timeout=1, wall=2)
     assert found.status is Status.TIMED_OUT

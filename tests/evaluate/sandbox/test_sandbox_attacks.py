@@ -406,6 +406,7 @@ def test_a_fork_bomb_does_not_even_begin():
     assert detail.startswith("PermissionError")
 
 
+@pytest.mark.slow
 def test_without_the_filter_a_fork_bomb_dies_with_its_namespace(wall):
     """The second wall alone: children die at the end, however they hide."""
     marker = f"deltalearn-bomb-{os.getpid()}"

@@ -208,6 +208,7 @@ def test_verdicts(case):
     assert grade(case.output, solution).score == case.published
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES, ids=ids)
 def test_lm_evals_exact_match_is_stricter(case):
     """It has the final sentence alone; here, what it takes the published score takes too."""
@@ -332,6 +333,7 @@ def test_hostile_answers_are_wrong_in_time(name, impatient):
         assert grade(boxed(HOSTILE[name]), boxed("4")).score == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_answers_are_normalised_in_time(name):
     with processor_time(5):

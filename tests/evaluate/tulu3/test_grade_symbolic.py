@@ -96,6 +96,7 @@ def test_a_comparison_without_end_is_unequal_and_the_next_one_is_not_harmed(limi
     wait_until_gone(first)
 
 
+@pytest.mark.slow
 def test_the_time_limit_is_for_comparisons_not_for_waiting(limits):
     limits(SECONDS=1.0)
     assert symbolic.equal("2x", "x+x")
