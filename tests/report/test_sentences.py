@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from deltalearn.report.compare import _relation, _verdict
@@ -107,6 +107,9 @@ def test_the_verdict_counts_gains_and_losses(differences):
 
 
 @given(st.floats(-0.02, 0.02), st.floats(-0.02, 0.02))
+@example(STILL, 0.0)
+@example(-STILL, -2 * STILL)
+@example(2 * STILL, STILL)
 def test_how_the_two_sides_moved(chosen, rejected):
     text = _movement(chosen, rejected)
     moved = max(abs(chosen), abs(rejected)) >= STILL
@@ -124,9 +127,9 @@ def test_how_the_two_sides_moved(chosen, rejected):
     if "both became more likely" in text:
         assert chosen > 0 and rejected > 0
     if "the chosen answers stayed" in text:
-        assert abs(chosen) <= STILL and rejected < 0
+        assert abs(chosen) < STILL and rejected <= -STILL
     if "the chosen answers became more likely" in text:
-        assert chosen > STILL and rejected <= STILL
+        assert chosen >= STILL and rejected < STILL
 
 
 def log(method: str, **values: list[float]) -> Log:

@@ -220,10 +220,10 @@ def _movement(chosen: float, rejected: float) -> str:
         return "both moved alike"
     if rejected > chosen:
         return "the rejected answers gained on the chosen ones"
-    if chosen < -STILL:
+    if chosen <= -STILL:
         return "both became less likely, the rejected answers more so, which is usual for DPO"
-    if rejected > STILL:
+    if rejected >= STILL:
         return "both became more likely, the chosen answers more so"
-    if chosen <= STILL:
+    if chosen < STILL:
         return "the chosen answers stayed, the rejected ones became less likely"
     return "the chosen answers became more likely than they were, the rejected ones not"
