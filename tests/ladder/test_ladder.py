@@ -6,6 +6,7 @@ log-softmax, rounding written as a loop.
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import shutil
@@ -19,6 +20,7 @@ from helpers import stored
 from helpers.architecture_sweep import save_tiny
 from helpers.architectures import MODEL_TYPES, tiny_config
 from helpers.gguf_files import gguf_of
+from rich.console import Console
 from safetensors.torch import load_file
 from scipy import stats
 from torch import nn
@@ -27,6 +29,7 @@ from typer.testing import CliRunner
 
 from deltalearn.cli import app
 from deltalearn.errors import UserError
+from deltalearn.ladder import notes
 from deltalearn.ladder.layers import config_changes
 from deltalearn.ladder.make import make_ladder
 from deltalearn.ladder.options import LadderOptions
@@ -413,3 +416,19 @@ def test_the_command(made, text, tmp_path):
     assert result.exit_code == 0, result.output
     assert "without layer 1" in result.stdout and "(2 bits) in groups of 64" in result.stdout
     assert "written to" in result.stdout
+
+
+@pytest.mark.parametrize("width", [120, 80, 60])
+def test_the_table_is_whole_in_any_terminal(width, monkeypatch, tmp_path):
+    terminal = Console(file=io.StringIO(), width=width, markup=False)
+    monkeypatch.setattr(notes, "console", lambda: terminal)
+    score = {"mean": -1.4132, "lo": -1.5151, "hi": -1.3113}
+    what = "with the matrices rounded to the nearest of 16 values (4 bits) in groups of 64"
+    step = {"upper": "", "lower": "bits-4", "difference": -0.187, "lo": -0.2, "hi": -0.1}
+    models = [{"name": "[red]base", "loglik": score}, {"name": "bits-4", "what": what}]
+    models[1]["loglik"] = score
+    order = {"order": ["", "bits-4"], "steps": [{**step, "shown": True}], "in_order": True}
+    notes.print_ladder({"models": models, **order}, tmp_path)
+    text = terminal.file.getvalue()
+    assert "[red]base" in text and text.count("−1.413 [−1.515, −1.311]") == 2
+    assert ("−0.187 [−0.200, −0.100]" in text) or "from the one above: in a wider" in text

@@ -8,7 +8,8 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, Qwen2Config
+from helpers.small_configs import small_configs
+from transformers import AutoModelForCausalLM
 
 from deltalearn.errors import UserError
 from deltalearn.lm.forward import answer_logprobs, layout_logprobs, make_layout
@@ -31,22 +32,7 @@ from deltalearn.tune.measure import decoder_layers, measure_model, saved_bytes
 from deltalearn.tune.memory import FILLED, estimate_memory, format_estimate
 
 LAYERS = 6
-WIDTHS = {
-    "vocab_size": 512,
-    "hidden_size": 64,
-    "intermediate_size": 160,
-    "num_hidden_layers": LAYERS,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-}
-CONFIGS = {
-    "llama": LlamaConfig(**WIDTHS),
-    "qwen2, tied": Qwen2Config(**WIDTHS, tie_word_embeddings=True),
-    "gpt2": GPT2Config(
-        vocab_size=512, n_embd=64, n_layer=LAYERS, n_head=4,
-        resid_pdrop=0, embd_pdrop=0, attn_pdrop=0,
-    ),
-}  # fmt: skip
+CONFIGS = small_configs(LAYERS)
 TREES = [Tree(range(30), (range(60), range(40))) for _ in range(6)]
 
 

@@ -10,8 +10,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from helpers.small_configs import small_llama
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import AutoModelForCausalLM
 
 from deltalearn.errors import UserError
 from deltalearn.lm.forward import layout_logprobs, make_layout
@@ -30,14 +31,7 @@ from deltalearn.tune.estimate import (
 )
 from deltalearn.tune.measure import measure_model
 
-CONFIG = LlamaConfig(
-    vocab_size=512,
-    hidden_size=64,
-    intermediate_size=160,
-    num_hidden_layers=3,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-)
+CONFIG = small_llama()
 P, C, R = 100, 60, 40  # tokens of prompt, chosen and rejected in the cases worked out by hand
 
 

@@ -14,7 +14,8 @@ from types import ModuleType
 import peft
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig
+from helpers.small_configs import small_llama
+from transformers import AutoModelForCausalLM
 
 from deltalearn.errors import UserError
 from deltalearn.lm.load import place
@@ -22,14 +23,7 @@ from deltalearn.recipe import LoraSpec, TuneSpec
 from deltalearn.tune import float8
 from deltalearn.tune.float8 import require_float8, use_float8
 
-CONFIG = LlamaConfig(
-    vocab_size=512,
-    hidden_size=64,
-    intermediate_size=160,
-    num_hidden_layers=3,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-)
+CONFIG = small_llama()
 OF_A_LAYER = 7
 
 

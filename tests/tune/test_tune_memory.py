@@ -15,7 +15,8 @@ import peft
 import pytest
 import torch
 from helpers.architectures import tiny_config
-from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, Qwen2Config
+from helpers.small_configs import small_configs
+from transformers import AutoModelForCausalLM
 
 from deltalearn.lm.forward import layout_logprobs, make_layout
 from deltalearn.lm.layout import Tree
@@ -27,21 +28,7 @@ from deltalearn.tune.measure import measure_model, saved_bytes
 from deltalearn.tune.memory import GIB, GPU_CONTEXT, estimate_memory, format_estimate
 from deltalearn.tune.optimizer import make_optimizer
 
-WIDTHS = {
-    "vocab_size": 512,
-    "hidden_size": 64,
-    "intermediate_size": 160,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-}
-CONFIGS = {
-    "llama": LlamaConfig(**WIDTHS),
-    "qwen2, tied": Qwen2Config(**WIDTHS, tie_word_embeddings=True),
-    "gpt2": GPT2Config(
-        vocab_size=512, n_embd=64, n_layer=3, n_head=4, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0
-    ),
-}
+CONFIGS = small_configs()
 TREES = [Tree(range(30), (range(60), range(40))) for _ in range(6)]
 
 

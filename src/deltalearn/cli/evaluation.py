@@ -14,13 +14,8 @@ from deltalearn.cli.settings import (
     settings_of_recipe,
 )
 
-OF_A_MODEL = (
-    "path",
-    "file",
-    "revision",
-    "chat_template",
-    "template",
-)  # what is asked here may have been a generator
+# What is asked here may have been a generator, which has more settings.
+OF_A_MODEL = ("path", "file", "revision", "chat_template", "template")
 NOTHING_RUN = 3  # exit code: every benchmark was left out
 
 

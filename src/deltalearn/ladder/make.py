@@ -136,7 +136,7 @@ def _read_back(base: Base, sibling: Sibling, folder: Path) -> tuple[ModelFiles, 
 
 def _write(files: ModelFiles, sibling: Sibling, folder: Path) -> dict[str, Any]:
     """Write a sibling in the model's own precision; the changes of its config are returned."""
-    model = load_model(files, Placement("cpu", stored_dtype(files)), dequantize=True)
+    model = load_model(files, Placement("cpu", lossless_dtype(files)), dequantize=True)
     changes: dict[str, Any] = {}
     if sibling.dropped is not None:
         layers = layers_of(model, files.name)
@@ -150,7 +150,7 @@ def _write(files: ModelFiles, sibling: Sibling, folder: Path) -> dict[str, Any]:
     return changes
 
 
-def stored_dtype(files: ModelFiles) -> str:
+def lossless_dtype(files: ModelFiles) -> str:
     """The precision that loses nothing of a model's weights: theirs, or float32 if they differ.
 
     Args:

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import yaml
-from rich.table import Table
 
 from deltalearn import __version__
 from deltalearn.ladder.choose import Step
@@ -21,7 +20,7 @@ from deltalearn.lm.locate import ModelFiles
 from deltalearn.stats.paired import Paired, compare
 from deltalearn.stats.sampling import Sampling
 from deltalearn.util.files import digest, now, write_json, write_text
-from deltalearn.util.terminal import console
+from deltalearn.util.terminal import Column, Grid, console
 from deltalearn.util.text_format import plain, plural, signed
 
 CRITERION = "least rise of the loss, one layer at a time, each time of all that are left"
@@ -176,17 +175,18 @@ def print_ladder(values: dict[str, Any], out: Path) -> None:
     entries = {entry["name"]: entry for entry in values["models"]}
     base = values["models"][0]["name"]
     below = {step["lower"]: step for step in values.get("steps", ())}
-    table = Table("model", "what it is")
-    for column in ("log-likelihood per token", "from the one above") if "order" in values else ():
-        table.add_column(column, justify="right")
+    columns = [Column("model", number=False), Column("what it is", number=False, fold=16)]
+    if "order" in values:
+        columns += [Column("log-likelihood per token"), Column("from the one above", keep=1)]
+    table = Grid(columns, elsewhere=str(out / "ladder.json"))
     for name in values.get("order", ["", *list(entries)[1:]]):
         entry = entries[name or base]
         cells = [name or base, entry.get("what", "the model itself")]
         if "loglik" in entry:
             step = below.get(name)
             cells += [_shown(entry["loglik"]), _step(step) if step else ""]
-        table.add_row(*cells)
-    console().print(table)
+        table.row(*cells)
+    table.show(console())
     if "order" in values:
         doubtful = [s for s in values["steps"] if not s["shown"]]
         names = ", ".join(f"{s['lower'] or base} below {s['upper'] or base}" for s in doubtful)

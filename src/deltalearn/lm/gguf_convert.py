@@ -44,9 +44,9 @@ def convert(place: str, file: Path, directory: Path) -> None:
     Raises:
         UserError: If the file cannot be read, or if what transformers reads of it is not all of it.
     """
-    header = read_gguf_header(place, file)
     with needs(f"{place}: is a GGUF file, for which the package gguf is needed", "gguf"):
-        import gguf  # noqa: F401 (transformers imports it)
+        import gguf  # noqa: F401 (transformers imports it, too)
+    header = read_gguf_header(place, file)
     tokenizer = gguf_tokenizer(place, header.metadata)
     console.print(
         f"{place}: a model directory with full weights is made of this GGUF file, once, in the "

@@ -1,4 +1,6 @@
-"""What a GGUF file says that it holds, read without its numbers and without another package.
+"""What a GGUF file says that it holds, read without its numbers.
+
+The package gguf reads it too, in minutes where a vocabulary is long; here it gives the sizes alone.
 
 Format: the page gguf.md of https://github.com/ggml-org/ggml, versions 2 and 3.
 """
@@ -26,15 +28,6 @@ NUMBERS = {
     0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d",
 }  # fmt: skip
 PART = re.compile(r"-\d{5}-of-(\d{5})\.gguf$", re.IGNORECASE)
-# Numbers and bytes in a block of each kind of tensor, as ggml.h numbers them.
-BLOCKS = {
-    0: (1, 4), 1: (1, 2), 2: (32, 18), 3: (32, 20), 6: (32, 22), 7: (32, 24), 8: (32, 34),
-    10: (256, 84), 11: (256, 110), 12: (256, 144), 13: (256, 176), 14: (256, 210),
-    16: (256, 66), 17: (256, 74), 18: (256, 98), 19: (256, 50), 20: (32, 18),
-    21: (256, 110), 22: (256, 82), 23: (256, 136), 24: (1, 1), 25: (1, 2), 26: (1, 4), 27: (1, 8),
-    28: (1, 8), 29: (256, 56), 30: (1, 2), 34: (256, 54), 35: (256, 66), 39: (32, 17),
-    40: (64, 36), 41: (128, 18),
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -169,6 +162,10 @@ class _Reader:
         if version not in VERSIONS:
             raise _Damaged(f"GGUF version {version} is unknown; known: 2 and 3")
         number, pairs = self._take("QQ")
+        from gguf import GGML_QUANT_SIZES
+
+        # Numbers in a block of each kind, and its bytes.
+        kinds = {int(kind): size for kind, size in GGML_QUANT_SIZES.items()}
         metadata: dict[str, Any] = {}
         spans = {}
         for _ in range(pairs):
@@ -185,9 +182,9 @@ class _Reader:
                 raise _Damaged(f"tensor {name} has {dimensions} dimensions")
             numbers = math.prod(self._take(f"{dimensions}Q"))
             kind, offset = self._take("IQ")
-            if kind not in BLOCKS:
+            if kind not in kinds:
                 raise _Damaged(f"tensor {name} is of kind {kind}, which is unknown")
-            block, width = BLOCKS[kind]
+            block, width = kinds[kind]
             sizes[name] = numbers
             end = max(end, offset + numbers // block * width)
         alignment = int(metadata.get("general.alignment", ALIGNMENT)) or ALIGNMENT

@@ -31,11 +31,18 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def replacing_directory(path: Path) -> Iterator[Path]:
-    """Yield a temporary sibling folder that takes the place of `path` if the block succeeds."""
+    """Yield a temporary sibling folder that takes the place of `path` if the block succeeds.
+
+    Its files may be read by whoever may read the folder: safetensors writes them for their owner
+    alone, and a server that runs as somebody else could not serve a tuned model.
+    """
     temporary = path.with_name(f".{path.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     yield temporary
+    for file in temporary.rglob("*"):
+        if file.is_file() and not file.is_symlink():
+            file.chmod(temporary.stat().st_mode & 0o666)
     shutil.rmtree(path, ignore_errors=True)
     temporary.rename(path)
 

@@ -67,3 +67,4 @@ def _patiently(work: Callable[[], Any]) -> Any:
             held = code & 0xFF == sqlite3.SQLITE_BUSY and code != sqlite3.SQLITE_BUSY_SNAPSHOT
             if not held or time.monotonic() >= end:
                 raise
+            time.sleep(TURN / 10)  # where SQLite did not wait by itself
